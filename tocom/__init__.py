@@ -1,0 +1,30 @@
+"""Edge deployment toolchain for Vision Transformers: one engine per token-compression degree.
+
+Importing this package loads no torch; the names below load what they need on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Compensator": "tocom.compensator",
+    "compress": "tocom.compress",
+    "load_model": "tocom.models",
+    "train": "tocom.training",
+}
+
+__all__ = ["Compensator", "__version__", "compress", "load_model", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tocom' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
