@@ -1,0 +1,307 @@
+"""The Token Compensator: low-rank weight deltas that carry a ViT from one compression degree to another.
+
+Source: ToCom, arXiv 2408.06798 (ECCV 2024), section 3. One group per degree step; ``ToCom(m → n)`` is the sum of the
+groups between ``m`` and ``n``, negative when going down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tocom.errors import CompensatorError
+from tocom.files import atomic_path, sha256_file
+from tocom.tokens import check_method
+
+__all__ = ["FORMAT", "VERSION", "Compensator", "LowRank", "model_sha256"]
+
+FORMAT, VERSION = "tocom-compensator", "1"
+DROPOUT = 0.1
+_NEEDED = ("model", "method", "groups", "rank", "scale", "image_size", "base_sha256")
+
+
+class LowRank(nn.Module):
+    """The groups of one projection: ``down`` [groups · rank, dim] and ``up`` [attention channels, groups · rank].
+
+    Group ``g``, the step from degree ``g`` to ``g + 1``, is rank rows ``g · rank … (g + 1) · rank``.
+    """
+
+    def __init__(self, channels: int, out_channels: int, groups: int, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.down = nn.Parameter(torch.empty(groups * rank, channels))
+        self.up = nn.Parameter(torch.zeros(out_channels, groups * rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, low: int, high: int, scale: float) -> Tensor:
+        """Return ``scale · x · (C_high − C_low)ᵀ`` for x [batch, tokens, dim]; only those rank rows are computed."""
+        rows = slice(low * self.rank, high * self.rank)
+        hidden = nn.functional.dropout(nn.functional.linear(x, self.down[rows]), DROPOUT, self.training)
+        return nn.functional.linear(hidden, self.up[:, rows]) * scale
+
+    def delta(self, low: int, high: int) -> Tensor:
+        """Return ``C_high − C_low``, [attention channels, dim], float32."""
+        rows = slice(low * self.rank, high * self.rank)
+        return self.up[:, rows].float() @ self.down[rows].float()
+
+
+class Compensator(nn.Module):
+    """ToCom's weights for one backbone.
+
+    Args:
+        depth: Number of transformer blocks.
+        channels: Width of the model.
+        attention_channels: Width of q and v; the model's width in every common ViT.
+        groups: Degree steps; degrees 0 … ``groups`` are within reach.
+        rank: Rank of each group.
+        scale: Factor ``s`` of the deltas in use.
+        method: ``merge`` or ``prune``: what it was trained for.
+        metadata: Further strings that stand in the file.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        channels: int,
+        attention_channels: int | None = None,
+        groups: int = 16,
+        rank: int = 2,
+        scale: float = 0.1,
+        method: str = "merge",
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("depth", depth), ("channels", channels), ("groups", groups), ("rank", rank)):
+            if not isinstance(value, int) or value < 1:
+                raise CompensatorError(f"The {name!r} parameter must be a positive integer. Got {value!r} instead.")
+        if not (math.isfinite(scale) and scale > 0):
+            raise CompensatorError(f"The 'scale' parameter must be a positive number. Got {scale!r} instead.")
+        self.depth, self.channels, self.groups, self.rank = depth, channels, groups, rank
+        self.attention_channels = attention_channels or channels
+        self.scale, self.method = float(scale), check_method(method)
+        self.metadata = dict(metadata or {})
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            block = nn.Module()
+            block.attn = nn.Module()
+            block.attn.q = LowRank(channels, self.attention_channels, groups, rank)
+            block.attn.v = LowRank(channels, self.attention_channels, groups, rank)
+            self.blocks.append(block)
+
+    @classmethod
+    def for_model(
+        cls, model: nn.Module, *, groups: int = 16, rank: int = 2, scale: float = 0.1, method: str = "merge"
+    ) -> Compensator:
+        """Return an untrained compensator (it changes nothing yet) that fits a timm Vision Transformer."""
+        metadata = {
+            "model": _model_name(model),
+            "image_size": "x".join(str(side) for side in model.patch_embed.img_size),
+            "base_sha256": model_sha256(model),
+        }
+        return cls(
+            depth=len(model.blocks),
+            channels=model.embed_dim,
+            attention_channels=model.blocks[0].attn.qkv.out_features // 3,
+            groups=groups,
+            rank=rank,
+            scale=scale,
+            method=method,
+            metadata=metadata,
+        )
+
+    def extra_repr(self) -> str:
+        """Show what fits what."""
+        return (
+            f"depth={self.depth}, channels={self.channels}, groups={self.groups}, rank={self.rank}, "
+            f"scale={self.scale}, method={self.method!r}"
+        )
+
+    def delta(self, source: int, target: int) -> dict[str, Tensor]:
+        """Return ``ToCom(source → target)`` without the scale.
+
+        Returns:
+            ``blocks.{i}.attn.{q|v}`` to a matrix [attention channels, channels], float32.
+
+        Raises:
+            CompensatorError: A degree is not within 0 … ``groups``.
+        """
+        self.check_degrees(source, target)
+        low, high = sorted((source, target))
+        sign = 1.0 if source <= target else -1.0
+        with torch.no_grad():
+            return {
+                f"blocks.{index}.attn.{name}": sign * getattr(block.attn, name).delta(low, high)
+                for index, block in enumerate(self.blocks)
+                for name in ("q", "v")
+            }
+
+    def merge_into(self, model: nn.Module, source: int, target: int, *, scale: float | None = None) -> nn.Module:
+        """Return the model with ``W + s · ToCom(source → target)`` as the weights of q and v.
+
+        The sum is taken in float32 and then cast. Everything else is shared with ``model``, which stays as it is.
+
+        Raises:
+            CompensatorError: The compensator does not fit the model, or a degree is out of its range.
+        """
+        from tocom.compress import replace_child
+
+        self.check_fits(model)
+        scale = self.scale if scale is None else scale
+        delta = self.delta(source, target)
+        blocks = nn.Sequential()
+        for index, block in enumerate(model.blocks):
+            qkv = block.attn.qkv
+            q, k, v = qkv.weight.detach().chunk(3)
+            q, v = (
+                (weight.float() + scale * delta[f"blocks.{index}.attn.{name}"].to(weight.device)).to(weight.dtype)
+                for name, weight in (("q", q), ("v", v))
+            )
+            layer = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
+            layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
+            if qkv.bias is not None:
+                layer.bias = qkv.bias
+            layer.train(qkv.training)
+            attention = replace_child(block.attn, "qkv", layer)
+            blocks.append(replace_child(block, "attn", attention))
+        return replace_child(model, "blocks", blocks.train(model.blocks.training))
+
+    def check_degrees(self, *degrees: int) -> None:
+        """Raise CompensatorError unless all degrees are within 0 … ``groups``."""
+        for degree in degrees:
+            if not 0 <= degree <= self.groups:
+                raise CompensatorError(
+                    f"The compensator has {self.groups} groups: it reaches degrees 0 to {self.groups}. Got degree "
+                    f"{degree}. Train one with 'groups' of at least {degree}, or choose a smaller degree."
+                )
+
+    def check_fits(self, model: nn.Module, *, method: str | None = None) -> None:
+        """Raise CompensatorError unless width, depth and (if given) method are the model's."""
+        found = {
+            "depth": len(model.blocks),
+            "channels": model.embed_dim,
+            "attention_channels": model.blocks[0].attn.qkv.out_features // 3,
+        }
+        for name, value in found.items():
+            if getattr(self, name) != value:
+                raise CompensatorError(
+                    f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) has {name} "
+                    f"{getattr(self, name)}, the model {_model_name(model)} has {value}. Use one trained for this model."
+                )
+        if method is not None and method != self.method:
+            raise CompensatorError(
+                f"The compensator was trained for method {self.method!r}, asked for is {method!r}. Run with "
+                f"--method {self.method}, or train one for {method!r}."
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights and their provenance as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        metadata = {
+            **self.metadata,
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.method,
+            "groups": str(self.groups),
+            "rank": str(self.rank),
+            "scale": repr(self.scale),
+        }
+        tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in self.state_dict().items()}
+        with atomic_path(path) as beside:
+            save_file(tensors, beside, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Compensator:
+        """Read a compensator; names, shapes and metadata must be exactly right.
+
+        Raises:
+            CompensatorError: The file is missing, damaged, of another format or version, or inconsistent.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (OSError, SafetensorError) as error:
+            raise CompensatorError(
+                f"Cannot read the compensator {path}: {error}. It must be a safetensors file written by tocom."
+            ) from error
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            raise CompensatorError(
+                f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, expected {FORMAT!r} "
+                f"version {VERSION!r}. Train it anew with this tocom."
+            )
+        missing = [name for name in _NEEDED if name not in metadata]
+        if missing:
+            raise CompensatorError(f"{path} lacks metadata: {', '.join(missing)}. Train it anew with this tocom.")
+        compensator = cls._from_tensors(path, metadata, tensors)
+        compensator.metadata["file_sha256"] = sha256_file(path)
+        return compensator.eval()
+
+    @classmethod
+    def _from_tensors(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Compensator:
+        first = tensors.get("blocks.0.attn.q.down")
+        first_up = tensors.get("blocks.0.attn.q.up")
+        if first is None or first_up is None or first.ndim != 2 or first_up.ndim != 2:
+            raise CompensatorError(f"{path} has no matrices 'blocks.0.attn.q.down' and '.up': it is no compensator.")
+        try:
+            sizes = {name: int(metadata[name]) for name in ("groups", "rank")}
+            scale = float(metadata["scale"])
+        except ValueError as error:
+            raise CompensatorError(f"{path}: groups, rank and scale must be numbers ({error}).") from error
+        compensator = cls(
+            depth=len(tensors) // 4,
+            channels=first.shape[1],
+            attention_channels=first_up.shape[0],
+            scale=scale,
+            method=metadata["method"],
+            metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
+            **sizes,
+        )
+        expected = {name: tuple(tensor.shape) for name, tensor in compensator.state_dict().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if expected != got:
+            name = sorted(set(expected.items()) ^ set(got.items()))[0][0]
+            raise CompensatorError(f"{path}: tensor {name} should have shape {expected.get(name)}, got {got.get(name)}.")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")
+        compensator.load_state_dict(tensors, strict=True)
+        return compensator
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``tocom inspect`` shows."""
+        return {
+            "depth": self.depth,
+            "channels": self.channels,
+            "groups": self.groups,
+            "rank": self.rank,
+            "scale": self.scale,
+            "method": self.method,
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            **{key: value for key, value in self.metadata.items() if key not in ("groups", "rank", "scale", "method")},
+        }
+
+
+def model_sha256(model: nn.Module) -> str:
+    """Return the sha256 over the names, types, shapes and bytes of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _model_name(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)
