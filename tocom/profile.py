@@ -205,7 +205,8 @@ class Profile:
             raise CalibrationError(f"{where}: {error} Measure it anew with 'tocom calibrate'.") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(
-                f"{where} is no valid profile ({type(error).__name__}: {error}). Measure it anew with 'tocom calibrate'."
+                f"{where} is no valid profile ({type(error).__name__}: {error}). "
+                "Measure it anew with 'tocom calibrate'."
             ) from error
         if content.get("fingerprint") != profile.fingerprint:
             raise CalibrationError(
