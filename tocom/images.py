@@ -95,11 +95,16 @@ def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32
     from PIL import Image
 
     _, _, height, width = input_entry["shape"]
+    crop = input_entry["crop"]
     resample = getattr(Image.Resampling, str(input_entry["interpolation"]).upper())
-    image = image.convert("RGB")
-    # As timm does it: the shortest side becomes floor(size / crop), then the centre is cut out.
-    scale = max(math.floor(height / input_entry["crop"]) / image.height, math.floor(width / input_entry["crop"]) / image.width)
-    resized = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    image = _as_rgb(image)
+    # As timm's evaluation transform: the side that is short for this crop becomes floor(size / crop), the other
+    # keeps the aspect ratio, truncated.
+    tall, wide = math.floor(height / crop), math.floor(width / crop)
+    if wide * image.height >= tall * image.width:
+        resized = (wide, max(int(wide * image.height / image.width), height))
+    else:
+        resized = (max(int(tall * image.width / image.height), width), tall)
     if resized != image.size:
         image = image.resize(resized, resample)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -117,6 +122,17 @@ def batches(
     for start in range(0, len(paths), size):
         group = list(paths[start : start + size])
         yield group, np.stack([read_image(path, input_entry) for path in group])
+
+
+def _as_rgb(image: Any) -> Any:
+    """Return the image as 8-bit RGB. Pillow would clip 16-bit grey to its lowest 8 bits, so that is scaled here."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
