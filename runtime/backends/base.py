@@ -1,0 +1,54 @@
+"""The seam between the runtime and what computes: two small protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+__all__ = ["Backend", "Engine"]
+
+
+class Engine(Protocol):
+    """One degree, resident on the device."""
+
+    def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name; arrays that no later call touches.
+
+        Args:
+            images: [batch, channels, height, width], float32, C-contiguous; checked by the caller.
+
+        Raises:
+            EngineError: The device refused.
+        """
+
+    def close(self) -> None:
+        """Give the memory back. More than once is fine."""
+
+
+class Backend(Protocol):
+    """Opens the engines of one bundle.
+
+    Attributes:
+        name: Its name in profiles and messages.
+        reason: Why it was chosen.
+        device: What identifies the device.
+        threads: CPU threads of one inference; 0 where that has no meaning.
+    """
+
+    name: str
+    reason: str
+    device: Mapping[str, str]
+    threads: int
+
+    def load(self, degree: int) -> Engine:
+        """Make a degree resident.
+
+        Raises:
+            EngineError: It cannot be loaded; the message says what to do.
+            MemoryError: The device has no room for it.
+        """
+
+    def close(self) -> None:
+        """Release what the engines shared. The engines are closed before."""

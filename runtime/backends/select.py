@@ -1,0 +1,60 @@
+"""Which backend: by name, or ``auto`` with the reason told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tocom.runtime.backends.base import Backend
+
+from tocom.bundle import Bundle
+from tocom.errors import EngineError, RequestError
+
+__all__ = ["BACKENDS", "open_backend"]
+
+
+def _onnxruntime(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+    from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(bundle, threads=threads, reason=reason)
+
+
+def _onnxruntime_cuda(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+    from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(bundle, threads=threads, reason=reason, cuda=True)
+
+
+# In the order in which ``auto`` tries them.
+_OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "onnxruntime": _onnxruntime,
+}
+BACKENDS = tuple(_OPENERS)
+
+
+def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Backend:
+    """Return an opened backend.
+
+    Args:
+        name: One of :data:`BACKENDS`, or ``auto``: the first that this machine and this bundle can use.
+        bundle: The bundle to serve.
+        threads: CPU threads of one inference; None takes the usable physical cores.
+
+    Raises:
+        RequestError: ``name`` is unknown.
+        EngineError: The backend cannot be used here; for ``auto``, none can, and each one's reason is told.
+    """
+    if name != "auto":
+        if name not in _OPENERS:
+            raise RequestError(
+                f"The 'backend' parameter must be one of auto, {', '.join(BACKENDS)}. Got {name!r} instead."
+            )
+        return _OPENERS[name](bundle, threads, "asked for")
+    refused: list[str] = []
+    for candidate, opener in _OPENERS.items():
+        reason = "; ".join(refused) or "first choice"
+        try:
+            return opener(bundle, threads, reason)
+        except EngineError as error:
+            refused.append(f"not {candidate}: {error}")
+    raise EngineError(f"No backend can serve {bundle.path} here. {'; '.join(refused)}")

@@ -1,0 +1,84 @@
+"""Checks of a request's arguments: each failure is one readable line, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.errors import RequestError
+
+__all__ = ["check_budget", "check_images"]
+
+
+def check_budget(budget_ms: Any) -> float:
+    """Return the budget in milliseconds.
+
+    Raises:
+        RequestError: It is no number, NaN, zero or negative. Infinity is allowed: it means no limit.
+    """
+    if isinstance(budget_ms, (int, float, np.integer, np.floating)) and not isinstance(budget_ms, bool):
+        value = float(budget_ms)
+        if value > 0 and not math.isnan(value):
+            return value
+    raise RequestError(
+        f"The 'budget_ms' parameter must be a number of milliseconds greater than 0. Got {budget_ms!r} instead."
+    )
+
+
+def check_images(
+    images: Any, image_shape: tuple[int, int, int], batch_range: tuple[int, int], *, finite: bool = False
+) -> NDArray[np.float32]:
+    """Return the images as a C-contiguous float32 array; copied only when they are not one already.
+
+    Args:
+        images: What the caller gave.
+        image_shape: Channels, height, width that the engines take.
+        batch_range: Smallest and largest batch.
+        finite: Refuse NaN and infinity (costs a pass over the images).
+
+    Raises:
+        RequestError: Not an array, or wrong dtype, layout, shape or batch; or not finite, when asked to check.
+    """
+    if not isinstance(images, np.ndarray):
+        hint = " Move it to the CPU first: images.cpu().numpy()." if hasattr(images, "cpu") else ""
+        raise RequestError(
+            "The 'images' parameter must be a numpy array in host memory, float32 [batch, channels, height, width]. "
+            f"Got {type(images).__module__}.{type(images).__name__} instead.{hint}"
+        )
+    shape = images.shape
+    if images.dtype != np.float32:
+        raise RequestError(
+            f"The 'images' parameter must be float32. Got {images.dtype} instead. "
+            "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
+        )
+    if len(shape) != 4 or shape[1:] != image_shape:
+        raise RequestError(_shape_message(shape, image_shape))
+    if not batch_range[0] <= shape[0] <= batch_range[1]:
+        allowed = f"{batch_range[0]}…{batch_range[1]}" if batch_range[0] != batch_range[1] else str(batch_range[0])
+        raise RequestError(
+            f"The 'images' parameter must hold a batch of {allowed} (the bundle's range). Got {shape[0]} instead. "
+            "Split the batch, or export with a wider one: tocom export --batch MIN:OPT:MAX."
+        )
+    if not images.flags.c_contiguous:
+        images = np.ascontiguousarray(images)
+    if finite and not np.isfinite(images).all():
+        bad = int(images.size - np.isfinite(images).sum())
+        raise RequestError(
+            f"The 'images' parameter must be finite (check_finite is on). Got {bad} NaN or infinite values."
+        )
+    checked: NDArray[np.float32] = images
+    return checked
+
+
+def _shape_message(shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> str:
+    channels, height, width = image_shape
+    expected = f"[batch, {channels}, {height}, {width}]"
+    message = f"The 'images' parameter must have the shape {expected}. Got {list(shape)} instead."
+    if shape[-3:] == image_shape and len(shape) == 3:
+        return f"{message} Add the batch dimension: images[None]."
+    if shape[-3:] == (height, width, channels):
+        return f"{message} This looks like height-width-channels: transpose(0, 3, 1, 2) gives the layout."
+    return message

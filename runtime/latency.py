@@ -1,0 +1,169 @@
+"""The latency model: what each degree will take, from the profile and from what was observed since.
+
+prediction(degree, q) = base(degree) · scale(degree, batch) · drift · tail(q)
+
+- *base* is the degree's median in the profile.
+- *scale* corrects the profile per degree and batch; it learns slowly, from what the drift does not explain.
+- *drift* is one factor for all degrees: a clock drop seen at one degree moves the prediction of every other one.
+  It follows the median of the last few observations, and jumps there when that median leaves the noise.
+- *tail* is the quantile of recent observations over their prediction; it starts from the profile's own quantiles.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tocom.profile import Latency
+
+__all__ = ["LatencyModel", "ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How the latency model learns.
+
+    Attributes:
+        recent: Observations whose median the drift follows. Odd; a step is seen after half of them.
+        jump: Relative distance between that median and the drift that counts as a step of the device.
+        drift_rate: Share of a smaller distance that one observation closes.
+        scale_rate: The same for a degree's own correction.
+        window: Observations that the tail is taken from.
+    """
+
+    recent: int = 5
+    jump: float = 0.12
+    drift_rate: float = 0.1
+    scale_rate: float = 0.02
+    window: int = 96
+
+
+class LatencyModel:
+    """Online latency quantiles per degree with one shared drift factor. Not thread-safe: the caller holds a lock.
+
+    Args:
+        base: The profile's latency per degree, milliseconds.
+        batch: Images per request in the profile.
+        config: How it learns.
+    """
+
+    def __init__(self, base: Mapping[int, Latency], *, batch: int = 1, config: ModelConfig | None = None) -> None:
+        self.config = config or ModelConfig()
+        self.batch = batch
+        self.drift = 1.0
+        self._base = {degree: latency.p50_ms for degree, latency in base.items()}
+        self._scale: dict[tuple[int, int], float] = {}
+        self._seen: dict[tuple[int, int], int] = {}
+        self._recent: deque[float] = deque(maxlen=self.config.recent)
+        self._window: deque[float] = deque()
+        self._sorted: list[float] = []
+        for ratio in _prior_ratios(base, self.config.window):
+            self._window.append(ratio)
+            insort(self._sorted, ratio)
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The degrees that it predicts, ascending."""
+        return tuple(sorted(self._base))
+
+    def typical_ms(self, degree: int, batch: int) -> float:
+        """Return the predicted median without the tail, milliseconds."""
+        scale = self._scale.get((degree, batch))
+        if scale is None:
+            # Linear in the batch until seen: an upper estimate, since larger batches use the device better.
+            scale = batch / self.batch
+        return self._base[degree] * scale * self.drift
+
+    def tail(self, quantile: float) -> float:
+        """Return the quantile of observed over typical latency."""
+        place = min(math.ceil(quantile * len(self._sorted)), len(self._sorted)) - 1
+        return self._sorted[max(place, 0)]
+
+    def predict_ms(self, degree: int, quantile: float, batch: int = 1) -> float:
+        """Return the predicted latency at a quantile, milliseconds."""
+        return self.typical_ms(degree, batch) * self.tail(quantile)
+
+    def observe(self, degree: int, latency_ms: float, batch: int = 1) -> None:
+        """Learn from one inference.
+
+        Args:
+            degree: Degree that ran.
+            latency_ms: What it took, queueing excluded.
+            batch: Images in it.
+        """
+        key = (degree, batch)
+        seen = self._seen.get(key, 0)
+        self._seen[key] = seen + 1
+        ratio = latency_ms / self.typical_ms(degree, batch)
+        if batch != self.batch and seen < self.config.recent:
+            # A batch size that no profile covers: its first observations set the scale and say nothing about drift.
+            scale = self._scale.get(key, batch / self.batch)
+            self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
+            return
+        self._follow(ratio * self.drift)
+        self._push(ratio)
+        clipped = min(max(ratio, 0.8), 1.25)
+        scale = self._scale.get(key, batch / self.batch)
+        self._scale[key] = scale * (1.0 + self.config.scale_rate * (clipped - 1.0))
+
+    def state(self) -> dict[str, Any]:
+        """Return what it has learned, as plain JSON content."""
+        return {
+            "drift": self.drift,
+            "tail_p95": self.tail(0.95),
+            "scale": {f"degree {degree}, batch {batch}": scale for (degree, batch), scale in self._scale.items()},
+            "observations": sum(self._seen.values()),
+        }
+
+    def _follow(self, ratio: float) -> None:
+        self._recent.append(ratio)
+        if len(self._recent) < self.config.recent:
+            return
+        median = sorted(self._recent)[self.config.recent // 2]
+        distance = median / self.drift - 1.0
+        if abs(distance) <= self.config.jump:
+            self.drift *= 1.0 + self.config.drift_rate * distance
+            return
+        # A step: what was observed since belongs to the new speed, so it must not count as tail of the old one.
+        before, self.drift = self.drift, median
+        for place in range(1, min(self.config.recent, len(self._window))):
+            old = self._window[-place]
+            new = old * before / median
+            self._window[-place] = new
+            del self._sorted[bisect_left(self._sorted, old)]
+            insort(self._sorted, new)
+
+    def _push(self, ratio: float) -> None:
+        self._window.append(ratio)
+        insort(self._sorted, ratio)
+        if len(self._window) > self.config.window:
+            del self._sorted[bisect_left(self._sorted, self._window.popleft())]
+
+
+def _prior_ratios(base: Mapping[int, Latency], count: int) -> list[float]:
+    """Return ``count`` ratios over the median whose quantiles are the profile's, averaged over the degrees."""
+    shares = (0.5, 0.9, 0.95, 0.99)
+    means = [
+        sum(values) / len(base)
+        for values in zip(
+            *((1.0, x.p90_ms / x.p50_ms, x.p95_ms / x.p50_ms, x.p99_ms / x.p50_ms) for x in base.values()), strict=True
+        )
+    ]
+    ratios = []
+    for index in range(count):
+        share = (index + 0.5) / count
+        upper = next((place for place, limit in enumerate(shares) if share <= limit), len(shares) - 1)
+        if upper == 0:
+            ratios.append(1.0)
+            continue
+        low, high = shares[upper - 1], shares[upper]
+        weight = min((share - low) / (high - low), 1.0)
+        ratios.append(means[upper - 1] * (1 - weight) + means[upper] * weight)
+    # Observations replace the oldest first; in this fixed random order the quantiles stay true while they do.
+    random.Random(0).shuffle(ratios)
+    return ratios

@@ -1,0 +1,114 @@
+"""The policy: which degree answers a request. Pure functions of predictions, accuracies and a budget.
+
+A degree is *dominated* when another one is at least as accurate and not slower; dominated degrees are never used.
+Of the rest the policy takes the most accurate whose predicted quantile meets the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tocom.errors import BudgetError, RequestError
+
+__all__ = ["ON_INFEASIBLE", "Candidate", "Decision", "choose", "frontier", "rank_accuracies"]
+
+ON_INFEASIBLE = ("fastest", "raise")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One degree as the policy sees it.
+
+    Attributes:
+        degree: Tokens removed in every block.
+        accuracy: Any number that orders degrees by how right they are; higher is better.
+        latency_ms: Predicted latency at the policy's quantile.
+    """
+
+    degree: int
+    accuracy: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy decided.
+
+    Attributes:
+        degree: Degree to run.
+        predicted_ms: Its predicted latency.
+        feasible: The prediction meets the budget.
+    """
+
+    degree: int
+    predicted_ms: float
+    feasible: bool
+
+
+def rank_accuracies(
+    degrees: Sequence[int], measured: Mapping[int, float | None], exported: Mapping[int, float | None]
+) -> dict[int, float]:
+    """Return the number that orders the degrees by accuracy: the profile's, else the manifest's, else ``-degree``.
+
+    Each source counts only when it covers every degree: figures of different origin do not compare.
+    """
+    for source in (measured, exported):
+        values = {degree: source.get(degree) for degree in degrees}
+        if all(value is not None for value in values.values()):
+            return {degree: float(value) for degree, value in values.items() if value is not None}
+    return {degree: -float(degree) for degree in degrees}
+
+
+def frontier(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates that no other one dominates, most accurate (and slowest) first.
+
+    Of two equal ones the lower degree stays.
+    """
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (-c.accuracy, c.latency_ms, c.degree)):
+        if not kept or candidate.latency_ms < kept[-1].latency_ms:
+            kept.append(candidate)
+    return tuple(kept)
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    budget_ms: float,
+    *,
+    current: int | None = None,
+    hysteresis: float = 0.0,
+    on_infeasible: str = "fastest",
+) -> Decision:
+    """Return the most accurate degree whose predicted latency meets the budget.
+
+    Args:
+        candidates: A frontier: most accurate and slowest first, fastest last.
+        budget_ms: Time that the answer may take from now on.
+        current: Degree of the previous answer.
+        hysteresis: A degree slower than ``current`` must beat the budget by this share, so that noise around the
+            budget does not make the policy flap.
+        on_infeasible: ``fastest`` runs the fastest degree when none meets the budget, ``raise`` raises.
+
+    Raises:
+        BudgetError: No degree meets the budget and ``on_infeasible`` is ``raise``.
+        RequestError: ``on_infeasible`` is neither.
+    """
+    if on_infeasible not in ON_INFEASIBLE:
+        raise RequestError(
+            f"The 'on_infeasible' parameter must be one of {', '.join(ON_INFEASIBLE)}. Got {on_infeasible!r} instead."
+        )
+    slower_than_current = current is not None and any(c.degree == current for c in candidates)
+    for candidate in candidates:
+        if candidate.degree == current:
+            slower_than_current = False
+        needed = candidate.latency_ms * (1.0 + hysteresis) if slower_than_current else candidate.latency_ms
+        if needed <= budget_ms:
+            return Decision(candidate.degree, candidate.latency_ms, True)
+    fastest = candidates[-1]
+    if on_infeasible == "raise":
+        raise BudgetError(
+            f"No degree meets the budget: {budget_ms:.3f} ms are left, the fastest degree, {fastest.degree}, needs "
+            f"{fastest.latency_ms:.3f} ms. Raise the budget, export higher degrees, or use on_infeasible='fastest'."
+        )
+    return Decision(fastest.degree, fastest.latency_ms, False)

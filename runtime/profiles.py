@@ -1,0 +1,117 @@
+"""Finding the profile that holds here, or measuring a short one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tocom.runtime.backends import Backend, Engine
+
+from tocom import __version__
+from tocom.bundle import Bundle
+from tocom.errors import CalibrationError
+from tocom.profile import DegreeProfile, Latency, Profile, find_profiles
+
+__all__ = ["INTERVAL", "identity_of", "latency_of", "matching_profile", "short_profile"]
+
+log = logging.getLogger("tocom.runtime")
+
+INTERVAL = "one call of the engine: images in host memory to outputs in host memory; no queueing, no preprocessing"
+_SHORT_ROUNDS = 8
+_SHORT_SECONDS = 5.0
+
+
+def identity_of(bundle: Bundle, backend: Backend, batch: int | None = None) -> dict[str, Any]:
+    """Return what a profile must hold for, to be used with this bundle and backend."""
+    return {
+        "device": dict(backend.device),
+        "backend": backend.name,
+        "precision": bundle.precision,
+        "batch": bundle.batch[1] if batch is None else batch,
+        "threads": backend.threads,
+        "bundle": bundle.fingerprint,
+    }
+
+
+def matching_profile(
+    bundle: Bundle, identity: Mapping[str, Any], degrees: Sequence[int], given: Profile | Path | str | None
+) -> Profile | None:
+    """Return the profile to use.
+
+    Args:
+        bundle: The bundle.
+        identity: What the profile must hold for.
+        degrees: Degrees that it must cover.
+        given: The caller's profile, which must fit; None looks beside the bundle, and ignores with a warning what
+            does not fit.
+
+    Raises:
+        CalibrationError: The given profile does not hold here.
+    """
+    if given is not None:
+        profile = given if isinstance(given, Profile) else Profile.load(given)
+        why = _unfit(profile, identity, degrees)
+        if why is not None:
+            raise CalibrationError(
+                f"The profile {profile.fingerprint} does not hold here: {why}. Measure one with 'tocom calibrate'."
+            )
+        return profile
+    for path in find_profiles(bundle.path):
+        try:
+            profile = Profile.load(path)
+        except CalibrationError as error:
+            log.warning("ignored a profile: %s", error)
+            continue
+        why = _unfit(profile, identity, degrees)
+        if why is None:
+            return profile
+        log.warning("ignored the profile %s: %s", path, why)
+    return None
+
+
+def latency_of(samples_ms: Sequence[float]) -> Latency:
+    """Return the quantiles of latency samples (linear interpolation), in milliseconds."""
+    p50, p90, p95, p99 = (float(q) for q in np.quantile(np.asarray(samples_ms), (0.5, 0.9, 0.95, 0.99)))
+    return Latency(len(samples_ms), p50, p90, p95, p99)
+
+
+def short_profile(
+    bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], images: NDArray[np.float32]
+) -> Profile:
+    """Measure a few rounds over all degrees, interleaved; at most about five seconds. Not saved: too few samples."""
+    samples: dict[int, list[float]] = {degree: [] for degree in engines}
+    begin = time.perf_counter()
+    for _ in range(_SHORT_ROUNDS):
+        for degree, engine in engines.items():
+            start = time.perf_counter()
+            engine.run(images)
+            samples[degree].append((time.perf_counter() - start) * 1e3)
+        if time.perf_counter() - begin > _SHORT_SECONDS:
+            break
+    return Profile(
+        device=backend.device,
+        backend=backend.name,
+        precision=bundle.precision,
+        batch=len(images),
+        threads=backend.threads,
+        bundle_fingerprint=bundle.fingerprint,
+        model=bundle.model_name,
+        degrees={degree: DegreeProfile(latency_of(values)) for degree, values in samples.items()},
+        interval=INTERVAL,
+        measured={
+            "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "tocom": __version__,
+            "how": "short measurement at warm-up, interleaved",
+        },
+    )
+
+
+def _unfit(profile: Profile, identity: Mapping[str, Any], degrees: Sequence[int]) -> str | None:
+    missing = [degree for degree in degrees if degree not in profile.degrees]
+    return profile.mismatch(identity) or (f"it lacks the degrees {missing}" if missing else None)

@@ -1,0 +1,152 @@
+"""Small real bundles: a stack of matrix products per degree, fewer at higher degrees, weights shared in weights.bin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from tocom.bundle import MANIFEST_NAME, WEIGHTS_NAME
+from tocom.files import sha256_file
+
+SIZE = 8
+CLASSES = 5
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class SmallBundle:
+    """A bundle on disk and the weights that its answers can be computed from."""
+
+    path: Path
+    weights: dict[str, np.ndarray]
+    layers: dict[int, int]
+
+    def reference(self, images: np.ndarray, degree: int) -> np.ndarray:
+        """Return the logits that a degree must give, computed in NumPy."""
+        hidden = images.reshape(len(images), -1) @ self.weights["embed"]
+        for _ in range(self.layers[degree]):
+            hidden = np.maximum(hidden @ self.weights["block"], 0)
+        return hidden @ self.weights["head"] + np.float32(degree)
+
+
+def write_small_bundle(
+    path: Path,
+    *,
+    degrees: Sequence[int] = (0, 4, 8),
+    width: int = 64,
+    layers: Sequence[int] | None = None,
+    batch: tuple[int, int, int] = (1, 1, 4),
+    accuracy: Sequence[float | None] | None = None,
+    labels: list[str] | None = None,
+    seed: int = 0,
+) -> SmallBundle:
+    """Write a bundle whose degree ``r`` has ``layers`` matrix products and adds ``r`` to every logit."""
+    generator = np.random.default_rng(seed)
+    layers = layers or [2 * (len(degrees) - place) for place in range(len(degrees))]
+    inputs = 3 * SIZE * SIZE
+    weights = {
+        "embed": generator.standard_normal((inputs, width), np.float32) / np.sqrt(inputs),
+        "block": generator.standard_normal((width, width), np.float32) * np.sqrt(2 / width),
+        "head": generator.standard_normal((width, CLASSES), np.float32) / np.sqrt(width),
+    }
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    path.mkdir(parents=True, exist_ok=True)
+    places = _write_weights(path / WEIGHTS_NAME, weights)
+    for degree, count in zip(degrees, layers, strict=True):
+        model = _model(degree, count, weights, places)
+        (path / _onnx_name(degree)).write_bytes(model.SerializeToString())
+    names = [WEIGHTS_NAME, *map(_onnx_name, degrees)]
+    accuracy = accuracy or [None] * len(degrees)
+    manifest = {
+        "schema_version": 1,
+        "created_by": "tests",
+        "model": {"name": "small", "fingerprint": "0" * 64, "weights": "random", "prefix_tokens": 1},
+        "method": "merge",
+        "source_degree": 0,
+        "compensator": None,
+        "precision": "fp32",
+        "batch": dict(zip(("min", "opt", "max"), batch, strict=True)),
+        "input": {
+            "name": "images",
+            "dtype": "float32",
+            "shape": ["batch", 3, SIZE, SIZE],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "crop": 1.0,
+        },
+        "outputs": [{"name": "logits", "shape": ["batch", CLASSES]}],
+        "labels": labels,
+        "degrees": [
+            {
+                "degree": degree,
+                "onnx": _onnx_name(degree),
+                "token_counts": [17, 17 - min(degree, 8)],
+                "macs": 1000 * count,
+                "accuracy": value,
+                "check": None,
+            }
+            for degree, count, value in zip(degrees, layers, accuracy, strict=True)
+        ],
+        "files": {name: {"sha256": sha256_file(path / name), "size": (path / name).stat().st_size} for name in names},
+    }
+    (path / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2))
+    return SmallBundle(path, weights, dict(zip(degrees, layers, strict=True)))
+
+
+def images_of(batch: int, seed: int = 0) -> np.ndarray:
+    """Return random images for a small bundle."""
+    return np.random.default_rng(seed).standard_normal((batch, 3, SIZE, SIZE), np.float32)
+
+
+def _onnx_name(degree: int) -> str:
+    return f"degree-{degree:02d}.onnx"
+
+
+def _write_weights(path: Path, weights: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    places, content = {}, b""
+    for name, value in weights.items():
+        content += b"\0" * (-len(content) % PAGE)
+        places[name] = (len(content), value.nbytes)
+        content += value.tobytes()
+    path.write_bytes(content)
+    return places
+
+
+def _model(
+    degree: int, layers: int, weights: dict[str, np.ndarray], places: dict[str, tuple[int, int]]
+) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Reshape", ["images", "flat_shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "embed"], ["hidden0"]),
+    ]
+    for layer in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"hidden{layer}", "block"], [f"product{layer}"]))
+        nodes.append(helper.make_node("Relu", [f"product{layer}"], [f"hidden{layer + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"hidden{layers}", "head"], ["scores"]))
+    nodes.append(helper.make_node("Add", ["scores", "degree"], ["logits"]))
+    tensors = [
+        helper.make_tensor("flat_shape", TensorProto.INT64, [2], [0, -1]),
+        helper.make_tensor("degree", TensorProto.FLOAT, [1], [float(degree)]),
+    ]
+    for name, value in weights.items():
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        offset, length = places[name]
+        for key, text in (("location", WEIGHTS_NAME), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(text))
+        tensors.append(tensor)
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
