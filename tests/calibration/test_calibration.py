@@ -1,0 +1,164 @@
+"""Calibration on real bundles: latency, accuracy, agreement, the saved profile, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bundle
+from tocom.calibration import calibrate, measure_accuracy, measure_latency, wilson_interval
+from tocom.runtime import Runtime
+
+from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
+from tocom.profile import Profile
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> SmallBundle:
+    return write_small_bundle(tmp_path / "bundle")
+
+
+def image_folder(path: Path, classes: int = 3, each: int = 4) -> Path:
+    generator = np.random.default_rng(0)
+    for name in range(classes):
+        (path / f"class{name}").mkdir(parents=True)
+        for index in range(each):
+            pixels = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / f"class{name}" / f"{index}.png")
+    return path
+
+
+@given(st.integers(1, 3000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_wilson_interval_equals_scipys(pair: tuple[int, int]) -> None:
+    right, count = pair
+    low, high = wilson_interval(right, count)
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert low == pytest.approx(expected.low, abs=1e-12)
+    assert high == pytest.approx(expected.high, abs=1e-12)
+    assert 0 <= low <= right / count <= high <= 1
+
+
+def test_wilson_interval_refuses_nonsense() -> None:
+    for right, count in ((0, 0), (-1, 3), (4, 3)):
+        with pytest.raises(RequestError, match="0 <= right <= count"):
+            wilson_interval(right, count)
+
+
+def test_latency_orders_degrees_by_their_work(tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "b", width=512, layers=[16, 8, 2])
+    rounds: list[tuple[str, int, int]] = []
+    latency = measure_latency(bundle.path, samples=20, warmup=2, progress=lambda *step: rounds.append(step))
+    assert list(latency) == [0, 4, 8]
+    assert latency[0].p50_ms > latency[4].p50_ms > latency[8].p50_ms > 0
+    assert all(entry.count == 20 for entry in latency.values())
+    assert rounds[-1] == ("latency", 22, 22)
+
+
+@pytest.mark.parametrize("argument", [{"samples": 0}, {"samples": 1.5}, {"samples": True}, {"warmup": -1}])
+def test_bad_sample_counts(bundle: SmallBundle, argument: dict[str, Any]) -> None:
+    with Runtime.open(bundle.path) as runtime, pytest.raises(RequestError, match="must be an integer >="):
+        measure_latency(runtime, **argument)
+
+
+def test_an_absent_degree(bundle: SmallBundle) -> None:
+    with Runtime.open(bundle.path) as runtime, pytest.raises(DegreeError, match="Got 5"):
+        measure_latency(runtime, degrees=[0, 5], samples=1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_accuracy_equals_the_reference(bundle: SmallBundle, batch: int) -> None:
+    images = images_of(20, seed=7)
+    labels = [int(label) for label in bundle.reference(images, 4).argmax(-1)]
+    labels[:5] = [(label + 1) % CLASSES for label in labels[:5]]
+    with Runtime.open(bundle.path) as runtime:
+        accuracy = measure_accuracy(runtime, zip(images, labels, strict=True), batch=batch)
+    for degree, entry in accuracy.items():
+        expected = float((bundle.reference(images, degree).argmax(-1) == labels).mean())
+        assert (entry.kind, entry.count) == ("top1", 20)
+        assert entry.value == pytest.approx(expected)
+        assert entry.low < entry.value < entry.high or entry.value in (0.0, 1.0)
+    assert accuracy[4].value == 0.75
+
+
+def test_agreement_without_labels(bundle: SmallBundle) -> None:
+    images = images_of(30, seed=1)
+    with Runtime.open(bundle.path) as runtime:
+        accuracy = measure_accuracy(runtime, ((image, None) for image in images))
+    dense = bundle.reference(images, 0).argmax(-1)
+    assert accuracy[0].value == 1.0
+    for degree in (4, 8):
+        assert accuracy[degree].kind == "agreement"
+        assert accuracy[degree].value == pytest.approx(
+            float((bundle.reference(images, degree).argmax(-1) == dense).mean())
+        )
+
+
+def test_folders_with_and_without_classes(bundle: SmallBundle, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images")
+    with Runtime.open(bundle.path) as runtime:
+        assert measure_accuracy(runtime, folder)[0].kind == "top1"
+        flat = measure_accuracy(runtime, folder / "class0")
+    assert (flat[0].kind, flat[0].count) == ("agreement", 4)
+
+
+def test_bad_samples(bundle: SmallBundle, tmp_path: Path) -> None:
+    image = images_of(1)[0]
+    with Runtime.open(bundle.path) as runtime:
+        for samples, message in (
+            ([], "at least one image"),
+            ([(image, 1), (image, None)], "Got 1 labels for 2 images"),
+            ([(image, CLASSES)], f"class index {CLASSES}, the model has {CLASSES} classes"),
+            (tmp_path / "none", "No image folder"),
+        ):
+            with pytest.raises(DataError, match=message):
+                measure_accuracy(runtime, samples)  # type: ignore[arg-type]
+
+
+def test_a_bundle_without_logits_has_no_accuracy(bundle: SmallBundle) -> None:
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    manifest["outputs"][0]["name"] = "features"
+    with Runtime.open(bundle.path) as runtime:
+        runtime.bundle.manifest = manifest
+        with pytest.raises(DataError, match="gives features, no logits"):
+            measure_accuracy(runtime, [(images_of(1)[0], 0)])
+
+
+def test_calibrate_saves_what_the_runtime_then_uses(bundle: SmallBundle, tmp_path: Path) -> None:
+    profile = calibrate(bundle.path, image_folder(tmp_path / "images"), samples=5)
+    assert Profile.load(bundle.path / "profiles" / f"{profile.fingerprint}.json") == profile
+    assert all(entry.accuracy is not None and entry.latency.count == 5 for entry in profile.degrees.values())
+    with Runtime.open(bundle.path) as runtime:
+        assert runtime.profile == profile
+
+
+def test_calibrate_twice_replaces(bundle: SmallBundle) -> None:
+    calibrate(bundle.path, samples=3)
+    calibrate(bundle.path, samples=4)
+    (path,) = (bundle.path / "profiles").iterdir()
+    assert Profile.load(path).degrees[0].latency.count == 4
+
+
+def test_an_unreadable_image_stops_before_anything_is_saved(bundle: SmallBundle, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images")
+    (folder / "class1" / "9.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"class1/9\.png"):
+        calibrate(bundle.path, folder, samples=1000)
+    assert not (bundle.path / "profiles").exists()
+
+
+def test_nowhere_to_save(bundle: SmallBundle) -> None:
+    (bundle.path / "profiles").write_text("in the way")
+    with pytest.raises(OutputError):
+        calibrate(bundle.path, samples=1)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="No bundle at"):
+        calibrate(tmp_path / "none")
