@@ -16,7 +16,9 @@ __all__ = ["SplitProjection", "attend", "project"]
 
 
 class SplitProjection(nn.Module):
-    """q, k and v as three layers, in the place of timm's one. For export, where only q and v differ by degree.
+    """q, k and v apart, in the place of timm's one layer. For export, where only q and v differ by degree.
+
+    Weights are stored [channels, attention channels], as ONNX's MatMul takes them.
 
     Args:
         qkv: The fused layer, [3 · attention channels, channels].
@@ -24,16 +26,16 @@ class SplitProjection(nn.Module):
 
     def __init__(self, qkv: nn.Linear) -> None:
         super().__init__()
-        for index, name in enumerate(("q", "k", "v")):
-            part = nn.Linear(qkv.in_features, qkv.out_features // 3, bias=qkv.bias is not None, device="meta")
-            part.weight = nn.Parameter(qkv.weight.detach().chunk(3)[index].clone(), requires_grad=False)
-            if qkv.bias is not None:
-                part.bias = nn.Parameter(qkv.bias.detach().chunk(3)[index].clone(), requires_grad=False)
-            self.add_module(name, part)
+        for index, name in enumerate("qkv"):
+            weight = qkv.weight.detach().chunk(3)[index].t().contiguous()
+            self.register_parameter(f"{name}_weight", nn.Parameter(weight, requires_grad=False))
+            bias = None if qkv.bias is None else nn.Parameter(qkv.bias.detach().chunk(3)[index].clone(), False)
+            self.register_parameter(f"{name}_bias", bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return q, k and v, each [batch, tokens, attention channels]."""
-        return self.q(x), self.k(x), self.v(x)
+        products = [(x @ getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")) for name in "qkv"]
+        return tuple(product if bias is None else product + bias for product, bias in products)
 
 
 def project(
@@ -84,7 +86,7 @@ def attend(attention: Attention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bia
     dropout = attention.attn_drop.p if attention.training else 0.0
     if torch.compiler.is_exporting():
         # Spelled out, the exported graph is four nodes; the fused call decomposes into twice that.
-        logits = (q * attention.scale) @ k.transpose(-1, -2)
+        logits = (q if attention.scale == 1 else q * attention.scale) @ k.transpose(-1, -2)
         out = (logits if bias is None else logits + bias).softmax(dim=-1) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)

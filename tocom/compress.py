@@ -164,7 +164,7 @@ class CompressedBlocks(nn.Module):
 
     def _block(self, index: int, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         block, r, adapters = self[index], self.removed[index], self._adapters[index]
-        if r == 0 and size is None and adapters is None:
+        if r == 0 and size is None and adapters is None and not torch.compiler.is_exporting():
             return block(x), None
         post_norm = isinstance(block, ResPostBlock)
         attended = x if post_norm else block.norm1(x)

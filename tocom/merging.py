@@ -24,7 +24,7 @@ def match_tokens(metric: Tensor, r: int, prefix: int) -> Tensor:
     similar B tokens, and of equally well matched A tokens the lowest merges first.
 
     Args:
-        metric: [batch, tokens, channels]; similarity is the cosine, computed in float32.
+        metric: [batch, tokens, channels]; similarity is the cosine, computed in at least float32.
         r: Tokens to remove, 0 … ``(tokens - prefix) // 2``.
         prefix: Leading tokens that neither merge nor are merged into.
 
@@ -38,7 +38,8 @@ def match_tokens(metric: Tensor, r: int, prefix: int) -> Tensor:
     batch, tokens, _ = metric.shape
     check_count("r", r, tokens, prefix)
     first_a, first_b = prefix + prefix % 2, prefix + 1 - prefix % 2
-    unit = torch.nn.functional.normalize(metric.float(), dim=-1, eps=NORM_EPSILON)
+    wide = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    unit = torch.nn.functional.normalize(wide, dim=-1, eps=NORM_EPSILON)
     a, b = unit[:, first_a::2], unit[:, first_b::2]
     count_a, count_b = a.shape[1], b.shape[1]
 
@@ -64,7 +65,7 @@ def merge_tokens(x: Tensor, size: Tensor, destination: Tensor, outputs: int) -> 
     """Replace the tokens that share a destination by their size-weighted mean.
 
     Args:
-        x: [batch, tokens, channels], any float type; the mean is taken in float32.
+        x: [batch, tokens, channels], any float type; the mean is taken in at least float32.
         size: [batch, tokens, 1], float32: patches behind each token.
         destination: [batch, tokens], int64, from :func:`match_tokens`.
         outputs: Number of output tokens.
@@ -76,9 +77,9 @@ def merge_tokens(x: Tensor, size: Tensor, destination: Tensor, outputs: int) -> 
     index = destination.unsqueeze(-1)
     new_size = size.new_zeros(batch, outputs, 1).scatter_add(1, index, size)
     # Dividing before the sum leaves an unmerged token exactly as it was: its weight is size / size = 1.
-    weight = size / new_size.gather(1, index)
-    zeros = torch.zeros(batch, outputs, channels, dtype=torch.float32, device=x.device)
-    merged = zeros.scatter_add(1, index.expand(-1, -1, channels), x.float() * weight)
+    weighted = x * (size / new_size.gather(1, index))  # at least float32, as sizes are
+    zeros = weighted.new_zeros(batch, outputs, channels)
+    merged = zeros.scatter_add(1, index.expand(-1, -1, channels), weighted)
     return merged.to(x.dtype), new_size
 
 

@@ -93,13 +93,13 @@ def load_model(
 
 
 def input_config(model: VisionTransformer) -> dict[str, Any]:
-    """Return how images become the model's input, as the bundle's manifest states it (batch left out of shape)."""
+    """Return how images become the model's input, as the bundle's manifest states it (batch left symbolic)."""
     config = resolve_data_config({}, model=model)
     height, width = model.patch_embed.img_size
     return {
         "name": "images",
         "dtype": "float32",
-        "shape": [int(model.patch_embed.proj.in_channels), int(height), int(width)],
+        "shape": ["batch", int(model.patch_embed.proj.in_channels), int(height), int(width)],
         "mean": [float(value) for value in config["mean"]],
         "std": [float(value) for value in config["std"]],
         "interpolation": str(config["interpolation"]),

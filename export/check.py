@@ -1,0 +1,96 @@
+"""After every export: does the ONNX file compute what the torch model computes?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from tocom.errors import ExportError
+
+__all__ = ["TOLERANCES", "CheckResult", "check_onnx", "sample_images"]
+
+# Largest difference of an output, relative to the larger of 1 and the largest output. Float32 differs by the order of
+# sums alone; half precision by its 8 or 11 bits, over a dozen blocks.
+TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How closely an ONNX file follows torch.
+
+    Attributes:
+        max_abs_difference: Largest difference of any output on any conclusive image.
+        images: Conclusive images.
+        undecided: Images on which torch itself, in float32 and in float64, chooses different tokens.
+    """
+
+    max_abs_difference: float
+    images: int
+    undecided: int
+
+
+def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) -> np.ndarray:
+    """Return smooth random images [count, channels, height, width], float32: for a check where none are at hand."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    images = torch.zeros(count, channels, height, width)
+    for side in (4, 16, 64):
+        noise = torch.randn(count, channels, side, side, generator=generator)
+        images += nn.functional.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False)
+    return images.numpy()
+
+
+def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: str, batch: int | None) -> CheckResult:
+    """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
+
+    Which tokens merge is decided by comparing scores, so on an image with a near-tie two correct programs may differ.
+    An image counts only when float64 torch confirms float32 torch.
+
+    Args:
+        path: The ONNX file, its weights beside it.
+        model: The reference at the same degree, float32.
+        images: [count, channels, height, width], float32.
+        precision: Of the ONNX file; sets the tolerance.
+        batch: The file's fixed batch, or None.
+
+    Raises:
+        ExportError: An output differs by more than the tolerance, or no image is conclusive.
+    """
+    step = batch or 1
+    images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    got = np.concatenate([session.run(None, {"images": part})[0] for part in np.split(images, len(images) // step)])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    allowed = TOLERANCES[precision] * max(1.0, float(np.abs(expected).max()))
+    difference = np.abs(got - expected).reshape(len(images), -1).max(axis=1)
+    undecided = np.zeros(len(images), dtype=bool)
+    for index in np.flatnonzero(~(difference <= allowed)):
+        undecided[index] = _is_undecided(model, images[index : index + 1], expected[index], allowed)
+        if not undecided[index]:
+            raise ExportError(
+                f"{path.name} differs from torch by {difference[index]:.3g} on image {index}, allowed is {allowed:.3g} "
+                f"({precision}). The bundle was not written. Please report the model's name and the versions of torch, "
+                "onnx and onnxruntime; --no-check exports without this comparison."
+            )
+    if undecided.all():
+        raise ExportError(
+            f"{path.name} could not be checked: on all {len(images)} images torch itself chooses other tokens in float32 "
+            "than in float64. Check on real images (--check-images FOLDER)."
+        )
+    return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))
+
+
+def _is_undecided(model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: float) -> bool:
+    import copy
+
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(torch.from_numpy(image).double()).numpy()
+    return bool(np.abs(exact[0] - expected).max() > allowed)

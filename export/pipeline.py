@@ -1,0 +1,275 @@
+"""The whole export: one model, one compensator, many degrees, one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tocom import __version__
+from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
+from tocom.compensator import Compensator, model_sha256
+from tocom.compress import check_supported, compress, input_tokens
+from tocom.errors import CompensatorError, DegreeError, ExportError
+from tocom.export.check import CheckResult, check_onnx, sample_images
+from tocom.export.graph import at_degree, make_retargetable
+from tocom.export.trace import DTYPES, trace
+from tocom.export.weights import WeightStore, projection_weights
+from tocom.files import atomic_folder, sha256_file, write_json
+from tocom.macs import count_macs
+from tocom.models import LoadedModel, input_config
+from tocom.tokens import check_method, removal_schedule, token_counts
+
+__all__ = ["export"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def export(
+    model: VisionTransformer | LoadedModel,
+    out: Path | str,
+    *,
+    degrees: Sequence[int],
+    compensator: Compensator | None = None,
+    scale: float | None = None,
+    source_degree: int = 0,
+    method: str = "merge",
+    fuse: bool = False,
+    precision: str = "fp32",
+    batch: int | tuple[int, int, int] = 1,
+    labels: Sequence[str] | None = None,
+    check: bool = True,
+    check_images: np.ndarray | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write a bundle: a manifest, one ONNX file per degree with the compensator merged in, and the weights once.
+
+    The model is traced at most twice (dense and compressed); each degree is then a rewrite of that graph.
+
+    Args:
+        model: A dense timm Vision Transformer, or what :func:`tocom.models.load_model` returned.
+        out: Folder to write. It appears whole or not at all.
+        degrees: Target degrees; 0 is the dense model.
+        compensator: Merged at every degree other than ``source_degree``.
+        scale: Overrides the compensator's scale.
+        source_degree: Degree that the model was fine-tuned at.
+        method: ``merge`` or ``prune``.
+        fuse: With ``prune``: fuse the removed tokens into one.
+        precision: ``fp32``, ``fp16`` or ``bf16``; input and output stay float32.
+        batch: A fixed batch, or (smallest, optimal, largest).
+        labels: Names of the classes.
+        check: Compare every degree with torch, under ONNX Runtime on the CPU.
+        check_images: Images for that, [count, channels, height, width] float32; without them, smooth random ones.
+        overwrite: Replace ``out`` when it exists.
+        progress: Called with what is being done, the steps done, and all steps.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        ModelError: The model is not supported.
+        DegreeError: A degree, the method or the batch is out of range.
+        CompensatorError: The compensator does not fit.
+        ExportError: Tracing failed, or an ONNX file does not compute what torch computes.
+        OutputError: The bundle cannot be written.
+    """
+    loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, _name_of(model), "memory")
+    vit = loaded.model
+    tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
+    degrees = _check_request(vit, degrees, compensator, source_degree, method, precision, batch, labels)
+    fixed = batch if isinstance(batch, int) else None
+    minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
+    entry = input_config(vit)
+    entry["shape"][0] = fixed or "batch"
+    steps = _Steps(progress, total=1 + len(degrees) * (2 if check else 1))
+
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        schedules = {degree: removal_schedule(tokens, depth, degree, prefix) for degree in degrees}
+        results: dict[int, CheckResult | None] = {}
+        with WeightStore(folder / WEIGHTS_NAME) as store:
+            steps.next("tracing the model")
+            templates = {
+                compressed: _template(vit, store, compressed=compressed, method=method, fuse=fuse, precision=precision)
+                for compressed in sorted({degree > 0 for degree in degrees})
+            }
+            for degree, removed in schedules.items():
+                steps.next(f"writing degree {degree}")
+                proto = at_degree(
+                    templates[degree > 0], removed, tokens=tokens, prefix=prefix, batch=fixed, precision=precision
+                )
+                _put_weights(
+                    proto,
+                    store,
+                    projection_weights(
+                        vit,
+                        precision=precision,
+                        compensator=compensator,
+                        source=source_degree,
+                        target=degree,
+                        scale=scale,
+                    ),
+                )
+                onnx.save(proto, folder / _file_name(degree))
+                output = proto.graph.output[0]
+        for degree in degrees:
+            results[degree] = None
+            if check:
+                steps.next(f"checking degree {degree} against torch")
+                reference = compress(
+                    vit,
+                    degree,
+                    method=method,
+                    fuse=fuse,
+                    compensator=compensator,
+                    source_degree=source_degree,
+                    scale=scale,
+                )
+                images = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
+                results[degree] = check_onnx(
+                    folder / _file_name(degree), reference, images, precision=precision, batch=fixed
+                )
+        manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "created_by": f"tocom {__version__}",
+            "model": {
+                "name": loaded.name,
+                "fingerprint": model_sha256(vit),
+                "weights": loaded.weights,
+                "prefix_tokens": prefix,
+            },
+            "method": method,
+            "fuse": fuse,
+            "source_degree": source_degree,
+            "compensator": _describe(compensator, scale),
+            "precision": precision,
+            "batch": {"min": minimum, "opt": optimum, "max": maximum},
+            "input": entry,
+            "outputs": [
+                {
+                    "name": output.name,
+                    "shape": [dim.dim_value or dim.dim_param for dim in output.type.tensor_type.shape.dim],
+                }
+            ],
+            "labels": list(labels) if labels is not None else loaded.labels,
+            "degrees": [
+                {
+                    "degree": degree,
+                    "onnx": _file_name(degree),
+                    "token_counts": list(token_counts(tokens, removed)),
+                    "macs": count_macs(vit, removed, method=method),
+                    "accuracy": None,
+                    "check": _describe_check(results[degree]),
+                }
+                for degree, removed in schedules.items()
+            ],
+            "files": {
+                file.name: {"sha256": sha256_file(file), "size": file.stat().st_size}
+                for file in sorted(folder.iterdir())
+            },
+        }
+        write_json(folder / MANIFEST_NAME, manifest)
+    # Every byte was hashed a moment ago.
+    return Bundle(out, verify=False)
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def next(self, what: str) -> None:
+        if self._progress is not None:
+            self._progress(what, self._done, self._total)
+        self._done += 1
+
+
+def _check_request(
+    vit: VisionTransformer,
+    degrees: Sequence[int],
+    compensator: Compensator | None,
+    source_degree: int,
+    method: str,
+    precision: str,
+    batch: int | tuple[int, int, int],
+    labels: Sequence[str] | None,
+) -> list[int]:
+    """Check everything that can be checked before the slow part; return the degrees, ascending and once each."""
+    check_supported(vit)
+    check_method(method)
+    if precision not in DTYPES:
+        raise ExportError(f"The 'precision' parameter must be one of {', '.join(DTYPES)}. Got {precision!r} instead.")
+    sizes = (batch,) * 3 if isinstance(batch, int) else tuple(batch)
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise ExportError(f"The 'batch' parameter must be N or min:opt:max, each at least 1, ascending. Got {batch!r}.")
+    degrees = sorted(set(degrees))
+    if not degrees:
+        raise DegreeError("The 'degrees' parameter must name at least one degree. Got none.")
+    for degree in (*degrees, source_degree):
+        removal_schedule(
+            input_tokens(vit), len(vit.blocks), degree, vit.num_prefix_tokens
+        )  # raises when the degree is out of range
+    if compensator is not None:
+        compensator.check_fits(vit, method=method)
+        compensator.check_degrees(source_degree, *degrees)
+        size = "x".join(str(side) for side in vit.patch_embed.img_size)
+        trained = compensator.metadata.get("image_size", size)
+        if trained != size:
+            raise CompensatorError(
+                f"The compensator was trained at image size {trained}, the model runs at {size}: a degree is another "
+                f"share of the tokens there. Export at {trained}, or train a compensator at {size}."
+            )
+    classes = vit.head.out_features if isinstance(vit.head, nn.Linear) else None
+    if labels is not None and classes is not None and len(labels) != classes:
+        raise ExportError(f"The 'labels' parameter must name {classes} classes, as the model has. Got {len(labels)}.")
+    return list(degrees)
+
+
+def _template(
+    vit: VisionTransformer, store: WeightStore, *, compressed: bool, method: str, fuse: bool, precision: str
+) -> onnx.ModelProto:
+    template = trace(vit, compressed=compressed, method=method, fuse=fuse, precision=precision)
+    make_retargetable(template)
+    placeholders = projection_weights(vit, precision=precision)
+    for tensor in template.graph.initializer:
+        if tensor.name in placeholders:
+            tensor.ClearField("raw_data")
+        else:
+            store.place(tensor)
+    return template
+
+
+def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, onnx.TensorProto]) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            replacement = weights.pop(tensor.name)
+            if list(replacement.dims) != list(tensor.dims) or replacement.data_type != tensor.data_type:
+                raise ExportError(f"The traced graph holds {tensor.name} with another shape or type than the model.")
+            tensor.CopyFrom(replacement)
+            store.place(tensor)
+    if weights:
+        raise ExportError(f"The traced graph lacks the initializers {', '.join(sorted(weights)[:3])} …")
+
+
+def _file_name(degree: int) -> str:
+    return f"degree-{degree:02d}.onnx"
+
+
+def _name_of(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)
+
+
+def _describe(compensator: Compensator | None, scale: float | None) -> dict[str, Any] | None:
+    if compensator is None:
+        return None
+    return {"sha256": model_sha256(compensator), "scale": compensator.scale if scale is None else scale}
+
+
+def _describe_check(result: CheckResult | None) -> dict[str, Any] | None:
+    return None if result is None else {**asdict(result), "against": "torch, float32, CPU"}
