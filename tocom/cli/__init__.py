@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tocom import __version__
-from tocom.errors import TocomError
+from tocom.errors import RequestError, TocomError
 
-__all__ = ["app", "console", "main", "print_json"]
+__all__ = ["app", "console", "main", "parse_batch", "parse_degrees", "print_json", "steps"]
 
 app = typer.Typer(
     name="tocom",
@@ -31,6 +34,45 @@ VERBS = ("quickstart", "export", "calibrate", "run", "inspect", "doctor")
 def print_json(content: Any) -> None:
     """Print ``content`` as JSON on stdout, for machines."""
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def parse_degrees(text: str) -> list[int]:
+    """Read ``0,4,8`` or ``first:last:step`` (last included).
+
+    Raises:
+        RequestError: It is neither.
+    """
+    try:
+        if ":" in text:
+            first, last, step = (int(part) for part in text.split(":"))
+            return list(range(first, last + 1, step))
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(
+            f"The 'degrees' option must be numbers with commas (0,4,8) or first:last:step (0:16:4). Got {text!r} instead."
+        ) from error
+
+
+def parse_batch(text: str) -> int | tuple[int, int, int]:
+    """Read ``N`` or ``min:opt:max``.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    try:
+        sizes = [int(part) for part in text.split(":")]
+        return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
+    except (ValueError, IndexError) as error:
+        raise RequestError(f"The 'batch' option must be N or min:opt:max (1:4:8). Got {text!r} instead.") from error
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one line of progress; yields a function that takes what is being done, the steps done, and all steps."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _show_version(value: bool) -> None:

@@ -1,0 +1,133 @@
+"""``tocom doctor``: what this machine can do, and what would make it do more."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tocom import __version__
+from tocom.cli import console, print_json
+
+__all__ = ["Finding", "diagnose", "register"]
+
+_FREE_BYTES_WANTED = 10 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: Its name.
+        ok: Whether the part of tocom that needs it can work.
+        found: What was found.
+        cure: What to do about it; empty when nothing.
+    """
+
+    what: str
+    ok: bool
+    found: str
+    cure: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Explain what this machine can do: packages, driver, compiler, disk. Missing extras are no error."""
+    findings = diagnose()
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+        return
+    table = Table(title=f"tocom {__version__} on {platform.machine()}")
+    for column in ("", "what", "found", "to do"):
+        table.add_column(column)
+    for finding in findings:
+        table.add_row("[green]yes[/]" if finding.ok else "[yellow]no[/]", finding.what, finding.found, finding.cure)
+    console.print(table)
+
+
+def diagnose() -> list[Finding]:
+    """Look at this machine. Imports nothing heavy and changes nothing."""
+    return [check() for check in _CHECKS]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    ok = sys.version_info >= (3, 10)
+    return Finding("Python", ok, version, "" if ok else "install Python 3.10 or newer")
+
+
+def _packages(what: str, names: tuple[str, ...], extra: str) -> Callable[[], Finding]:
+    def look() -> Finding:
+        versions = {name: _version(name) for name in names}
+        missing = [name for name, version in versions.items() if version is None]
+        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
+        cure = f"pip install 'tocom[{extra}]' (lacks {', '.join(missing)})" if missing else ""
+        return Finding(what, not missing, found, cure)
+
+    return look
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> Finding:
+    # The driver itself tells without a subprocess: present with the kernel module, absent without.
+    note = Path("/proc/driver/nvidia/version")
+    if note.exists():
+        return Finding("NVIDIA driver", True, note.read_text().splitlines()[0])
+    if Path("/etc/nv_tegra_release").exists():
+        return Finding("NVIDIA driver", True, Path("/etc/nv_tegra_release").read_text().splitlines()[0])
+    return Finding("NVIDIA driver", False, "none", "only ONNX Runtime on the CPU will serve; install a driver for a GPU")
+
+
+def _nvcc() -> Finding:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    path = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if path:
+        return Finding("nvcc", True, path)
+    return Finding("nvcc", False, "none", "needed only to build op plugins: install the CUDA toolkit, or set CUDA_HOME")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    ok = free >= _FREE_BYTES_WANTED
+    cure = "" if ok else f"free at least {_FREE_BYTES_WANTED >> 30} GiB: torch and engines are large"
+    return Finding("disk", ok, f"{free / 2**30:.1f} GiB free here", cure)
+
+
+def _cpu() -> Finding:
+    count = len(os.sched_getaffinity(0))
+    return Finding("CPU", True, f"{count} usable")
+
+
+_CHECKS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    _cpu,
+    _disk,
+    _packages("runtime on ONNX Runtime", ("numpy", "onnxruntime", "pillow"), "runtime"),
+    _packages("training", ("torch", "torchvision", "timm", "safetensors"), "train"),
+    _packages("export", ("torch", "timm", "onnx", "onnxscript", "onnxruntime"), "export"),
+    _packages("plots", ("matplotlib",), "plots"),
+    _packages("TensorRT", ("tensorrt",), "tensorrt"),
+    _packages("TensorRT-RTX", ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"), "rtx"),
+    _driver,
+    _nvcc,
+)

@@ -1,0 +1,115 @@
+"""``tocom export``: a checkpoint and a compensator become a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tocom.cli import console, parse_batch, parse_degrees, print_json, steps
+
+if TYPE_CHECKING:
+    from tocom.bundle import Bundle
+
+__all__ = ["bundle_table", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)
+
+
+def export(
+    model: Annotated[str, typer.Option(help="timm model name.")],
+    degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint file, 'pretrained' (timm's hub), or 'random' (for timing only).")
+    ] = "pretrained",
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
+    scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
+    source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
+    method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
+    precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="Batch: N, or min:opt:max.")] = "1",
+    labels: Annotated[Path | None, typer.Option(help="Text file with one class name per line.")] = None,
+    check: Annotated[bool, typer.Option(help="Compare every degree with torch.")] = True,
+    check_images: Annotated[Path | None, typer.Option(help="Images for the check; default: synthetic ones.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Write a bundle: one ONNX file per degree, the compensator merged in, weights stored once."""
+    wanted, sizes = parse_degrees(degrees), parse_batch(batch)
+    names = _read_labels(labels)
+
+    import numpy as np
+
+    from tocom.compensator import Compensator
+    from tocom.data import ImageFiles
+    from tocom.export import export as run
+    from tocom.models import input_config, load_model
+
+    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
+    images = None
+    if check_images is not None:
+        files = ImageFiles(check_images, input_config(loaded.model))
+        images = np.stack([files[index].numpy() for index in range(min(len(files), 8))])
+    with steps() as progress:
+        bundle = run(
+            loaded,
+            out,
+            degrees=wanted,
+            compensator=None if compensator is None else Compensator.load(compensator),
+            scale=scale,
+            source_degree=source_degree,
+            method=method,
+            fuse=fuse,
+            precision=precision,
+            batch=sizes,
+            labels=names,
+            check=check,
+            check_images=images,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print_json(bundle.manifest)
+    else:
+        console.print(bundle_table(bundle))
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """Return the degrees of a bundle as a table."""
+    manifest: dict[str, Any] = bundle.manifest
+    random = " [red](random weights: for timing only)[/]" if manifest["model"]["weights"] == "random" else ""
+    table = Table(title=f"{bundle.path}: {bundle.model_name}{random}, {manifest['method']}, {bundle.precision}")
+    for column in ("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"):
+        table.add_column(column, justify="right")
+    for entry in manifest["degrees"]:
+        counts, check = entry["token_counts"], entry["check"]
+        table.add_row(
+            str(entry["degree"]),
+            f"{counts[0]} … {counts[-1]}",
+            f"{entry['macs'] / 1e9:.2f}",
+            f"{manifest['files'][entry['onnx']]['size'] / 1024:.0f}",
+            "not checked" if check is None else f"{check['max_abs_difference']:.1e}",
+        )
+    total = sum(file["size"] for file in manifest["files"].values())
+    table.caption = f"{total / 2**20:.1f} MiB in all; weights stand once"
+    return table
+
+
+def _read_labels(path: Path | None) -> list[str] | None:
+    from tocom.errors import DataError
+
+    if path is None:
+        return None
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the labels {path}: {error}. It must be text, one class name per line.") from error

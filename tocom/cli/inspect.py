@@ -1,0 +1,55 @@
+"""``tocom inspect``: what is in a bundle, a compensator or a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tocom.cli import console, print_json
+from tocom.errors import RequestError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(inspect)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle's folder, a compensator (.safetensors) or a profile (.json).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show what is in a bundle (every file checked against the manifest), a compensator or a profile."""
+    if path.is_dir():
+        from tocom.bundle import Bundle
+        from tocom.cli.export import bundle_table
+
+        bundle = Bundle(path)
+        if as_json:
+            print_json(bundle.manifest)
+        else:
+            console.print(bundle_table(bundle))
+        return
+    if not path.exists():
+        raise RequestError(f"The 'path' argument must be a bundle, a compensator or a profile. {path} does not exist.")
+    if path.suffix == ".safetensors":
+        from tocom.compensator import Compensator
+
+        facts: dict[str, Any] = Compensator.load(path).describe()
+    elif path.suffix == ".json":
+        from tocom.profile import Profile
+
+        facts = Profile.load(path).to_json()
+    else:
+        raise RequestError(f"The 'path' argument must be a folder, a .safetensors or a .json file. Got {path} instead.")
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(title=str(path), show_header=False)
+    for key, value in facts.items():
+        table.add_row(key, str(value))
+    console.print(table)
