@@ -1,0 +1,83 @@
+"""``tocom plugins``: the op plugin library for TensorRT and TensorRT-RTX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tocom.cli import console, print_json
+from tocom.errors import RequestError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    plugins = typer.Typer(help="The op plugin library for TensorRT and TensorRT-RTX.", no_args_is_help=True)
+    plugins.command()(build)
+    plugins.command()(inspect)
+    app.add_typer(plugins, name="plugins")
+
+
+def build(
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Compute capabilities times ten, such as 87 or 80,86; default: all that the toolkit knows."),
+    ] = None,
+    tensorrt_include: Annotated[Path | None, typer.Option(help="Folder of TensorRT's headers.")] = None,
+    nvcc: Annotated[Path | None, typer.Option(help="The CUDA compiler.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compile the op plugin library, or take it from the cache."""
+    from tocom.export.plugin_library import build_library
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    library = build_library(
+        architectures=parse_architectures(arch), tensorrt_include=tensorrt_include, nvcc=nvcc, say=say
+    )
+    _show(library, as_json)
+
+
+def inspect(
+    library: Annotated[Path, typer.Argument(help="An op plugin library.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Tell what an op plugin library was compiled for, without loading it."""
+    from tocom.export.plugin_library import read_library
+
+    _show(read_library(library), as_json)
+
+
+def parse_architectures(text: str | None) -> tuple[int, ...] | None:
+    """Return the architectures in ``text``, such as ``80,86``.
+
+    Raises:
+        RequestError: It is no list of numbers.
+    """
+    if text is None:
+        return None
+    parts = [part.strip().removeprefix("sm_") for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise RequestError(f"The '--arch' option must be numbers such as 87 or 80,86. Got {text!r} instead.")
+    return tuple(int(part) for part in parts)
+
+
+def _show(library: Any, as_json: bool) -> None:
+    facts: dict[str, Any] = {
+        "path": str(library.path),
+        "sha256": library.sha256,
+        "tensorrt": ".".join(map(str, library.tensorrt)),
+        "cuda": ".".join(map(str, library.cuda)),
+        "architectures": list(library.architectures),
+        "machine": library.machine,
+        "size_bytes": library.path.stat().st_size,
+        "build_seconds": round(library.build_seconds, 3),
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(facts["path"])
