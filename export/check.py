@@ -82,7 +82,7 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
             )
     if undecided.all():
         raise ExportError(
-            f"{path.name} could not be checked: on all {len(images)} images torch itself chooses other tokens in float32 "
+            f"{path.name} could not be checked: on all {len(images)} images torch chooses other tokens in float32 "
             "than in float64. Check on real images (--check-images FOLDER)."
         )
     return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))

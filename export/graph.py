@@ -35,7 +35,9 @@ def make_retargetable(model: onnx.ModelProto) -> None:
         wanted = numpy_helper.to_array(constants[node.input[1]]).tolist()
         source, result = shapes.get(node.input[0]), shapes.get(node.output[0])
         if source is None or result is None:
-            raise ExportError(f"The exporter left no shape for Reshape {node.name!r}; its token count cannot be traced.")
+            raise ExportError(
+                f"The exporter left no shape for Reshape {node.name!r}; its token count cannot be traced."
+            )
         general = [
             0 if index and index < len(source) and source[index] == size == result[index] else size
             for index, size in enumerate(wanted)
@@ -73,7 +75,7 @@ def at_degree(
     sizes = {value.name: value for value in graph.value_info}
     del graph.value_info[:]
     counts = token_counts(tokens, removed)
-    # Nodes of our domain stand in the order of the blocks. The template was traced at degree 1, which leaves at least as
+    # Nodes of our domain stand in the order of the blocks. The template has degree 1, which leaves at least as
     # many tokens to every block as any other degree: it has a node wherever any degree needs one.
     blocks = iter(index for index, r in enumerate(removal_schedule(tokens, len(removed), 1, prefix)) if r)
     bypass: dict[str, str] = {}
@@ -148,7 +150,9 @@ def _finish(model: onnx.ModelProto, precision: str) -> None:
     used = {(node.op_type, _fuse(node)) for node in model.graph.node if node.domain == DOMAIN}
     del model.functions[:]
     for op_type, fuse in sorted(used):
-        function = token_merge_function(precision) if op_type == "TokenMerge" else token_prune_function(precision, fuse=fuse)
+        function = (
+            token_merge_function(precision) if op_type == "TokenMerge" else token_prune_function(precision, fuse=fuse)
+        )
         model.functions.append(function)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if not used:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tocom.compensator import Compensator
 from tocom.export.trace import DTYPES, projection_name
 
-__all__ = ["WeightStore", "projection_weights"]
+__all__ = ["WeightStore", "projection_weights", "tensor_bytes"]
 
 # Smaller tensors stay in the ONNX file: shapes and scalars, which parsers want to see at once.
 _MIN_EXTERNAL_BYTES = 1024
@@ -93,6 +93,14 @@ def projection_weights(
             key = projection_name(index, name, "weight")
             tensors[key] = _to_onnx(weight.t().contiguous().to(DTYPES[precision]), key)
     return tensors
+
+
+def tensor_bytes(path: Path) -> int:
+    """Return what one degree would take alone: its ONNX file and the weights that it refers to, in bytes."""
+    graph = onnx.load(path, load_external_data=False).graph
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer]
+    # By offset: several initializers may be one stored tensor.
+    return path.stat().st_size + sum({place["offset"]: int(place["length"]) for place in places if place}.values())
 
 
 def _to_onnx(weight: Tensor, name: str) -> onnx.TensorProto:

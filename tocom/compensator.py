@@ -194,7 +194,7 @@ class Compensator(nn.Module):
             if getattr(self, name) != value:
                 raise CompensatorError(
                     f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) has {name} "
-                    f"{getattr(self, name)}, the model {_model_name(model)} has {value}. Use one trained for this model."
+                    f"{getattr(self, name)}, the model {_model_name(model)} has {value}. Use one trained for it."
                 )
         if method is not None and method != self.method:
             raise CompensatorError(
@@ -273,7 +273,9 @@ class Compensator(nn.Module):
         got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if expected != got:
             name = sorted(set(expected.items()) ^ set(got.items()))[0][0]
-            raise CompensatorError(f"{path}: tensor {name} should have shape {expected.get(name)}, got {got.get(name)}.")
+            raise CompensatorError(
+                f"{path}: tensor {name} should have shape {expected.get(name)}, got {got.get(name)}."
+            )
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")
         compensator.load_state_dict(tensors, strict=True)

@@ -202,7 +202,7 @@ def check_supported(model: nn.Module) -> None:
     name = type(model).__name__
     if not isinstance(model, VisionTransformer):
         raise ModelError(
-            f"{name} is not supported: tocom compresses plain Vision Transformers (timm's VisionTransformer). Windowed, "
+            f"{name} is not supported: tocom compresses plain ViTs (timm's VisionTransformer). Windowed, "
             "hierarchical and rotary-position models need each token's place on the grid, which merging gives up."
         )
     if isinstance(model.blocks, CompressedBlocks):

@@ -40,4 +40,6 @@ class ImageFiles(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
+        if index >= len(self.paths):
+            raise IndexError(index)  # ends iteration
         return torch.from_numpy(np.ascontiguousarray(read_image(self.paths[index], self._entry)))

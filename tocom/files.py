@@ -14,7 +14,7 @@ from typing import Any
 
 from tocom.errors import OutputError
 
-__all__ = ["atomic_folder", "atomic_path", "sha256_file", "write_json"]
+__all__ = ["atomic_folder", "atomic_path", "check_writable", "sha256_file", "write_json"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -96,6 +96,21 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def check_writable(folder: Path | str) -> None:
+    """Make the folder and try to write in it: before long work, not after.
+
+    Raises:
+        OutputError: It cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically. NaN and infinity are refused: they are no JSON."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -115,4 +130,6 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
     if isinstance(error, OutputError):
         return error
     reason = error.strerror or str(error)
-    return OutputError(f"Cannot write {path}: {reason}. Check the folder's permissions and free space, or choose another.")
+    return OutputError(
+        f"Cannot write {path}: {reason}. Check the folder's permissions and free space, or choose another."
+    )

@@ -148,11 +148,15 @@ def _load_strict(model: VisionTransformer, name: str, path: Path, state: dict[st
     got = {key: tuple(tensor.shape) for key, tensor in state.items()}
     problems = [f"missing {key}" for key in expected if key not in got]
     problems += [f"unexpected {key}" for key in got if key not in expected]
-    problems += [f"{key} has shape {got[key]}, expected {expected[key]}" for key in expected if got.get(key, expected[key]) != expected[key]]
+    problems += [
+        f"{key} has shape {got[key]}, expected {expected[key]}"
+        for key in expected
+        if got.get(key, expected[key]) != expected[key]
+    ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise ModelError(
-            f"The checkpoint {path} does not fit {name}: {shown}. Check the model's name, --num-classes and --image-size."
+            f"The checkpoint {path} does not fit {name}: {shown}. Check the name, --num-classes and --image-size."
         )
     model.load_state_dict(state, strict=True)
 

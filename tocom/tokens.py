@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tocom.errors import DegreeError
 
-__all__ = ["METHODS", "check_method", "removal_schedule", "removable", "token_counts"]
+__all__ = ["METHODS", "check_method", "removable", "removal_schedule", "token_counts"]
 
 METHODS = ("merge", "prune")
 

@@ -96,7 +96,9 @@ class StepReport:
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher ‖ student) at temperature 1, in float32."""
-    return F.kl_div(student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="batchmean", log_target=True)
+    return F.kl_div(
+        student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="batchmean", log_target=True
+    )
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
@@ -142,7 +144,9 @@ def train(
         raise RequestError("The 'loss' parameter cannot be 'kl': the model has no classifier. Use 'cosine' or 'mse'.")
     cap = removable(input_tokens(model), model.num_prefix_tokens)
     if config.groups > cap:
-        raise RequestError(f"The 'groups' parameter must be at most {cap}, what one block can remove. Got {config.groups}.")
+        raise RequestError(
+            f"The 'groups' parameter must be at most {cap}, what one block can remove. Got {config.groups}."
+        )
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     if count < 2:
         raise DataError(f"Training needs at least 2 images. Got {count}.")
@@ -198,9 +202,7 @@ def _run(
     generator = torch.Generator().manual_seed(config.seed)
     sampler = RandomSampler(images, num_samples=config.steps * config.batch_size, generator=generator)  # type: ignore[arg-type]
     batches = DataLoader(images, batch_size=config.batch_size, sampler=sampler)
-    optimizer = torch.optim.AdamW(
-        compensator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(compensator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.final_learning_rate)
     start = time.perf_counter()
     for step, batch in enumerate(batches):

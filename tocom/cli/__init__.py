@@ -49,7 +49,7 @@ def parse_degrees(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise RequestError(
-            f"The 'degrees' option must be numbers with commas (0,4,8) or first:last:step (0:16:4). Got {text!r} instead."
+            f"The 'degrees' option must be numbers (0,4,8) or first:last:step (0:16:4). Got {text!r} instead."
         ) from error
 
 

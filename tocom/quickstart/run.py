@@ -1,0 +1,271 @@
+"""The quickstart: every arrow of the way of the data, in order."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tocom.bundle import Bundle
+from tocom.calibration import calibrate, measure_accuracy
+from tocom.compensator import Compensator
+from tocom.compress import compress
+from tocom.data import ImageFiles
+from tocom.export import export
+from tocom.export.weights import tensor_bytes
+from tocom.files import atomic_path, check_writable, write_json
+from tocom.models import LoadedModel, input_config
+from tocom.quickstart.cells import LABELS, Cell, split_cells
+from tocom.quickstart.head import features, fit_head, pooled
+from tocom.quickstart.stream import budget_steps, stream
+from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
+from tocom.runtime import Runtime
+from tocom.training import TrainingConfig, train
+
+__all__ = ["QuickstartConfig", "quickstart"]
+
+Progress = Callable[[str, int, int], None]
+# ToCom tries these at use and keeps the best on held-out data.
+_SCALES = (0.05, 0.08, 0.1, 0.12, 0.15)
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Sizes of the quickstart; the defaults end within ten minutes on two cores.
+
+    Attributes:
+        degrees: Target degrees of the bundle.
+        train: Cells that head and compensator learn from; the compensator sees no label.
+        held_out: Cells that choose the scale and rank the degrees.
+        test: Cells that the figures are of.
+        training: Of the compensator.
+        gap_images: Held-out cells for the feature gap.
+        latency_samples: Timed inferences per degree.
+        per_budget: Requests under each budget of the stream.
+        seed: Of the split.
+    """
+
+    degrees: tuple[int, ...] = (0, 4, 8, 12, 16, 20)
+    train: int = 700
+    held_out: int = 120
+    test: int = 250
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(groups=20, steps=96, batch_size=8, learning_rate=1e-3)
+    )
+    gap_images: int = 32
+    latency_samples: int = 60
+    per_budget: int = 40
+    seed: int = 0
+
+
+def quickstart(
+    out: Path | str, config: QuickstartConfig | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Convert, fit, train, export, calibrate and stream; write a bundle, all figures as JSON, and a picture.
+
+    Args:
+        out: Folder for ``bundle/``, ``bundle-without-compensator/``, ``model.safetensors``,
+            ``compensator.safetensors``, ``figures.json`` and ``quickstart.png``. What of these is there is replaced.
+        config: Sizes.
+        progress: Called with the stage, the steps done, and all steps.
+
+    Returns:
+        The content of ``figures.json``.
+
+    Raises:
+        DataError: The packages with weights and images are not installed.
+        OutputError: ``out`` cannot be written.
+    """
+    out, config = Path(out), config or QuickstartConfig()
+    report = progress or (lambda *_: None)
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def stage(name: str, total: int = 1) -> Callable[[int, int], None]:
+        nonlocal began
+        now = time.perf_counter()
+        if seconds:
+            seconds[list(seconds)[-1]] = round(now - began, 1)
+        seconds[name], began = 0.0, now
+        report(name, 0, total)
+        return lambda done, total: report(name, done, total)
+
+    check_writable(out)
+    stage("reading weights and images")
+    split = split_cells(config.train, config.held_out, config.test, config.seed)
+    model = timm.create_model(BACKBONE, pretrained=False, img_size=IMAGE_SIZE, num_classes=0).eval()
+    model.load_state_dict(read_backbone(), strict=True)
+    entry = input_config(model)
+
+    advance = stage("fitting a linear head on frozen features")
+    inputs = features(model, _files(split.train, entry), advance)
+    head = fit_head(inputs, [cell.label for cell in split.train])
+
+    stage("training the compensator")
+    compensator = train(
+        model,
+        _files(split.train, entry),
+        config.training,
+        progress=lambda step: report("training the compensator", step.step, step.steps),
+    )
+
+    advance = stage("measuring the feature gap and choosing the scale")
+    held_out = torch.stack(list(_files(split.held_out[: config.gap_images], entry)))
+    gaps, scales = _feature_gaps(model, compensator, held_out, config.degrees, advance)
+    compensator.scale = max(scales, key=scales.__getitem__)
+    compensator.metadata["scale_chosen_by"] = f"feature gap on {len(held_out)} held-out images"
+    for degree in gaps:
+        gaps[degree]["with_compensator"] = gaps[degree].pop("by_scale")[compensator.scale]
+    compensator.save(out / "compensator.safetensors")
+
+    model.reset_classifier(len(LABELS))
+    model.head.load_state_dict(head.state_dict())
+    _save_model(model, out / "model.safetensors")
+    loaded = LoadedModel(model.eval(), BACKBONE, "file", LABELS)
+    real = torch.stack(list(_files(split.test[:4], entry))).numpy()
+    bundles: dict[str, Bundle] = {}
+    for name, part in (("bundle", compensator), ("bundle-without-compensator", None)):
+        label = f"exporting {name}"
+        stage(label)
+        bundles[name] = export(
+            loaded,
+            out / name,
+            degrees=config.degrees,
+            compensator=part,
+            check_images=real,
+            overwrite=True,
+            progress=lambda what, done, total, label=label: report(f"{label}: {what}", done, total),
+        )
+
+    stage("calibrating on this machine")
+    profile = calibrate(
+        bundles["bundle"].path,
+        [(cell.path, cell.label) for cell in split.held_out],
+        samples=config.latency_samples,
+        progress=lambda what, done, total: report(f"calibrating: {what}", done, total),
+    )
+    test = [(cell.path, cell.label) for cell in split.test]
+    accuracy = {}
+    for name, bundle in bundles.items():
+        label = f"accuracy on test cells, {name}"
+        stage(label)
+        # Degree 0 is the same in both.
+        wanted = [degree for degree in config.degrees if degree or name == "bundle"]
+        with Runtime.open(bundle.path, degrees=wanted) as runtime:
+            accuracy[name] = measure_accuracy(
+                runtime, test, progress=lambda what, done, total, label=label: report(label, done, total)
+            )
+
+    advance = stage("streaming under a stepping budget")
+    cells = [image.numpy()[None] for image in _files(split.test[:64], entry)]
+    with Runtime.open(bundles["bundle"].path, profile=profile) as runtime:
+        requests, budgets = stream(runtime, cells, budget_steps(profile), config.per_budget, advance)
+        backend = f"{runtime.backend.name}: {runtime.backend.reason}"
+    stage("done")
+
+    bundle, plain = bundles["bundle"], accuracy["bundle-without-compensator"]
+    dense_bytes = tensor_bytes(bundle.onnx_path(0))
+    rows = [
+        {
+            "degree": degree,
+            "token_counts": list(entry.token_counts),
+            "macs": entry.macs,
+            "bytes": tensor_bytes(bundle.onnx_path(degree)),
+            "accuracy": vars(accuracy["bundle"][degree]),
+            "accuracy_without_compensator": vars(plain[degree] if degree in plain else accuracy["bundle"][degree]),
+            "feature_gap": gaps.get(degree),
+            "p50_ms": profile.degrees[degree].latency.p50_ms,
+            "p95_ms": profile.degrees[degree].latency.p95_ms,
+            "held_out_accuracy": vars(profile.degrees[degree].accuracy),
+            "largest_difference_to_torch": bundle.manifest["degrees"][index]["check"]["max_abs_difference"],
+        }
+        for index, (degree, entry) in enumerate(bundle.degrees.items())
+    ]
+    figures = {
+        "machine": _machine(backend),
+        "cells": {"train": config.train, "held_out": config.held_out, "test": config.test, "seed": config.seed},
+        "scale": compensator.scale,
+        "share_of_gap_closed_by_scale": scales,
+        "degrees": rows,
+        "bundle_bytes": sum(file["size"] for file in bundle.manifest["files"].values()),
+        "dense_bytes": dense_bytes,
+        "budgets": budgets,
+        "requests": requests,
+        "seconds": {name: value for name, value in seconds.items() if name != "done"},
+    }
+    write_json(out / "figures.json", figures)
+    from tocom.quickstart.picture import draw
+
+    draw(figures, out / "quickstart.png")
+    return figures
+
+
+def _files(cells: list[Cell], entry: dict[str, Any]) -> ImageFiles:
+    return ImageFiles([cell.path for cell in cells], entry)
+
+
+def _feature_gaps(
+    model: VisionTransformer,
+    compensator: Compensator,
+    images: Tensor,
+    degrees: tuple[int, ...],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[int, dict[str, Any]], dict[float, float]]:
+    """Return one minus cosine to the dense feature per degree, and the mean share that each scale closes of it."""
+
+    def gap(at: nn.Module) -> float:
+        parts = [pooled(at, part) for part in images.split(8)]
+        return float((1 - F.cosine_similarity(torch.cat(parts), dense, dim=-1)).mean())
+
+    compressed = [degree for degree in degrees if degree]
+    total, done = len(compressed) * (1 + len(_SCALES)), 0
+    gaps: dict[int, dict[str, Any]] = {}
+    with torch.no_grad():
+        dense = torch.cat([pooled(model, part) for part in images.split(8)])
+        for degree in compressed:
+            gaps[degree] = {"without_compensator": gap(compress(model, degree)), "by_scale": {}}
+            for scale in _SCALES:
+                gaps[degree]["by_scale"][scale] = gap(compress(model, degree, compensator=compensator, scale=scale))
+                done += 1
+                progress(done, total)
+    scales = {
+        scale: float(np.mean([1 - each["by_scale"][scale] / each["without_compensator"] for each in gaps.values()]))
+        for scale in _SCALES
+    }
+    return gaps, scales
+
+
+def _save_model(model: VisionTransformer, path: Path) -> None:
+    with atomic_path(path) as beside:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+            beside,
+            metadata={"labels": "\n".join(LABELS)},
+        )
+
+
+def _machine(backend: str) -> dict[str, str]:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": (names or [platform.processor() or platform.machine()])[0],
+        "cores": str(len(os.sched_getaffinity(0))),
+        "backend": backend,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
