@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tocom.runtime.backends import Backend, Engine
 
 from tocom import __version__
 from tocom.bundle import Bundle
 from tocom.errors import CalibrationError
 from tocom.profile import DegreeProfile, Latency, Profile, find_profiles
+from tocom.runtime.backends import Backend, Engine
 
 __all__ = ["INTERVAL", "identity_of", "latency_of", "matching_profile", "short_profile"]
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tocom.bundle import Bundle
+from tocom.errors import DegreeError, RequestError
+from tocom.profile import Profile
 from tocom.runtime import policy
 from tocom.runtime.backends import Backend, Engine, open_backend
 from tocom.runtime.checks import check_budget, check_images
 from tocom.runtime.latency import LatencyModel
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
 from tocom.runtime.result import Result
-
-from tocom.bundle import Bundle
-from tocom.errors import DegreeError, RequestError
-from tocom.profile import Profile
 
 __all__ = ["Runtime", "State"]
 
@@ -130,6 +130,7 @@ class Runtime:
         try:
             identity = identity_of(bundle, opened)
             found = matching_profile(bundle, identity, chosen, profile)
+            opened.prepare(chosen)
             for degree in chosen:
                 engines[degree] = opened.load(degree)
             runtime = cls(

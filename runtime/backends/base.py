@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class Backend(Protocol):
     reason: str
     device: Mapping[str, str]
     threads: int
+
+    def prepare(self, degrees: Sequence[int]) -> None:
+        """Do once what these degrees share, before the first of them is loaded."""
 
     def load(self, degree: int) -> Engine:
         """Make a degree resident.

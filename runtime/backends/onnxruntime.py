@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from tocom.runtime.identity import cpu_identity, usable_cores
 
 from tocom.bundle import Bundle
-from tocom.errors import EngineError
+from tocom.errors import EngineError, OutputError
+from tocom.runtime.backends.weight_cache import WeightCache
+from tocom.runtime.identity import cpu_identity, usable_cores
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine"]
+
+log = logging.getLogger("tocom.runtime")
+
+_arena_registered = False
 
 
 class OnnxRuntimeEngine:
@@ -39,17 +46,31 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeBackend:
     """Sessions of one bundle.
 
+    On the CPU, several degrees share one copy of each packed weight (see :mod:`.weight_cache`) and one activation
+    arena. Where the cache cannot be written, each session packs its own, with a warning.
+
     Args:
         bundle: The bundle.
         threads: CPU threads of one inference; None takes the usable physical cores.
         reason: Why this backend was chosen.
         cuda: Use the CUDA provider, and fail where it is missing.
+        share_weights: Let the degrees share packed weights.
+        cache_folder: Where packed weights are kept; None takes the user's cache folder.
 
     Raises:
         EngineError: onnxruntime is not installed, or has no CUDA provider.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "", cuda: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        reason: str = "",
+        cuda: bool = False,
+        share_weights: bool = True,
+        cache_folder: Path | None = None,
+    ) -> None:
         try:
             import onnxruntime  # type: ignore[import-untyped]
         except ImportError as error:
@@ -58,6 +79,9 @@ class OnnxRuntimeBackend:
             ) from error
         self._ort = onnxruntime
         self._bundle = bundle
+        self._share_weights = share_weights and not cuda
+        self._cache_folder = cache_folder
+        self._cache: WeightCache | None = None
         self.name = "onnxruntime-cuda" if cuda else "onnxruntime"
         self.reason = reason
         self.threads = usable_cores() if threads is None else threads
@@ -71,28 +95,88 @@ class OnnxRuntimeBackend:
                 )
             self._providers.insert(0, "CUDAExecutionProvider")
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the degrees that are loaded next share one copy of their weights."""
+        return self._cache is not None
+
+    def prepare(self, degrees: Sequence[int]) -> None:
+        """Pack the weights of these degrees once, if they can be shared; a later start finds them packed."""
+        if not self._share_weights or len(degrees) < 2:
+            return
+        cache = WeightCache(self._bundle, degrees, runtime_version=self._ort.__version__, folder=self._cache_folder)
+        try:
+            if not cache.ready():
+                cache.build(self._save_packed)
+        except (OutputError, EngineError) as error:
+            # Another process may have built the same cache meanwhile, which makes the rename fail.
+            if not cache.ready():
+                log.warning(
+                    "the degrees do not share weights and take more memory: %s (set TOCOM_CACHE to a writable folder)",
+                    error,
+                )
+                return
+        self._cache = cache
+
     def load(self, degree: int) -> OnnxRuntimeEngine:
         """Open a session for a degree."""
+        options = self._options()
         path = self._bundle.onnx_path(degree)
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            session = self._ort.InferenceSession(str(path), options, providers=self._providers)
-        except Exception as error:  # see OnnxRuntimeEngine.run
-            if "bad_alloc" in str(error) or "Failed to allocate" in str(error):
-                raise MemoryError(f"degree {degree} does not fit: {_one_line(error)}") from error
-            raise EngineError(
-                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_one_line(error)} "
-                "Check the bundle with 'tocom inspect', or export it anew."
-            ) from error
+        if self._cache is not None:
+            path = self._cache.model(degree)
+            # The cached model is optimised already; doing it again would make private copies of the weights.
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            if _shared_arena(self._ort):
+                options.add_session_config_entry("session.use_env_allocators", "1")
+        session = self._session(path, options, degree)
         if self.name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise EngineError("the CUDA provider is installed but does not start here. See 'tocom doctor'.")
         return OnnxRuntimeEngine(session, degree, self._bundle.output_names)
 
     def close(self) -> None:
         """Sessions hold everything; nothing to release."""
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads of an idle session spin for a while by default: after a switch they fight the new session's threads
+        # for the cores (two cores, DeiT-S: 57 ms in place of 30).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def _save_packed(self, path: Path, config: dict[str, str], target: Path) -> None:
+        options = self._options()
+        options.optimized_model_filepath = str(target)
+        for key, value in config.items():
+            options.add_session_config_entry(key, value)
+        self._session(path, options, None)
+
+    def _session(self, path: Path, options: Any, degree: int | None) -> Any:
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=self._providers)
+        except Exception as error:  # see OnnxRuntimeEngine.run
+            if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "Failed to allocate" in str(error):
+                raise MemoryError(f"degree {degree} does not fit: {_one_line(error)}") from error
+            raise EngineError(
+                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_one_line(error)} "
+                "Check the bundle with 'tocom inspect', or export it anew."
+            ) from error
+
+
+def _shared_arena(ort: Any) -> bool:
+    """Register one CPU arena for all sessions of this process that ask for it. Sessions run one at a time here."""
+    global _arena_registered
+    if not _arena_registered:
+        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        try:
+            ort.create_and_register_allocator(info, None)
+        except Exception as error:  # see OnnxRuntimeEngine.run
+            # Somebody else in this process registered one: that serves as well.
+            log.debug("no arena of our own: %s", error)
+        _arena_registered = True
+    return _arena_registered
 
 
 def _closed(*_: Any) -> Any:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tocom.runtime.backends.base import Backend
-
 from tocom.bundle import Bundle
 from tocom.errors import EngineError, RequestError
+from tocom.runtime.backends.base import Backend
 
 __all__ = ["BACKENDS", "open_backend"]
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bundle
-from tocom.calibration import calibrate, measure_accuracy, measure_latency, wilson_interval
-from tocom.runtime import Runtime
 
+from tocom.calibration import calibrate, measure_accuracy, measure_latency, wilson_interval
 from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
 from tocom.profile import Profile
+from tocom.runtime import Runtime
 
 
 @pytest.fixture

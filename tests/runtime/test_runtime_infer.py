@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
-from tocom.runtime import Runtime
-from tocom.runtime.profiles import identity_of
 
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
 from tocom.profile import Accuracy, DegreeProfile, Latency, Profile
+from tocom.runtime import Runtime
+from tocom.runtime.profiles import identity_of
 
 
 def profile_for(runtime: Runtime, p95_ms: dict[int, float], accuracy: dict[int, float] | None = None) -> Profile:
