@@ -239,7 +239,7 @@ class Compensator(nn.Module):
             ) from error
         if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
             raise CompensatorError(
-                f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, expected {FORMAT!r} "
+                f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, not {FORMAT!r} "
                 f"version {VERSION!r}. Train it anew with this tocom."
             )
         missing = [name for name in _NEEDED if name not in metadata]
