@@ -1,0 +1,207 @@
+"""bundle → engines: one per degree, for TensorRT or TensorRT-RTX, through one code path."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tocom.bundle import Bundle
+from tocom.errors import EngineError, RequestError, TocomError
+from tocom.export.engine_backend import BackendFound, Device, find_backend, find_device
+from tocom.export.engine_options import BuildOptions
+from tocom.export.engine_process import Job, build_engines
+from tocom.export.engine_record import Plan, is_current, library_name, read_record, write_record
+from tocom.export.engine_source import read_source
+from tocom.export.file_lock import exclusive
+from tocom.export.plugin_library import OpPluginLibrary, build_library, check_library, read_library
+from tocom.files import atomic_path, sha256_file
+
+__all__ = ["EngineSet", "build", "engine_folder"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of one bundle for one device.
+
+    Attributes:
+        folder: Where they are.
+        records: Each degree's sidecar, ascending by degree.
+        built: The degrees built now; the others were current.
+        notes: What people should know, such as why the lowering is native.
+    """
+
+    folder: Path
+    records: dict[int, dict[str, Any]]
+    built: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def build(
+    bundle: Bundle | Path | str,
+    *,
+    backend: str = "auto",
+    lowering: str | None = None,
+    degrees: Sequence[int] | None = None,
+    batch: tuple[int, int, int] | int | None = None,
+    workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    embed_op_plugin: bool = False,
+    timing_cache: Path | str | None = None,
+    op_plugin: Path | str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> EngineSet:
+    """Build the engines that are missing or no longer current, in a child process.
+
+    Args:
+        bundle: The bundle, or its folder.
+        backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto`` for the first that is installed.
+        lowering: ``plugin`` or ``native``; None takes the op plugin, and where its library cannot be built, native.
+        degrees: Degrees to build; None takes all of the bundle.
+        batch: Batch, or (smallest, optimal, largest); None takes the bundle's.
+        workspace_mib: Most scratch memory of a layer, in MiB.
+        optimization_level: 0 (fast build) … 5 (fast engine).
+        version_compatible: Engines that newer TensorRT versions of the same major load.
+        hardware_compatible: Engines for other architectures too.
+        embed_op_plugin: Put the op plugin library into the engines.
+        timing_cache: File that keeps measured timings; None keeps one beside the engines.
+        op_plugin: A library built elsewhere; None builds or takes the cached one.
+        progress: Called with what is being done, the steps done, and all steps.
+        say: Told what was found and decided, one line each.
+
+    Returns:
+        The engines, in ``bundle/engines/<device>/``.
+
+    Raises:
+        BundleError: The bundle is missing, damaged, or has no such degree.
+        RequestError: An option is out of its range.
+        EngineError: The backend is missing, the library does not fit, or an engine cannot be built.
+        OutputError: The folder cannot be written.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    tell = say or (lambda line: None)
+    options = BuildOptions(
+        lowering=lowering or "plugin",
+        batch=_batch_range(bundle, batch),
+        workspace_mib=workspace_mib,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        embed_op_plugin=embed_op_plugin,
+    )
+    chosen = sorted(set(bundle.degrees if degrees is None else degrees))
+    sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
+    found = find_backend(backend)
+    device = find_device()
+    if found.name == "tensorrt" and device is None:
+        raise EngineError(
+            "TensorRT builds engines on the GPU they run on, and this machine shows none. Build on the device, or "
+            "for TensorRT-RTX: --backend tensorrt-rtx."
+        )
+    tell(f"{found.name} {found.version}, {device.name if device else 'no GPU: portable engines'}")
+    library, notes = None, []
+    if options.lowering == "plugin" and any(source.op_nodes for source in sources.values()):
+        try:
+            library = _library(op_plugin, found, device, tell)
+        except TocomError as error:
+            if lowering is not None or op_plugin is not None or embed_op_plugin:
+                raise
+            notes.append(f"lowering is native, because the op plugin library cannot be used: {error}")
+            tell(notes[-1])
+            options = replace(options, lowering="native")
+
+    folder = engine_folder(bundle, found, device)
+    plans = [
+        Plan(bundle, degree, source, found, device, options, library if source.op_nodes else None, folder)
+        for degree, source in sources.items()
+    ]
+    cache = Path(timing_cache) if timing_cache is not None else folder / "timing.cache"
+    with exclusive(folder / ".lock", on_wait=lambda: tell(f"waiting for another build in {folder}")):
+        built = _build_missing(plans, folder, cache, progress or (lambda what, done, total: None))
+    records = {plan.degree: read_record(plan.sidecar) or {} for plan in plans}
+    return EngineSet(folder, records, built, tuple(notes))
+
+
+def engine_folder(bundle: Bundle, backend: BackendFound, device: Device | None) -> Path:
+    """Return the folder of a device's engines, such as ``engines/tensorrt-10.13.2-nvidia-h200-sm90``."""
+    where = "portable" if device is None else device.slug
+    return bundle.path / "engines" / f"{backend.name}-{backend.version}-{where}"
+
+
+def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, progress: Progress) -> tuple[int, ...]:
+    for left in folder.glob(".*.engine.*"):
+        # Only a build that was killed leaves these behind, and this build holds the lock.
+        left.unlink(missing_ok=True)
+    stale = {plan.degree: plan for plan in plans if not is_current(plan)}
+    if not stale:
+        return ()
+    # An engine that is being replaced has no valid sidecar until the new one stands.
+    for plan in stale.values():
+        plan.sidecar.unlink(missing_ok=True)
+    # The op plugin is loaded for all jobs of a child or for none; degrees without ops build the same either way.
+    library = next((plan.library for plan in stale.values() if plan.library is not None), None)
+    if library is not None and not plans[0].options.embed_op_plugin:
+        _copy_library(library, folder)
+    build_engines(
+        plans[0].backend,
+        [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
+        plans[0].options,
+        op_plugin=None if library is None else library.path.resolve(),
+        timing_cache=timing_cache,
+        on_done=lambda degree, facts: write_record(stale[degree], facts),
+        progress=progress,
+    )
+    _drop_unused_libraries(folder)
+    return tuple(stale)
+
+
+def _library(
+    given: Path | str | None, backend: BackendFound, device: Device | None, say: Callable[[str], None]
+) -> OpPluginLibrary:
+    if given is not None:
+        library = read_library(given)
+    else:
+        # On a device, code for that device is enough, and compiles in a fraction of the time.
+        capability = None if device is None else (device.compute_capability[0] * 10 + device.compute_capability[1],)
+        library = build_library(architectures=capability, say=say)
+    check_library(
+        library,
+        tensorrt_major=backend.op_plugin_major,
+        compute_capability=None if device is None else device.compute_capability,
+    )
+    return library
+
+
+def _batch_range(bundle: Bundle, batch: tuple[int, int, int] | int | None) -> tuple[int, int, int]:
+    wanted = bundle.batch if batch is None else (batch, batch, batch) if isinstance(batch, int) else batch
+    fixed = bundle.manifest["input"]["shape"][0]
+    if isinstance(fixed, int) and set(wanted) != {fixed}:
+        raise RequestError(
+            f"The 'batch' parameter must be {fixed}: the bundle was exported with that batch. Got "
+            f"{':'.join(map(str, wanted))} instead. Export it with --batch min:opt:max."
+        )
+    return wanted
+
+
+def _copy_library(library: OpPluginLibrary, folder: Path) -> None:
+    """Keep the library beside the engines that need it: the cache may be emptied, the bundle may move."""
+    target = folder / library_name(library)
+    if not target.exists() or sha256_file(target) != library.sha256:
+        with atomic_path(target) as beside:
+            shutil.copyfile(library.path, beside)
+
+
+def _drop_unused_libraries(folder: Path) -> None:
+    used = set()
+    for sidecar in folder.glob("degree-*.json"):
+        used.add(((read_record(sidecar) or {}).get("op_plugin") or {}).get("file"))
+    for library in folder.glob("libtocom_op_plugin-*.so"):
+        if library.name not in used:
+            library.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""``tocom build``: a bundle becomes engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tocom.cli import console, parse_batch, parse_degrees, print_json, steps
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(build)
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    backend: Annotated[str, typer.Option(help="'tensorrt', 'tensorrt-rtx' or 'auto'.")] = "auto",
+    lowering: Annotated[
+        str | None,
+        typer.Option(help="'plugin' or 'native'; default: the op plugin, native where its library cannot be built."),
+    ] = None,
+    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch: N, or min:opt:max; default: the bundle's.")] = None,
+    workspace_mib: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="0 (fast build) to 5 (fast engine).")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File that keeps timings; default: beside the engines.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option(help="Engines that newer versions of the same TensorRT major load.")
+    ] = False,
+    hardware_compatible: Annotated[bool, typer.Option(help="Engines for GPUs of other architectures too.")] = False,
+    embed_op_plugin: Annotated[
+        bool, typer.Option(help="Put the op plugin library into the engines; needs --version-compatible.")
+    ] = False,
+    op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
+) -> None:
+    """Build one engine per degree; engines that are current are kept."""
+    from tocom.export.build import build as run
+
+    sizes = None if batch is None else parse_batch(batch)
+    with steps() as progress:
+        engines = run(
+            bundle,
+            backend=backend,
+            lowering=lowering,
+            degrees=None if degrees is None else parse_degrees(degrees),
+            batch=sizes,
+            workspace_mib=workspace_mib,
+            optimization_level=optimization_level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            embed_op_plugin=embed_op_plugin,
+            timing_cache=timing_cache,
+            op_plugin=op_plugin,
+            progress=progress,
+            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+    if as_json:
+        print_json(
+            {
+                "folder": str(engines.folder),
+                "built": list(engines.built),
+                "notes": list(engines.notes),
+                "engines": list(engines.records.values()),
+            }
+        )
+        return
+    table = Table("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "")
+    for degree, record in engines.records.items():
+        table.add_row(
+            str(degree),
+            f"{record['token_counts'][0]} … {record['token_counts'][-1]}",
+            str(record["layers"]),
+            str(record["op_plugin_layers"]),
+            f"{record['engine']['size_bytes'] / 1e6:.1f}",
+            f"{record['build_seconds']:.1f}",
+            "built" if degree in engines.built else "current",
+        )
+    console.print(table)
+    typer.echo(str(engines.folder))
