@@ -22,12 +22,12 @@ def attention_score(q: Tensor, k: Tensor, prefix: int) -> Tensor:
         prefix: Protected leading tokens; with at least one, the first is the class token.
 
     Returns:
-        [batch, tokens], float32: the class token's attention to each token (EViT, equation 2), or, without a class
-        token, the mean attention that each token receives.
+        [batch, tokens], at least float32: the class token's attention to each token (EViT, equation 2), or, without a
+        class token, the mean attention that each token receives.
     """
     queries = q[:, :, :1] if prefix else q
-    attention = (queries @ k.transpose(-1, -2)).float().softmax(dim=-1)
-    return attention.mean(dim=(1, 2))
+    logits = queries @ k.transpose(-1, -2)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1).mean(dim=(1, 2))
 
 
 def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
@@ -62,6 +62,7 @@ def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Te
     weight = score.gather(1, dropped)
     total = weight.sum(dim=-1, keepdim=True)
     weight = torch.where(total > 0, weight / total, 1.0 / removed)
-    parts = x.gather(1, dropped.unsqueeze(-1).expand(-1, -1, channels)).float()
+    parts = x.gather(1, dropped.unsqueeze(-1).expand(-1, -1, channels))
+    parts = parts.to(torch.promote_types(x.dtype, torch.float32))
     fused = (weight.unsqueeze(-1) * parts).sum(dim=1, keepdim=True)
     return torch.cat([survivors, fused.to(x.dtype)], dim=1)
