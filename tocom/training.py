@@ -42,6 +42,8 @@ class TrainingConfig:
         final_learning_rate: Where the cosine ends.
         weight_decay: Of AdamW.
         scale: Factor of the deltas while training.
+        source_degree: None draws both degrees of a step (the paper's way). A number keeps the source there: for models
+            fine-tuned at one known degree, the same number of steps then closes more of the gap.
         flip: Mirror half of the images, from left to right.
         seed: Of weights, images and degrees.
     """
@@ -56,6 +58,7 @@ class TrainingConfig:
     final_learning_rate: float = 1e-5
     weight_decay: float = 0.05
     scale: float = 0.1
+    source_degree: int | None = None
     flip: bool = True
     seed: int = 0
 
@@ -69,6 +72,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise RequestError(f"The {name!r} parameter must be a positive number. Got {value!r} instead.")
+        if self.source_degree is not None and not 0 <= self.source_degree <= self.groups:
+            raise RequestError(
+                f"The 'source_degree' parameter must be None or from 0 to {self.groups}, the groups. "
+                f"Got {self.source_degree!r} instead."
+            )
         if self.loss not in ("auto", *LOSSES):
             raise RequestError(f"The 'loss' parameter must be one of auto, {', '.join(LOSSES)}. Got {self.loss!r}.")
 
@@ -117,6 +125,7 @@ def train(
     images: Dataset[Tensor],
     config: TrainingConfig | None = None,
     *,
+    teacher: Tensor | None = None,
     progress: Callable[[StepReport], None] | None = None,
 ) -> Compensator:
     """Train a compensator for a backbone on unlabelled images.
@@ -125,6 +134,8 @@ def train(
         model: Dense, supported; its parameters are frozen and shared by teacher and student, and left as they are.
         images: Images [channels, height, width], float32, normalised; at least two.
         config: How; the defaults are the paper's, sized for a small machine.
+        teacher: What the teacher answers to each image, [count, channels], where that is known: with a fixed source
+            degree and without flips. Saves the teacher's forward pass.
         progress: Called after every step.
 
     Returns:
@@ -151,20 +162,25 @@ def train(
     if count < 2:
         raise DataError(f"Training needs at least 2 images. Got {count}.")
 
+    if teacher is not None and (config.source_degree is None or config.flip or len(teacher) != count):
+        raise RequestError(
+            "The 'teacher' parameter must hold one answer per image, and needs a fixed 'source_degree' and flip=False. "
+            f"Got {len(teacher)} answers for {count} images, source_degree={config.source_degree}, flip={config.flip}."
+        )
+
     torch.manual_seed(config.seed)
     compensator = Compensator.for_model(
         model, groups=config.groups, rank=config.rank, scale=config.scale, method=config.method
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = next(model.parameters()).device
-    compensator.to(device).train()
+    compensator.to(next(model.parameters()).device).train()
     was_training = model.training
     try:
         # Frozen for the time of training: no gradient is kept for what does not learn.
         for parameter in parameters:
             parameter.requires_grad_(False)
         model.eval()
-        _run(model, compensator, images, config, LOSSES[loss_name], loss_name == "kl", device, progress)
+        _run(model, compensator, _Numbered(images), config, LOSSES[loss_name], loss_name == "kl", teacher, progress)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -178,45 +194,68 @@ def train(
     return compensator.eval()
 
 
-def draw_degrees(seed: int, step: int, groups: int) -> tuple[int, int]:
+def draw_degrees(seed: int, step: int, groups: int, source: int | None = None) -> tuple[int, int]:
     """Return the source and target degree of a step: two different ones, uniform in 0 … ``groups``.
 
-    A function of seed and step alone, so that every process and every resumed run draws the same.
+    A function of its arguments alone, so that every process and every resumed run draws the same.
+
+    Args:
+        seed: Of the run.
+        step: Number of the step.
+        groups: Highest degree.
+        source: Keeps the source degree; None draws it.
     """
     generator = torch.Generator().manual_seed((seed << 32) + step)
-    source = int(torch.randint(groups + 1, (1,), generator=generator))
+    drawn = int(torch.randint(groups + 1, (1,), generator=generator))
+    source = drawn if source is None else source
     target = int(torch.randint(groups, (1,), generator=generator))
     return source, target + (target >= source)
+
+
+class _Numbered(Dataset[tuple[int, Tensor]]):
+    """Images with their place, so that what is known of an image is found again."""
+
+    def __init__(self, images: Dataset[Tensor]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return index, self._images[index]
 
 
 def _run(
     model: VisionTransformer,
     compensator: Compensator,
-    images: Dataset[Tensor],
+    images: _Numbered,
     config: TrainingConfig,
     loss_function: Callable[[Tensor, Tensor], Tensor],
     logits: bool,
-    device: torch.device,
+    teacher_outputs: Tensor | None,
     progress: Callable[[StepReport], None] | None,
 ) -> None:
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(config.seed)
-    sampler = RandomSampler(images, num_samples=config.steps * config.batch_size, generator=generator)  # type: ignore[arg-type]
+    sampler = RandomSampler(images, num_samples=config.steps * config.batch_size, generator=generator)
     batches = DataLoader(images, batch_size=config.batch_size, sampler=sampler)
     optimizer = torch.optim.AdamW(compensator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.final_learning_rate)
     start = time.perf_counter()
-    for step, batch in enumerate(batches):
+    for step, (numbers, batch) in enumerate(batches):
         batch = batch.to(device)
         if config.flip:
             mirrored = torch.rand(len(batch), generator=generator) < 0.5
             batch = torch.where(mirrored.to(device)[:, None, None, None], batch.flip(-1), batch)
-        source, target = draw_degrees(config.seed, step, config.groups)
-        teacher = compress(model, source, method=config.method)
+        source, target = draw_degrees(config.seed, step, config.groups, config.source_degree)
         student = compress(
             model, target, method=config.method, compensator=compensator, source_degree=source, merged=False
         )
-        with torch.no_grad():
-            expected = _output(teacher, batch, logits)
+        if teacher_outputs is not None:
+            expected = teacher_outputs[numbers].to(device)
+        else:
+            with torch.no_grad():
+                expected = _output(compress(model, source, method=config.method), batch, logits)
         loss = loss_function(_output(student, batch, logits), expected)
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -63,7 +63,9 @@ class QuickstartConfig:
     held_out: int = 120
     test: int = 250
     training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(groups=20, steps=96, batch_size=8, learning_rate=1e-3)
+        default_factory=lambda: TrainingConfig(
+            groups=20, steps=270, batch_size=4, learning_rate=5e-4, source_degree=0, flip=False
+        )
     )
     gap_images: int = 32
     latency_samples: int = 60
@@ -119,6 +121,7 @@ def quickstart(
         model,
         _files(split.train, entry),
         config.training,
+        teacher=inputs,
         progress=lambda step: report("training the compensator", step.step, step.steps),
     )
 
