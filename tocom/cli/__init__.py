@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -68,7 +69,24 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one line of progress; yields a function that takes what is being done, the steps done, and all steps."""
+    """Show progress: one moving line on a terminal, one line per stage in a log.
+
+    Yields:
+        A function that takes what is being done, the steps done, and all steps.
+    """
+    begin = time.perf_counter()
+    shown = ""
+
+    def log(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        del done, total
+        if what != shown:
+            shown = what
+            console.print(f"{time.perf_counter() - begin:7.1f} s  {what}", highlight=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield log
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
