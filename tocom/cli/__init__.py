@@ -29,7 +29,7 @@ app = typer.Typer(
 # Tables and progress go to stderr's twin of what a pipe would read: stdout carries results alone.
 console = Console(stderr=True)
 
-VERBS = ("quickstart", "export", "calibrate", "run", "inspect", "doctor")
+VERBS = ("quickstart", "train", "export", "build", "plugins", "calibrate", "run", "inspect", "doctor")
 
 
 def print_json(content: Any) -> None:

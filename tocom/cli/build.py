@@ -37,7 +37,8 @@ def build(
     ] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="Engines for GPUs of other architectures too.")] = False,
     embed_op_plugin: Annotated[
-        bool, typer.Option(help="Put the op plugin library into the engines; needs --version-compatible.")
+        bool,
+        typer.Option(help="Put the op plugin library into the engines; TensorRT needs --version-compatible for it."),
     ] = False,
     op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
