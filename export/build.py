@@ -70,7 +70,7 @@ def build(
         optimization_level: 0 (fast build) … 5 (fast engine).
         version_compatible: Engines that newer TensorRT versions of the same major load.
         hardware_compatible: Engines for other architectures too.
-        embed_op_plugin: Put the op plugin library into the engines.
+        embed_op_plugin: Put the op plugin library into the engines; TensorRT does so only with ``version_compatible``.
         timing_cache: File that keeps measured timings; None keeps one beside the engines.
         op_plugin: A library built elsewhere; None builds or takes the cached one.
         progress: Called with what is being done, the steps done, and all steps.
@@ -99,6 +99,8 @@ def build(
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
     found = find_backend(backend)
+    if embed_op_plugin and found.name == "tensorrt" and not version_compatible:
+        raise RequestError("The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds only there.")
     device = find_device()
     if found.name == "tensorrt" and device is None:
         raise EngineError(
@@ -130,9 +132,10 @@ def build(
 
 
 def engine_folder(bundle: Bundle, backend: BackendFound, device: Device | None) -> Path:
-    """Return the folder of a device's engines, such as ``engines/tensorrt-10.13.2-nvidia-h200-sm90``."""
+    """Return the folder of a device's engines, such as ``engines/tensorrt-rtx-1.7.1-portable``."""
     where = "portable" if device is None else device.slug
-    return bundle.path / "engines" / f"{backend.name}-{backend.version}-{where}"
+    version = ".".join(backend.version.split(".")[:3])
+    return bundle.path / "engines" / f"{backend.name}-{version}-{where}"
 
 
 def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, progress: Progress) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tocom.errors import RequestError
@@ -25,7 +24,7 @@ class BuildOptions:
         optimization_level: Builder optimization level 0 … 5; None leaves TensorRT's default.
         version_compatible: Engines that newer versions of the same TensorRT major version load.
         hardware_compatible: Engines that run on GPUs of other architectures too (Ampere and newer).
-        embed_op_plugin: Put the op plugin library into the engine. Needs ``version_compatible``, as TensorRT does.
+        embed_op_plugin: Put the op plugin library into the engine.
     """
 
     lowering: str = "plugin"
@@ -58,16 +57,7 @@ class BuildOptions:
             )
         if self.embed_op_plugin and self.lowering != "plugin":
             raise RequestError("The 'embed_op_plugin' parameter needs lowering 'plugin'. Got 'native' instead.")
-        if self.embed_op_plugin and not self.version_compatible:
-            raise RequestError(
-                "The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds libraries only there."
-            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON values, keys in a fixed order."""
         return {**asdict(self), "batch": list(self.batch)}
-
-
-def timing_cache_path(folder: Path) -> Path:
-    """Return the timing cache that all degrees of one device share."""
-    return folder / "timing.cache"

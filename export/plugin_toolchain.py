@@ -24,6 +24,12 @@ _ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 101, 110, 120, 121)
 _OLDEST_CUDA = (12, 0)
 _OLDEST_TENSORRT = (10, 3)
 _NEWEST_TENSORRT_MAJOR = 11
+_SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
+_SYSTEM_INCLUDES = (
+    Path(f"/usr/include/{platform.machine()}-linux-gnu"),
+    Path("/usr/include"),
+    Path("/usr/local/tensorrt/include"),
+)
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,9 @@ def _nvcc_candidates(nvcc: Path | str | None) -> Iterator[tuple[Path, str]]:
             yield Path(root) / "bin" / "nvcc", f"environment {variable}"
     if on_path := shutil.which("nvcc"):
         yield Path(on_path), "PATH"
-    yield Path("/usr/local/cuda/bin/nvcc"), "system"
+    yield _SYSTEM_NVCC, "system"
     for folder in _package_folders("nvidia"):
-        for component in sorted([*folder.glob("cu[0-9]*"), folder / "cuda_nvcc"], reverse=True):
+        for component in (*sorted(folder.glob("cu[0-9]*"), reverse=True), folder / "cuda_nvcc"):
             if (component / "bin" / "nvcc").is_file():
                 yield component / "bin" / "nvcc", "wheel nvidia-cuda-nvcc"
 
@@ -192,8 +198,8 @@ def _header_candidates(include: Path | str | None) -> Iterator[tuple[Path, str]]
     for variable in ("TENSORRT_ROOT", "TENSORRT_HOME"):
         if root := os.environ.get(variable):
             yield Path(root) / "include", f"environment {variable}"
-    for system in (f"/usr/include/{platform.machine()}-linux-gnu", "/usr/include", "/usr/local/tensorrt/include"):
-        yield Path(system), "system"
+    for system in _SYSTEM_INCLUDES:
+        yield system, "system"
     for package in _package_folders("kernel_lens"):
         yield package / "include" / "tensorrt", "wheel kernel-lens"
 
