@@ -15,7 +15,7 @@ from torch import nn
 from tocom import __version__
 from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.compensator import Compensator, model_sha256
-from tocom.compress import check_supported, compress, input_tokens
+from tocom.compression import check_supported, compress, input_tokens
 from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.check import CheckResult, check_onnx, sample_images
 from tocom.export.graph import at_degree, make_retargetable
@@ -83,7 +83,7 @@ def export(
     loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, _name_of(model), "memory")
     vit = loaded.model
     tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
-    degrees = _check_request(vit, degrees, compensator, source_degree, method, precision, batch, labels)
+    degrees = _check_request(vit, degrees, compensator, scale, source_degree, method, fuse, precision, batch, labels)
     fixed = batch if isinstance(batch, int) else None
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
     entry = input_config(vit)
@@ -193,8 +193,10 @@ def _check_request(
     vit: VisionTransformer,
     degrees: Sequence[int],
     compensator: Compensator | None,
+    scale: float | None,
     source_degree: int,
     method: str,
+    fuse: bool,
     precision: str,
     batch: int | tuple[int, int, int],
     labels: Sequence[str] | None,
@@ -202,6 +204,8 @@ def _check_request(
     """Check everything that can be checked before the slow part; return the degrees, ascending and once each."""
     check_supported(vit)
     check_method(method)
+    if fuse and method != "prune":
+        raise DegreeError("The 'fuse' parameter belongs to method 'prune': merging already keeps every token's share.")
     if precision not in DTYPES:
         raise ExportError(f"The 'precision' parameter must be one of {', '.join(DTYPES)}. Got {precision!r} instead.")
     sizes = (batch,) * 3 if isinstance(batch, int) else tuple(batch)
@@ -217,6 +221,7 @@ def _check_request(
     if compensator is not None:
         compensator.check_fits(vit, method=method)
         compensator.check_degrees(source_degree, *degrees)
+        compensator.check_scale(scale)
         size = "x".join(str(side) for side in vit.patch_embed.img_size)
         trained = compensator.metadata.get("image_size", size)
         if trained != size:
@@ -268,7 +273,7 @@ def _name_of(model: nn.Module) -> str:
 def _describe(compensator: Compensator | None, scale: float | None) -> dict[str, Any] | None:
     if compensator is None:
         return None
-    return {"sha256": model_sha256(compensator), "scale": compensator.scale if scale is None else scale}
+    return {"sha256": model_sha256(compensator), "scale": compensator.check_scale(scale)}
 
 
 def _describe_check(result: CheckResult | None) -> dict[str, Any] | None:

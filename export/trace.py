@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tocom import ops  # registers the ops that the table below translates
 from tocom.attention import SplitProjection
-from tocom.compress import CompressedBlocks, input_tokens, replace_child
+from tocom.compression import CompressedBlocks, input_tokens, replace_child
 from tocom.errors import ExportError
 from tocom.export.functions import DOMAIN, DOMAIN_VERSION, OPSET
 from tocom.tokens import removal_schedule

@@ -81,7 +81,7 @@ def projection_weights(
     factor = 0.0
     if compensator is not None and source != target:
         delta = compensator.delta(source, target)
-        factor = compensator.scale if scale is None else scale
+        factor = compensator.check_scale(scale)
     tensors: dict[str, onnx.TensorProto] = {}
     for index, block in enumerate(model.blocks):
         q, _, v = block.attn.qkv.weight.detach().float().chunk(3)

@@ -10,9 +10,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# No module may have the name of what it is the home of: importing it would put the module in the name's place.
 _HOMES = {
     "Compensator": "tocom.compensator",
-    "compress": "tocom.compress",
+    "compress": "tocom.compression",
     "load_model": "tocom.models",
     "train": "tocom.training",
 }

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tocom.errors import CompensatorError
+from tocom.errors import CompensatorError, DegreeError, OutputError
 from tocom.files import atomic_path, sha256_file
 from tocom.tokens import check_method
 
@@ -152,10 +152,10 @@ class Compensator(nn.Module):
         Raises:
             CompensatorError: The compensator does not fit the model, or a degree is out of its range.
         """
-        from tocom.compress import replace_child
+        from tocom.compression import replace_child
 
         self.check_fits(model)
-        scale = self.scale if scale is None else scale
+        scale = self.check_scale(scale)
         delta = self.delta(source, target)
         blocks = nn.Sequential()
         for index, block in enumerate(model.blocks):
@@ -169,19 +169,29 @@ class Compensator(nn.Module):
             layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
             if qkv.bias is not None:
                 layer.bias = qkv.bias
-            layer.train(qkv.training)
+            layer.training = qkv.training
             attention = replace_child(block.attn, "qkv", layer)
             blocks.append(replace_child(block, "attn", attention))
-        return replace_child(model, "blocks", blocks.train(model.blocks.training))
+        # Not train(): that would reach into the blocks' parts, which are the model's own.
+        blocks.training = model.blocks.training
+        return replace_child(model, "blocks", blocks)
 
     def check_degrees(self, *degrees: int) -> None:
         """Raise CompensatorError unless all degrees are within 0 … ``groups``."""
         for degree in degrees:
-            if not 0 <= degree <= self.groups:
+            if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= self.groups:
                 raise CompensatorError(
                     f"The compensator has {self.groups} groups: it reaches degrees 0 to {self.groups}. Got degree "
-                    f"{degree}. Train one with 'groups' of at least {degree}, or choose a smaller degree."
+                    f"{degree!r}. Train one with 'groups' of at least {degree}, or choose a smaller degree."
                 )
+
+    def check_scale(self, scale: float | None) -> float:
+        """Return the scale to use: ``scale``, or the compensator's own. Raise CompensatorError unless it is finite."""
+        if scale is None:
+            return self.scale
+        if not math.isfinite(scale):
+            raise CompensatorError(f"The 'scale' parameter must be a finite number. Got {scale!r} instead.")
+        return scale
 
     def check_fits(self, model: nn.Module, *, method: str | None = None) -> None:
         """Raise CompensatorError unless width, depth and (if given) method are the model's."""
@@ -219,7 +229,12 @@ class Compensator(nn.Module):
         }
         tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in self.state_dict().items()}
         with atomic_path(path) as beside:
-            save_file(tensors, beside, metadata=metadata)
+            try:
+                save_file(tensors, beside, metadata=metadata)
+            except SafetensorError as error:  # what safetensors makes of a full disk
+                raise OutputError(
+                    f"Cannot write {path}: {error}. Free some space, or choose another folder."
+                ) from error
 
     @classmethod
     def load(cls, path: Path | str) -> Compensator:
@@ -258,8 +273,17 @@ class Compensator(nn.Module):
         try:
             sizes = {name: int(metadata[name]) for name in ("groups", "rank")}
             scale = float(metadata["scale"])
+            check_method(metadata["method"])
+        except DegreeError as error:
+            raise CompensatorError(f"{path}: {error}") from error
         except ValueError as error:
             raise CompensatorError(f"{path}: groups, rank and scale must be numbers ({error}).") from error
+        # Before anything of that size is made: the numbers are the file's word.
+        if sizes["groups"] * sizes["rank"] != first.shape[0]:
+            raise CompensatorError(
+                f"{path}: its metadata says {sizes['groups']} groups of rank {sizes['rank']}, its tensors have "
+                f"{first.shape[0]} rank rows. Train it anew with this tocom."
+            )
         compensator = cls(
             depth=len(tensors) // 4,
             channels=first.shape[1],
@@ -275,6 +299,11 @@ class Compensator(nn.Module):
             name = sorted(set(expected.items()) ^ set(got.items()))[0][0]
             raise CompensatorError(
                 f"{path}: tensor {name} should have shape {expected.get(name)}, got {got.get(name)}."
+            )
+        wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+        if wrong:
+            raise CompensatorError(
+                f"{path}: every tensor must be float32, but {wrong[0]}. Train it anew with this tocom."
             )
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")

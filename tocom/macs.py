@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom.compress import input_tokens
+from tocom.compression import input_tokens
 from tocom.tokens import token_counts
 
 __all__ = ["count_macs"]

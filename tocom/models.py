@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tocom.compress import check_supported
+from tocom.compression import check_supported
 from tocom.errors import ModelError
 
 __all__ = ["LoadedModel", "input_config", "load_model"]

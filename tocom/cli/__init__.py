@@ -62,8 +62,11 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
     """
     try:
         sizes = [int(part) for part in text.split(":")]
-        return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
-    except (ValueError, IndexError) as error:
+        if len(sizes) == 1:
+            return sizes[0]
+        smallest, optimal, largest = sizes
+        return smallest, optimal, largest
+    except ValueError as error:
         raise RequestError(f"The 'batch' option must be N or min:opt:max (1:4:8). Got {text!r} instead.") from error
 
 

@@ -1,1 +1,0 @@
-"""Puts this folder on the import path (pytest does so for a conftest), for the helpers that several folders share."""
