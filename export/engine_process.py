@@ -123,7 +123,7 @@ class _Follower:
         self._total = len(jobs)
         self._on_done = on_done
         self._progress = progress
-        self._current: int | None = None
+        self._stage = "starting"
         self._log: list[str] = []
         self._failure: TocomError | None = None
 
@@ -137,11 +137,13 @@ class _Follower:
             return
         done = self._total - len(self._left)
         if kind == "begin":
-            self._current = event["degree"]
-            self._progress(f"degree {self._current}: reading", done, self._total)
+            self._stage = f"building degree {event['degree']}"
+            self._progress(f"degree {event['degree']}: reading", done, self._total)
+        elif kind == "stage":
+            self._stage = event["what"]
         elif kind == "phase":
             steps = f" {event['step']}/{event['steps']}" if event["steps"] > 1 else ""
-            self._progress(f"degree {self._current}: {event['name']}{steps}", done, self._total)
+            self._progress(f"{self._stage.removeprefix('building ')}: {event['name']}{steps}", done, self._total)
         elif kind == "log":
             self._log.append(f"{event['level']}: {event['text']}")
         elif kind == "done":
@@ -161,7 +163,6 @@ class _Follower:
         lines = [*self._log, *stderr.splitlines()]
         tail = " | ".join(line.strip() for line in lines if line.strip())
         said = tail if len(tail) <= _MOST_LOG_CHARACTERS else f"... {tail[-_MOST_LOG_CHARACTERS:]}"
-        where = "starting" if self._current is None else f"building degree {self._current}"
         how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         hint = " This is often a lack of memory." if code == -signal.SIGKILL else ""
-        raise EngineError(f"The process {where} {how}.{hint} Its log: {said or 'nothing'}")
+        raise EngineError(f"The child process {how} while {self._stage}.{hint} Its log: {said or 'nothing'}")

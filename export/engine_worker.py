@@ -66,6 +66,7 @@ def _build_all(request: dict[str, Any], reporter: Reporter) -> None:
     if builder is None:
         raise reporter.fail("TensorRT made no builder")
     if request["op_plugin"] is not None:
+        reporter.send("stage", what=f"loading the op plugin library {request['op_plugin']}")
         reporter.errors.clear()
         if builder.get_plugin_registry().load_library(request["op_plugin"]) is None:
             raise reporter.fail(f"The op plugin library {request['op_plugin']} could not be loaded")
@@ -85,8 +86,8 @@ def _build_one(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job["onnx"]):
-        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        reporter.errors.extend(reasons)
+        # The parser's own list is clearer than the same errors in the log.
+        reporter.errors[:] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or reporter.errors
         raise reporter.fail(f"TensorRT cannot read {job['onnx']}")
     facts = _inspect(network)
     op_layers = facts["op_plugin_layers"]
@@ -219,7 +220,7 @@ def _monitor(trt: Any, reporter: Reporter) -> Any:
 
 
 def _parser_error(error: Any) -> str:
-    return f"node {error.node()} ({error.node_name() if hasattr(error, 'node_name') else ''}): {error.desc()}"
+    return f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}"
 
 
 if __name__ == "__main__":

@@ -128,8 +128,12 @@ def read_library(path: Path | str, *, build_seconds: float = 0.0) -> OpPluginLib
             f"The op plugin library {path} cannot be read ({error.strerror}). Build one with 'tocom plugins build'."
         ) from error
     found = _INFO.search(content)
-    if content[:4] != b"\x7fELF" or len(content) < 20 or found is None:
+    if content[:4] != b"\x7fELF" or len(content) < 64 or found is None:
         raise EngineError(f"{path} is no op plugin library of tocom. Build one with 'tocom plugins build'.")
+    # Loading a library that is cut off ends the process with a bus error.
+    sections, size, count = (*struct.unpack_from("<Q", content, 40), *struct.unpack_from("<HH", content, 58))
+    if sections + size * count > len(content):
+        raise EngineError(f"The op plugin library {path} is cut off. Build it anew: 'tocom plugins build'.")
     cuda = int(found[3])
     machine = struct.unpack_from("<H", content, 18)[0]
     return OpPluginLibrary(

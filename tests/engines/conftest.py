@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from op_plugin_fixtures import op_plugin, op_plugin_cache  # noqa: F401
+from timm.models.vision_transformer import VisionTransformer
+
+from tocom.bundle import Bundle
+from tocom.errors import EngineError
+from tocom.export import export
+from tocom.export.engine_backend import find_backend, find_device
+
+DEPTH = 3
+
+
+def tiny_vit() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=DEPTH, num_heads=2, num_classes=10, mlp_ratio=2.0
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """A bundle of a tiny ViT at degrees 0, 2 and 4, batch 1 to 4."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    export(tiny_vit(), path, degrees=[0, 2, 4], batch=(1, 2, 4), check=False)
+    return path
+
+
+@pytest.fixture
+def bundle(exported, tmp_path) -> Bundle:
+    """A copy of the tiny bundle, for a test to build in and to damage."""
+    return Bundle(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def rtx():
+    """TensorRT-RTX, as the extra tocom[rtx] installs it."""
+    try:
+        return find_backend("tensorrt-rtx")
+    except EngineError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def no_gpu():
+    if find_device() is not None:
+        pytest.skip("needs a machine without a GPU")

@@ -1,0 +1,216 @@
+"""Real engines: TensorRT-RTX builds them on a machine without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+
+import pytest
+from conftest import DEPTH, tiny_vit
+
+from tocom.bundle import Bundle
+from tocom.errors import BundleError, EngineError, OutputError, RequestError
+from tocom.export import build as build_module
+from tocom.export import export
+from tocom.export.build import build
+from tocom.export.engine_backend import Device
+from tocom.tokens import removal_schedule
+
+pytestmark = pytest.mark.usefixtures("rtx", "no_gpu")
+
+
+@pytest.fixture
+def built(bundle, op_plugin):
+    return build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path)
+
+
+def test_one_op_plugin_layer_per_merging_block(bundle, built):
+    assert built.built == (0, 2, 4)
+    for degree, record in built.records.items():
+        removed = removal_schedule(17, DEPTH, degree, 1)
+        assert record["op_plugin_layers"] == sum(count > 0 for count in removed)
+        assert record["token_counts"] == list(bundle.degrees[degree].token_counts)
+        assert record["tensors_dynamic_beyond_batch"] == 0
+
+
+def test_native_lowering_has_no_op_plugin_layer_and_keeps_the_dense_engine(bundle, built):
+    native = build(bundle, backend="tensorrt-rtx", lowering="native")
+    assert native.built == (2, 4)
+    for record in native.records.values():
+        assert record["op_plugin_layers"] == 0
+        assert record["op_plugin"] is None
+        assert record["tensors_dynamic_beyond_batch"] == 0
+    assert not list(native.folder.glob("*.so"))
+
+
+def test_the_sidecar_tells_everything(bundle, built, op_plugin):
+    record = json.loads((built.folder / "degree-02.json").read_text())
+    assert record == built.records[2]
+    engine = (built.folder / "degree-02.engine").read_bytes()
+    assert record["engine"]["sha256"] == hashlib.sha256(engine).hexdigest()
+    assert record["engine"]["size_bytes"] == len(engine)
+    assert record["onnx"]["sha256"] == bundle.manifest["files"]["degree-02.onnx"]["sha256"]
+    assert record["onnx"]["weights_sha256"] == bundle.manifest["files"]["weights.bin"]["sha256"]
+    assert record["op_plugin"]["sha256"] == op_plugin.sha256
+    library = built.folder / record["op_plugin"]["file"]
+    assert hashlib.sha256(library.read_bytes()).hexdigest() == op_plugin.sha256
+    assert record["device"] == "portable"
+    assert record["backend"] == "tensorrt-rtx"
+    assert built.folder.name == f"tensorrt-rtx-{'.'.join(record['backend_version'].split('.')[:3])}-portable"
+    assert record["precision"] == "fp32"
+    assert record["options"]["batch"] == [1, 2, 4]
+    assert record["inputs"] == [{"name": "images", "dtype": "float", "shape": [-1, 3, 32, 32]}]
+    assert record["outputs"] == [{"name": "logits", "dtype": "float", "shape": [-1, 10]}]
+    assert record["build_seconds"] > 0
+
+
+def test_a_second_build_does_nothing(bundle, built, op_plugin, monkeypatch):
+    monkeypatch.setattr(build_module, "build_engines", pytest.fail)
+    again = build(Bundle(bundle.path), backend="tensorrt-rtx", op_plugin=op_plugin.path)
+    assert again.built == ()
+    assert again.records == built.records
+
+
+def test_only_what_changed_is_built_again(bundle, built, op_plugin):
+    (built.folder / "degree-02.engine").write_bytes(b"cut off")
+    (built.folder / "degree-04.json").write_text("{")
+    again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path)
+    assert again.built == (2, 4)
+    # A copied engine has another time, and the same content.
+    (built.folder / "degree-00.engine").touch()
+    assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == ()
+
+
+def test_another_option_builds_again(bundle, built, op_plugin):
+    again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2], workspace_mib=64)
+    assert again.built == (2,)
+    assert list(again.records) == [2]
+    assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2], batch=2, workspace_mib=64).built
+
+
+def test_a_degree_that_joins_the_bundle_leaves_the_others_alone(bundle, built, op_plugin):
+    export(tiny_vit(), bundle.path.with_name("wider"), degrees=[0, 1, 2, 4], batch=(1, 2, 4), check=False)
+    engines = bundle.path / "engines"
+    wider = Bundle(bundle.path.with_name("wider"))
+    engines.rename(wider.path / "engines")
+    assert build(wider, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == (1,)
+
+
+def test_the_op_plugin_is_embedded_on_request(bundle, built, op_plugin):
+    plain = built.records[4]["engine"]["size_bytes"]
+    again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[4], embed_op_plugin=True)
+    assert again.records[4]["engine"]["size_bytes"] >= plain + op_plugin.path.stat().st_size
+    assert again.records[4]["op_plugin"]["file"] is None
+
+
+def test_progress_names_every_degree(bundle, op_plugin):
+    seen = []
+    build(
+        bundle,
+        backend="tensorrt-rtx",
+        op_plugin=op_plugin.path,
+        progress=lambda *what: seen.append(what),
+        degrees=[0, 2],
+    )
+    assert seen[-1] == ("degree 2: built", 2, 2)
+    assert any(what.startswith("degree 0: ") and "built" not in what and "reading" not in what for what, _, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("method", "fuse", "precision"),
+    [("prune", False, "fp32"), ("prune", True, "fp16"), ("merge", False, "fp16"), ("merge", False, "bf16")],
+)
+def test_every_method_and_precision(tmp_path, op_plugin, method, fuse, precision):
+    export(tiny_vit(), tmp_path / "b", degrees=[3], method=method, fuse=fuse, precision=precision, check=False)
+    record = build(tmp_path / "b", backend="tensorrt-rtx", op_plugin=op_plugin.path).records[3]
+    assert record["op_plugin_layers"] == DEPTH
+    assert record["precision"] == precision
+    assert record["inputs"][0]["shape"] == [1, 3, 32, 32]
+    assert build(tmp_path / "b", backend="tensorrt-rtx", lowering="native").records[3]["op_plugin_layers"] == 0
+
+
+def test_without_a_library_the_lowering_is_native_and_says_so(bundle, monkeypatch):
+    def no_nvcc(**options):
+        raise EngineError("No usable nvcc found.")
+
+    monkeypatch.setattr(build_module, "build_library", no_nvcc)
+    engines = build(bundle, backend="tensorrt-rtx", degrees=[2])
+    assert engines.notes == ("lowering is native, because the op plugin library cannot be used: No usable nvcc found.",)
+    assert engines.records[2]["options"]["lowering"] == "native"
+    with pytest.raises(EngineError, match="No usable nvcc found"):
+        build(bundle, backend="tensorrt-rtx", degrees=[2], lowering="plugin")
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*degree-00.engine: File too large"):
+            build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(bundle.path.glob("engines/*/*degree*"))
+    assert build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0]).built == (0,)
+
+
+def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    path = bundle.onnx_path(2)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[-1].op_type = "NoSuchOp"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        EngineError,
+        match=r"TensorRT cannot read .*degree-02.onnx. TensorRT said: node \d+ .*\(NoSuchOp\): .*Plugin not found",
+    ) as caught:
+        build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_is_cut_off(bundle, op_plugin, tmp_path):
+    broken = tmp_path / "libbroken.so"
+    broken.write_bytes(op_plugin.path.read_bytes()[:-1000])
+    with pytest.raises(EngineError, match="is cut off"):
+        build(bundle, backend="tensorrt-rtx", op_plugin=broken, degrees=[2])
+
+
+def test_a_library_that_ends_the_process_is_one_error(bundle, op_plugin, tmp_path, monkeypatch):
+    """The content is checked before, so this takes a library that is damaged between the check and its use."""
+    broken = tmp_path / "libbroken.so"
+    content = bytearray(op_plugin.path.read_bytes())
+    broken.write_bytes(content)
+    checked = build_module.read_library(broken)
+    monkeypatch.setattr(build_module, "read_library", lambda path: checked)
+    broken.write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        EngineError, match=r"SIGBUS while loading the op plugin library .*libbroken.so|could not be loaded"
+    ):
+        build(bundle, backend="tensorrt-rtx", op_plugin=broken, degrees=[2])
+
+
+def test_a_batch_that_the_bundle_was_not_exported_for(tmp_path):
+    export(tiny_vit(), tmp_path / "b", degrees=[0], batch=1, check=False)
+    with pytest.raises(RequestError, match="exported with that batch"):
+        build(tmp_path / "b", backend="tensorrt-rtx", batch=(1, 2, 4))
+
+
+def test_a_degree_that_is_not_there(bundle):
+    with pytest.raises(BundleError, match="has no degree 7"):
+        build(bundle, backend="tensorrt-rtx", degrees=[7])
+
+
+def test_tensorrt_needs_a_gpu(bundle, monkeypatch):
+    from tocom.export.engine_backend import BackendFound
+
+    monkeypatch.setattr(build_module, "find_backend", lambda name: BackendFound("tensorrt", "10.3.0", "tensorrt"))
+    with pytest.raises(EngineError, match="this machine shows none"):
+        build(bundle, backend="tensorrt")
+    with pytest.raises(RequestError, match="needs 'version_compatible'"):
+        build(bundle, backend="tensorrt", embed_op_plugin=True)
+
+
+def test_a_library_for_another_gpu_is_refused(bundle, op_plugin, monkeypatch):
+    monkeypatch.setattr(build_module, "find_device", lambda: Device("Orin", (8, 7)))
+    with pytest.raises(EngineError, match=r"this GPU has compute capability 8.7"):
+        build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2])
