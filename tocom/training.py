@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from tocom import __version__
 from tocom.compensator import Compensator
-from tocom.compress import check_supported, compress, input_tokens
+from tocom.compression import check_supported, compress, input_tokens
 from tocom.errors import DataError, RequestError, TrainingError
 from tocom.tokens import check_method, removable
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tocom.bundle import Bundle
 from tocom.calibration import calibrate, measure_accuracy
 from tocom.compensator import Compensator
-from tocom.compress import compress
+from tocom.compression import compress
 from tocom.data import ImageFiles
 from tocom.export import export
 from tocom.export.weights import tensor_bytes
