@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tocom import __version__
 from tocom.errors import RequestError, TocomError
 
-__all__ = ["app", "console", "main", "parse_batch", "parse_degrees", "print_json", "steps"]
+__all__ = ["app", "console", "main", "output", "parse_batch", "parse_degrees", "print_json", "steps"]
 
 app = typer.Typer(
     name="tocom",
@@ -26,8 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Tables and progress go to stderr's twin of what a pipe would read: stdout carries results alone.
+# Progress and errors go to stderr; stdout carries results alone, wide enough for tables where it is no terminal.
 console = Console(stderr=True)
+output = Console(width=None if sys.stdout.isatty() else 120)
 
 VERBS = ("quickstart", "train", "export", "build", "plugins", "calibrate", "run", "inspect", "doctor")
 

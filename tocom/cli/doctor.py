@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 
 from tocom import __version__
-from tocom.cli import console, print_json
+from tocom.cli import output, print_json
 
 __all__ = ["Finding", "diagnose", "register"]
 
@@ -56,7 +56,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
         table.add_column(column)
     for finding in findings:
         table.add_row("[green]yes[/]" if finding.ok else "[yellow]no[/]", finding.what, finding.found, finding.cure)
-    console.print(table)
+    output.print(table)
 
 
 def diagnose() -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import console, parse_batch, parse_degrees, print_json, steps
+from tocom.cli import output, parse_batch, parse_degrees, print_json, steps
 
 if TYPE_CHECKING:
     from tocom.bundle import Bundle
@@ -80,7 +80,7 @@ def export(
     if as_json:
         print_json(bundle.manifest)
     else:
-        console.print(bundle_table(bundle))
+        output.print(bundle_table(bundle))
 
 
 def bundle_table(bundle: Bundle) -> Table:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import console, print_json
+from tocom.cli import output, print_json
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -32,7 +32,7 @@ def inspect(
         if as_json:
             print_json(bundle.manifest)
         else:
-            console.print(bundle_table(bundle))
+            output.print(bundle_table(bundle))
         return
     if not path.exists():
         raise RequestError(f"The 'path' argument must be a bundle, a compensator or a profile. {path} does not exist.")
@@ -52,4 +52,4 @@ def inspect(
     table = Table(title=str(path), show_header=False)
     for key, value in facts.items():
         table.add_row(key, str(value))
-    console.print(table)
+    output.print(table)

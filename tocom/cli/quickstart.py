@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import console, print_json, steps
+from tocom.cli import output, print_json, steps
 
 __all__ = ["register"]
 
@@ -38,9 +38,9 @@ def quickstart(
         print_json(figures)
         return
     for table in (_degree_table(figures), _budget_table(figures)):
-        console.print(table)
+        output.print(table)
     ratio = figures["bundle_bytes"] / figures["dense_bytes"]
-    console.print(
+    output.print(
         f"bundle  {out}/bundle: {figures['bundle_bytes'] / 2**20:.0f} MiB for {len(figures['degrees'])} degrees, "
         f"{ratio:.2f} times the dense ONNX alone\nfigures {out}/figures.json\npicture {out}/quickstart.png",
         highlight=False,

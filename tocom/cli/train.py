@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tocom.cli import console, print_json, steps
+from tocom.cli import output, print_json, steps
 
 __all__ = ["register"]
 
@@ -68,4 +68,4 @@ def train(
     if as_json:
         print_json(compensator.describe())
     else:
-        console.print(f"compensator {out}: degrees 0 to {groups}, {method}", highlight=False, soft_wrap=True)
+        output.print(f"compensator {out}: degrees 0 to {groups}, {method}", highlight=False, soft_wrap=True)
