@@ -135,8 +135,8 @@ class CompressedBlocks(nn.Module):
         # timm runs the blocks one by one for masks and intermediate features; that would be the dense model.
         raise DegreeError(
             "A compressed model runs its blocks together: attention masks and intermediate features are of the dense "
-            "model alone. Call the model that compress() was given for those, and turn on gradient checkpointing there, "
-            "before compress()."
+            "model alone. Call the model that compress() was given for those, and turn on gradient checkpointing "
+            "there, before compress()."
         )
 
     def extra_repr(self) -> str:

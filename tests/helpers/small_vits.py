@@ -32,7 +32,7 @@ def small_vit(
 
 
 def spread_weights(model: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter a size at which it matters: timm starts layer scales near zero, biases and tokens at zero."""
+    """Give every parameter a size at which it matters; timm starts layer scales, biases and tokens near zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -169,5 +169,5 @@ def test_bad_sizes(options: dict[str, object], error: type[TocomError]) -> None:
 def test_degrees_out_of_reach(degree: object) -> None:
     compensator = Compensator(depth=1, channels=8, groups=6)
     for pair in ((0, degree), (degree, 0)):
-        with pytest.raises(CompensatorError, match="reaches degrees 0 to 6. Got degree"):
+        with pytest.raises(CompensatorError, match=r"reaches degrees 0 to 6. Got degree"):
             compensator.delta(*pair)  # type: ignore[arg-type]

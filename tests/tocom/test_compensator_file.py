@@ -158,11 +158,9 @@ def test_a_file_cut_or_flipped_anywhere_is_refused_or_the_same_size(
     path.write_bytes(content)
     try:
         loaded = Compensator.load(path)
-    except CompensatorError as error:
-        assert "\n" not in str(error)
-    else:
-        shapes = {tuple(matrix.shape) for matrix in loaded.delta(0, loaded.groups).values()}
-        assert shapes == {(8, 8)}
+    except CompensatorError:
+        return
+    assert {tuple(matrix.shape) for matrix in loaded.delta(0, loaded.groups).values()} == {(8, 8)}
 
 
 def test_no_room_is_an_output_error_and_the_old_file_stays(original: Compensator, saved: Path) -> None:
@@ -171,7 +169,7 @@ def test_no_room_is_an_output_error_and_the_old_file_stays(original: Compensator
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
-        with pytest.raises(OutputError, match="Cannot write .*compensator.safetensors"):
+        with pytest.raises(OutputError, match=r"Cannot write .*compensator\.safetensors"):
             original.save(saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

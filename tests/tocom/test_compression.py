@@ -93,13 +93,13 @@ def test_bad_degrees(degree: object) -> None:
 def test_bad_arguments() -> None:
     model = small_vit()
     compensator = busy_compensator(model)
-    with pytest.raises(DegreeError, match="one of merge, prune. Got 'drop'"):
+    with pytest.raises(DegreeError, match=r"one of merge, prune. Got 'drop'"):
         compress(model, 2, method="drop")
     with pytest.raises(DegreeError, match="'fuse' parameter belongs to method 'prune'"):
         compress(model, 2, fuse=True)
-    with pytest.raises(CompensatorError, match="reaches degrees 0 to 6. Got degree 7"):
+    with pytest.raises(CompensatorError, match=r"reaches degrees 0 to 6. Got degree 7"):
         compress(model, 7, compensator=compensator)
-    with pytest.raises(CompensatorError, match="reaches degrees 0 to 6. Got degree 9"):
+    with pytest.raises(CompensatorError, match=r"reaches degrees 0 to 6. Got degree 9"):
         compress(model, 2, compensator=compensator, source_degree=9)
     with pytest.raises(DegreeError, match="from 0 to 12"):
         compress(model, 2, source_degree=13)
