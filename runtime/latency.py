@@ -3,7 +3,8 @@
 prediction(degree, q) = base(degree) · scale(degree, batch) · drift · tail(q)
 
 - *base* is the degree's median in the profile.
-- *scale* corrects the profile per degree and batch; it learns slowly, from what the drift does not explain.
+- *scale* corrects the profile per degree and batch. It learns from the first observations after a change of degree:
+  what the ratio does there is the degrees' doing, what it does while a degree stays is the device's.
 - *drift* is one factor for all degrees: a clock drop seen at one degree moves the prediction of every other one.
   It follows the median of the last few observations, and jumps there when that median leaves the noise.
 - *tail* is the quantile of recent observations over their prediction; it starts from the profile's own quantiles.
@@ -32,15 +33,19 @@ class ModelConfig:
         recent: Observations whose median the drift follows. Odd; a step is seen after half of them.
         jump: Relative distance between that median and the drift that counts as a step of the device.
         drift_rate: Share of a smaller distance that one observation closes.
-        scale_rate: The same for a degree's own correction.
+        scale_rate: Share of a degree's own correction that one observation after a change of degree closes.
+        scale_limit: Relative distance up to which an observation corrects a degree.
+        settle: Observations after a change of degree that correct it.
         window: Observations that the tail is taken from.
     """
 
     recent: int = 5
     jump: float = 0.12
     drift_rate: float = 0.1
-    scale_rate: float = 0.02
-    window: int = 96
+    scale_rate: float = 0.2
+    scale_limit: float = 0.25
+    settle: int = 5
+    window: int = 192
 
 
 class LatencyModel:
@@ -59,6 +64,8 @@ class LatencyModel:
         self._base = {degree: latency.p50_ms for degree, latency in base.items()}
         self._scale: dict[tuple[int, int], float] = {}
         self._seen: dict[tuple[int, int], int] = {}
+        self._last: tuple[int, int] | None = None
+        self._since_change = 0
         self._recent: deque[float] = deque(maxlen=self.config.recent)
         self._window: deque[float] = deque()
         self._sorted: list[float] = []
@@ -105,11 +112,15 @@ class LatencyModel:
             scale = self._scale.get(key, batch / self.batch)
             self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
             return
+        self._since_change = self._since_change + 1 if key == self._last else 0
+        # A profile is rarely wrong by more than the limit; what lies beyond is a step of the device, left to the drift.
+        settling = self._last is not None and self._since_change < self.config.settle
+        if settling and abs(ratio - 1.0) <= self.config.scale_limit:
+            scale = self._scale.get(key, batch / self.batch)
+            self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
+        self._last = key
         self._follow(ratio * self.drift)
         self._push(ratio)
-        clipped = min(max(ratio, 0.8), 1.25)
-        scale = self._scale.get(key, batch / self.batch)
-        self._scale[key] = scale * (1.0 + self.config.scale_rate * (clipped - 1.0))
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""

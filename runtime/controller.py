@@ -1,0 +1,148 @@
+"""The controller: latency model and policy over a stream of requests. No clock, no engine: both are injected."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tocom.errors import RequestError
+from tocom.profile import Latency
+from tocom.runtime.latency import LatencyModel, ModelConfig
+from tocom.runtime.policy import ON_INFEASIBLE, Candidate, Decision, choose, frontier
+
+__all__ = ["Controller", "ControllerConfig"]
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """How degrees are chosen.
+
+    Attributes:
+        quantile: Quantile of the predicted latency that must meet the budget.
+        hysteresis: Share by which a slower degree must beat the budget right after a switch. It shrinks to nothing
+            over ``settle`` requests, so that a degree that fits is not shut out for ever.
+        settle: Requests after a switch until the hysteresis is gone.
+        on_infeasible: ``fastest`` or ``raise``.
+        probe_every: Requests between two probes of the next slower degree; 0 never probes.
+        probe_miss_share: A probe is allowed while at most this share of the last requests missed their budget.
+        model: How the latency model learns.
+    """
+
+    quantile: float = 0.95
+    hysteresis: float = 0.03
+    settle: int = 20
+    on_infeasible: str = "fastest"
+    probe_every: int = 50
+    probe_miss_share: float = 0.02
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        if self.settle < 1:
+            raise RequestError(f"The 'settle' parameter must be an integer >= 1. Got {self.settle!r} instead.")
+        if self.on_infeasible not in ON_INFEASIBLE:
+            raise RequestError(
+                f"The 'on_infeasible' parameter must be one of {', '.join(ON_INFEASIBLE)}. "
+                f"Got {self.on_infeasible!r} instead."
+            )
+        if not 0.5 <= self.quantile < 1:
+            raise RequestError(
+                f"The 'quantile' parameter must be in 0.5 … 1 (exclusive). Got {self.quantile!r} instead."
+            )
+        if not 0 <= self.hysteresis < 1:
+            raise RequestError(f"The 'hysteresis' parameter must be in 0 … 1 (exclusive). Got {self.hysteresis!r}.")
+
+
+class Controller:
+    """Decides and learns. Not thread-safe: the caller holds a lock.
+
+    Args:
+        latency: The profile's latency per degree.
+        accuracy: A number per degree that orders them; higher is better.
+        batch: Images per request in the profile.
+        config: How it decides and learns.
+    """
+
+    def __init__(
+        self,
+        latency: Mapping[int, Latency],
+        accuracy: Mapping[int, float],
+        *,
+        batch: int = 1,
+        config: ControllerConfig | None = None,
+    ) -> None:
+        self.config = config or ControllerConfig()
+        self.model = LatencyModel(latency, batch=batch, config=self.config.model)
+        self.current: int | None = None
+        self._accuracy = dict(accuracy)
+        self._hits: deque[bool] = deque(maxlen=100)
+        self._since_probe = 0
+        self._since_switch = 0
+
+    def decide(self, budget_ms: float, batch: int = 1) -> Decision:
+        """Return the degree for a request.
+
+        Args:
+            budget_ms: Time that is left for it.
+            batch: Images in it.
+
+        Raises:
+            BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
+        """
+        config, model = self.config, self.model
+        tail = model.tail(config.quantile)
+        candidates = frontier(
+            [
+                Candidate(degree, accuracy, model.typical_ms(degree, batch) * tail)
+                for degree, accuracy in self._accuracy.items()
+            ]
+        )
+        decision = choose(
+            candidates,
+            budget_ms,
+            current=self.current,
+            hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
+            on_infeasible=config.on_infeasible,
+        )
+        if config.probe_every:
+            self._since_probe += 1
+            if self._since_probe >= config.probe_every:
+                return self._probe(candidates, decision, budget_ms, tail)
+        return decision
+
+    def predict(self, degree: int, batch: int = 1) -> float:
+        """Return the predicted latency of a degree at the policy's quantile, milliseconds."""
+        return self.model.predict_ms(degree, self.config.quantile, batch)
+
+    def observe(self, degree: int, compute_ms: float, met: bool, batch: int = 1, *, pinned: bool = False) -> None:
+        """Learn from an answer.
+
+        Args:
+            degree: Degree that ran.
+            compute_ms: What it took, queueing excluded.
+            met: The answer met its budget.
+            batch: Images in it.
+            pinned: The caller chose the degree, so it says nothing about the policy's choices.
+        """
+        self.model.observe(degree, compute_ms, batch)
+        if pinned:
+            return
+        self._hits.append(met)
+        self._since_switch = self._since_switch + 1 if degree == self.current else 0
+        self.current = degree
+
+    def state(self) -> dict[str, Any]:
+        """Return what it has learned, as plain JSON content."""
+        misses = self._hits.count(False) / len(self._hits) if self._hits else 0.0
+        return {**self.model.state(), "recent_miss_share": misses}
+
+    def _probe(self, candidates: tuple[Candidate, ...], decision: Decision, budget_ms: float, tail: float) -> Decision:
+        """Return the next slower degree when its median fits and few requests missed lately; else the decision."""
+        slower = [c for c in candidates if c.latency_ms > decision.predicted_ms]
+        if not decision.feasible or not slower or slower[-1].latency_ms / tail > budget_ms:
+            return decision
+        if self._hits.count(False) > self.config.probe_miss_share * len(self._hits):
+            return decision
+        self._since_probe = 0
+        return Decision(slower[-1].degree, slower[-1].latency_ms, True)
