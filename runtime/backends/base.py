@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from tocom.runtime.memory import Need
+
 __all__ = ["Backend", "Engine"]
 
 
@@ -35,12 +37,20 @@ class Backend(Protocol):
         reason: Why it was chosen.
         device: What identifies the device.
         threads: CPU threads of one inference; 0 where that has no meaning.
+        shares_weights: Degrees that are loaded together keep one copy of equal weights.
     """
 
     name: str
     reason: str
     device: Mapping[str, str]
     threads: int
+
+    @property
+    def shares_weights(self) -> bool:
+        """See the attributes."""
+
+    def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
+        """Return what each degree needs in memory, before any is loaded."""
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Do once what these degrees share, before the first of them is loaded."""

@@ -7,14 +7,46 @@ other byte is passed through as it is. Field numbers are those of onnx.proto, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-__all__ = ["rewrite_external_data"]
+__all__ = ["Tensor", "read_tensors", "rewrite_external_data"]
 
-_GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
+_GRAPH, _INITIALIZER, _DIMS, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 1, 13, 1, 2
 _LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
 
 Change = Callable[[dict[str, str]], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An initializer: its dimensions, and where its bytes lie when they lie outside the file.
+
+    Attributes:
+        dims: Its dimensions.
+        place: File name and offset of the bytes; None inside the ONNX file.
+        bytes: Their count; 0 inside the ONNX file.
+    """
+
+    dims: tuple[int, ...]
+    place: tuple[str, int] | None
+    bytes: int
+
+
+def read_tensors(model: bytes) -> list[Tensor]:
+    """Return the initializers of an ONNX file.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    tensors = []
+    for number, _, graph in _fields(model):
+        if number != _GRAPH:
+            continue
+        for inner, _, content in _fields(graph):
+            if inner == _INITIALIZER:
+                tensors.append(_tensor(content))
+    return tensors
 
 
 def rewrite_external_data(model: bytes, change: Change) -> bytes:
@@ -43,12 +75,36 @@ def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
     return b"".join(pieces)
 
 
+def _tensor(message: bytes) -> Tensor:
+    dims: list[int] = []
+    entries: dict[str, str] = {}
+    for number, header, content in _fields(message):
+        if number == _DIMS and header[0] & 7 == _LENGTH_DELIMITED:
+            place = 0
+            while place < len(content):
+                size, place = _varint(content, place)
+                dims.append(size)
+        elif number == _DIMS:
+            dims.append(_varint(content, 0)[0])
+        elif number == _EXTERNAL_DATA:
+            entries.update([_pair(content)])
+    if not entries:
+        return Tensor(tuple(dims), None, 0)
+    place_in_file = (entries.get("location", ""), int(entries.get("offset", "0")))
+    return Tensor(tuple(dims), place_in_file, int(entries.get("length", "0")))
+
+
+def _pair(message: bytes) -> tuple[str, str]:
+    texts = {number: content.decode() for number, _, content in _fields(message)}
+    return texts.get(_KEY, ""), texts.get(_VALUE, "")
+
+
 def _rewrite_tensor(message: bytes, change: Change) -> bytes:
     kept, entries = [], {}
     for number, header, content in _fields(message):
         if number == _EXTERNAL_DATA:
-            pair = {number: content.decode() for number, _, content in _fields(content)}
-            entries[pair.get(_KEY, "")] = pair.get(_VALUE, "")
+            key, value = _pair(content)
+            entries[key] = value
         else:
             kept.append(header + content)
     if not entries:

@@ -13,6 +13,7 @@ from tocom.bundle import Bundle
 from tocom.errors import EngineError, OutputError
 from tocom.runtime.backends.weight_cache import WeightCache
 from tocom.runtime.identity import cpu_identity, usable_cores
+from tocom.runtime.memory import Need, needs_of
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine"]
 
@@ -97,8 +98,12 @@ class OnnxRuntimeBackend:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether the degrees that are loaded next share one copy of their weights."""
-        return self._cache is not None
+        """Whether degrees that are loaded together keep one copy of equal weights."""
+        return self._share_weights
+
+    def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
+        """Return what each degree needs in memory, from the bundle's files."""
+        return needs_of(self._bundle, degrees)
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Pack the weights of these degrees once, if they can be shared; a later start finds them packed."""
@@ -115,6 +120,7 @@ class OnnxRuntimeBackend:
                     "the degrees do not share weights and take more memory: %s (set TOCOM_CACHE to a writable folder)",
                     error,
                 )
+                self._share_weights = False
                 return
         self._cache = cache
 
