@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tocom.calibration.latency import Progress
-from tocom.runtime import Runtime
 
+from tocom.calibration.latency import Progress
 from tocom.errors import DataError, RequestError
 from tocom.images import class_folders, image_files, preprocess, read_image
 from tocom.profile import Accuracy
+from tocom.runtime import Runtime
 
 __all__ = ["measure_accuracy", "wilson_interval"]
 

@@ -7,13 +7,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tocom import __version__
 from tocom.calibration.accuracy import measure_accuracy
 from tocom.calibration.latency import Progress, measure_latency
+from tocom.profile import DegreeProfile, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
-
-from tocom import __version__
-from tocom.profile import DegreeProfile, Profile
 
 __all__ = ["calibrate"]
 

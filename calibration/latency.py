@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tocom.runtime import Runtime
-from tocom.runtime.profiles import latency_of
 
 from tocom.errors import RequestError
 from tocom.profile import Latency
+from tocom.runtime import Runtime
+from tocom.runtime.profiles import latency_of
 
 __all__ = ["Progress", "measure_latency", "opened"]
 

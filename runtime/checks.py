@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tocom.errors import RequestError
 
-__all__ = ["check_budget", "check_images"]
+__all__ = ["check_budget", "check_deadline", "check_images", "check_open_options"]
 
 
 def check_budget(budget_ms: Any) -> float:
@@ -26,6 +26,34 @@ def check_budget(budget_ms: Any) -> float:
     raise RequestError(
         f"The 'budget_ms' parameter must be a number of milliseconds greater than 0. Got {budget_ms!r} instead."
     )
+
+
+def check_deadline(deadline: Any, budget_ms: Any = None) -> float:
+    """Return the deadline in seconds of ``time.monotonic()``; one that has passed is allowed.
+
+    Raises:
+        RequestError: It is no finite number, or a budget is given too.
+    """
+    if budget_ms is not None:
+        raise RequestError(f"Give 'budget_ms' or 'deadline', not both. Got {budget_ms!r} and {deadline!r}.")
+    if isinstance(deadline, (int, float, np.integer, np.floating)) and not isinstance(deadline, bool):
+        value = float(deadline)
+        if math.isfinite(value):
+            return value
+    raise RequestError(
+        f"The 'deadline' parameter must be a time in seconds, as time.monotonic() gives it. Got {deadline!r} instead."
+    )
+
+
+def check_open_options(**options: Any) -> None:
+    """Check options that are None or a positive integer.
+
+    Raises:
+        RequestError: One is neither.
+    """
+    for name, value in options.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RequestError(f"The {name!r} parameter must be an integer >= 1. Got {value!r} instead.")
 
 
 def check_images(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import enum
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,18 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
-from tocom.errors import DegreeError, RequestError
+from tocom.errors import DegreeError, EngineError, RequestError, TocomError
 from tocom.profile import Profile
-from tocom.runtime import policy
-from tocom.runtime.backends import Backend, Engine, open_backend
-from tocom.runtime.checks import check_budget, check_images
-from tocom.runtime.latency import LatencyModel
-from tocom.runtime.profiles import identity_of, matching_profile, short_profile
+from tocom.runtime.backends import Backend
+from tocom.runtime.checks import check_budget, check_deadline, check_open_options
+from tocom.runtime.controller import Controller, ControllerConfig
+from tocom.runtime.engine_set import EngineSet, OpenOptions
+from tocom.runtime.policy import Decision
 from tocom.runtime.result import Result
+from tocom.runtime.stats import Counters
+from tocom.runtime.stream import Frame, stream_frames
+from tocom.runtime.submission import Submission, SubmissionQueue
 
 __all__ = ["Runtime", "State"]
 
 log = logging.getLogger("tocom.runtime")
+
+Hook = Callable[[Result], None]
 
 
 class State(enum.Enum):
@@ -40,49 +48,28 @@ class State(enum.Enum):
 class Runtime:
     """Engines of one bundle, resident; answers each request with the most accurate degree within its budget.
 
-    Thread-safe: any thread may call any method. One inference runs at a time; the time that a call waits for its
-    turn counts against its budget. Make one with :meth:`open`.
+    Thread-safe: any thread may call any method at any time. One inference runs at a time; the time that a call waits
+    for its turn counts against its budget. Images are read, never written; the caller must leave those of a
+    submission alone until its future is done. Make one with :meth:`open`.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
-        backend: Backend,
-        engines: Mapping[int, Engine],
+        engine_set: EngineSet,
+        options: OpenOptions,
         *,
-        profile: Profile | None = None,
-        on_infeasible: str = "fastest",
-        quantile: float = 0.95,
-        hysteresis: float = 0.03,
-        check_finite: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
+        queue_limit: int = 64,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if on_infeasible not in policy.ON_INFEASIBLE:
-            raise RequestError(
-                f"The 'on_infeasible' parameter must be one of {', '.join(policy.ON_INFEASIBLE)}. "
-                f"Got {on_infeasible!r} instead."
-            )
-        if not 0.5 <= quantile < 1:
-            raise RequestError(f"The 'quantile' parameter must be in 0.5 … 1 (exclusive). Got {quantile!r} instead.")
-        self.bundle = bundle
-        self.backend = backend
-        self.profile = profile
-        self.state = State.LOADED
-        self._engines = dict(sorted(engines.items()))
-        self._on_infeasible = on_infeasible
-        self._quantile = quantile
-        self._hysteresis = hysteresis
-        self._check_finite = check_finite
+        self._active = engine_set
+        self._options = options
         self._clock = clock
+        self._state = State.LOADED
         self._lock = threading.Lock()
-        self._image_shape = bundle.image_shape
-        self._batch_range = (bundle.batch[0], bundle.batch[2])
-        self._model: LatencyModel | None = None
-        self._accuracy: dict[int, float] = {}
-        self._current: int | None = None
-        self._answers: dict[int, int] = dict.fromkeys(self._engines, 0)
-        self._misses = 0
-        self._switches = 0
+        self._reload_lock = threading.Lock()
+        self._counters = Counters()
+        self._queue = SubmissionQueue(self._answer_submission, queue_limit)
+        self._hooks: tuple[Hook, ...] = ()
 
     @classmethod
     def open(
@@ -96,7 +83,9 @@ class Runtime:
         on_infeasible: str = "fastest",
         quantile: float = 0.95,
         hysteresis: float = 0.03,
+        memory_limit_bytes: int | None = None,
         check_finite: bool = False,
+        queue_limit: int = 64,
         warm: bool = True,
     ) -> Runtime:
         """Open a bundle: check every file's hash, load the degrees, find or measure a profile, warm up.
@@ -110,47 +99,36 @@ class Runtime:
             threads: CPU threads of one inference; None takes the usable physical cores.
             on_infeasible: ``fastest`` or ``raise``, when no degree meets a budget.
             quantile: Quantile of the predicted latency that must meet the budget.
-            hysteresis: Share by which a slower degree must beat the budget before the policy goes back to it.
+            hysteresis: Share by which a slower degree must beat the budget right after a switch.
+            memory_limit_bytes: Most memory that the engines may take; the set of degrees that is worth most to the
+                policy within it is kept. None sets no limit.
             check_finite: Refuse images with NaN or infinity.
+            queue_limit: Most submissions that may wait.
             warm: Call :meth:`warm_up` now.
 
         Raises:
             BundleError: The bundle is missing, corrupt, or was changed.
             DegreeError: ``degrees`` names one that the bundle lacks.
-            EngineError: No backend, or a degree cannot be loaded.
+            EngineError: No backend, no degree fits, or one cannot be loaded.
             CalibrationError: ``profile`` is not valid, or was measured elsewhere.
             RequestError: Another argument is out of its range.
         """
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise RequestError(f"The 'threads' parameter must be an integer >= 1. Got {threads!r} instead.")
-        bundle = Bundle(bundle_path)
-        chosen = _chosen_degrees(bundle, degrees)
-        opened = open_backend(backend, bundle, threads=threads)
-        engines: dict[int, Engine] = {}
-        try:
-            identity = identity_of(bundle, opened)
-            found = matching_profile(bundle, identity, chosen, profile)
-            opened.prepare(chosen)
-            for degree in chosen:
-                engines[degree] = opened.load(degree)
-            runtime = cls(
-                bundle,
-                opened,
-                engines,
-                profile=found,
-                on_infeasible=on_infeasible,
-                quantile=quantile,
-                hysteresis=hysteresis,
-                check_finite=check_finite,
-            )
-            log.info("opened %s on %s (%s): degrees %s", bundle.path, opened.name, opened.reason, list(engines))
-            if warm:
+        check_open_options(threads=threads, memory_limit_bytes=memory_limit_bytes, queue_limit=queue_limit)
+        options = OpenOptions(
+            backend=backend,
+            degrees=None if degrees is None else tuple(degrees),
+            threads=threads,
+            memory_limit_bytes=memory_limit_bytes,
+            check_finite=check_finite,
+            controller=ControllerConfig(quantile=quantile, hysteresis=hysteresis, on_infeasible=on_infeasible),
+        )
+        runtime = cls(EngineSet.load(bundle_path, options, profile), options, queue_limit=queue_limit)
+        if warm:
+            try:
                 runtime.warm_up()
-        except BaseException:
-            for engine in engines.values():
-                engine.close()
-            opened.close()
-            raise
+            except BaseException:
+                runtime.close()
+                raise
         return runtime
 
     def __enter__(self) -> Runtime:
@@ -164,13 +142,33 @@ class Runtime:
     def __repr__(self) -> str:
         return (
             f"Runtime({str(self.bundle.path)!r}, backend={self.backend.name!r}, degrees={list(self.degrees)}, "
-            f"state={self.state.value!r})"
+            f"state={self._state.value!r})"
         )
+
+    @property
+    def state(self) -> State:
+        """Where in its life the runtime is."""
+        return self._state
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that answers now."""
+        return self._active.bundle
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that answers now; its ``reason`` says why it was chosen."""
+        return self._active.backend
+
+    @property
+    def profile(self) -> Profile | None:
+        """The profile in use; None before :meth:`warm_up` when none was found."""
+        return self._active.profile
 
     @property
     def degrees(self) -> tuple[int, ...]:
         """The resident degrees, ascending."""
-        return tuple(self._engines)
+        return tuple(self._active.engines)
 
     def warm_up(self) -> None:
         """Run every degree until its first-call costs are paid; without a profile, measure a short one.
@@ -180,31 +178,26 @@ class Runtime:
             RequestError: The runtime is closed.
         """
         with self._lock:
-            if self.state is State.CLOSED:
+            if self._state is State.CLOSED:
                 raise self._unusable("warm_up")
-            if self.state is State.WARM:
-                return
-            images = np.zeros((self.bundle.batch[1], *self._image_shape), np.float32)
-            for engine in self._engines.values():
-                for _ in range(2):
-                    engine.run(images)
-            if self.profile is None:
-                log.warning(
-                    "no profile of this device for %s: measuring a short one; 'tocom calibrate' makes a good one",
-                    self.bundle.path,
-                )
-                self.profile = short_profile(self.bundle, self.backend, self._engines, images)
-            self._adopt(self.profile)
-            self.state = State.WARM
+            if self._state is State.LOADED:
+                self._active.warm_up()
+                self._state = State.WARM
 
     def infer(
-        self, images: NDArray[np.float32], budget_ms: float | None = None, *, degree: int | None = None
+        self,
+        images: NDArray[np.float32],
+        budget_ms: float | None = None,
+        *,
+        deadline: float | None = None,
+        degree: int | None = None,
     ) -> Result:
         """Answer one request.
 
         Args:
             images: [batch, channels, height, width], float32, as the manifest's input entry says.
             budget_ms: Milliseconds from this call to the answer; None sets no limit.
+            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
             degree: Run this degree whatever the budget; for calibration and comparisons.
 
         Raises:
@@ -214,108 +207,205 @@ class Runtime:
             EngineError: The device failed.
         """
         start = self._clock()
-        budget = None if budget_ms is None else check_budget(budget_ms)
-        images = check_images(images, self._image_shape, self._batch_range, finite=self._check_finite)
+        if deadline is not None:
+            budget_ms = (check_deadline(deadline, budget_ms) - start) * 1e3
+        elif budget_ms is not None:
+            budget_ms = check_budget(budget_ms)
+        return self._answer(images, start, budget_ms, degree)
+
+    def submit(
+        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
+    ) -> Future[Result]:
+        """Queue a request and return the future of its answer. The earliest deadline is answered first.
+
+        Args:
+            images: As for :meth:`infer`; not to be changed until the future is done.
+            budget_ms: Milliseconds from this call to the answer, waiting included; None sets no limit.
+            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
+
+        Raises:
+            RequestError: An argument is out of its range, the queue is full, or the runtime is not warm or is closed.
+        """
+        start = self._clock()
+        if self._state is not State.WARM:
+            raise self._unusable("submit")
+        if deadline is not None:
+            deadline = check_deadline(deadline, budget_ms)
+        elif budget_ms is not None:
+            deadline = start + check_budget(budget_ms) / 1e3
+        return self._queue.put(self._active.check(images), deadline=deadline, start=start)
+
+    async def infer_async(
+        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
+    ) -> Result:
+        """Await an answer without blocking the event loop; arguments and errors as for :meth:`submit`."""
+        return await asyncio.wrap_future(self.submit(images, budget_ms, deadline=deadline))
+
+    def stream(
+        self,
+        frames: Iterable[NDArray[np.float32]],
+        *,
+        fps: float | None = None,
+        budget_ms: float | None = None,
+    ) -> Iterator[Frame]:
+        """Answer frames of a camera or a file; while one is answered, only the newest waits, older ones are dropped.
+
+        Args:
+            frames: Images as for :meth:`infer`, one after another; read on a thread of its own.
+            fps: Rate at which to read a source that does not block, such as a list; also sets the budget.
+            budget_ms: Milliseconds from a frame's arrival to its answer; None takes 1000/fps, or no limit.
+
+        Yields:
+            The answer, the frame's index, and how many were dropped so far.
+
+        Raises:
+            RequestError: ``fps`` or ``budget_ms`` is out of its range.
+        """
+        if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
+            raise RequestError(f"The 'fps' parameter must be a number greater than 0. Got {fps!r} instead.")
+        budget = check_budget(budget_ms) if budget_ms is not None else 1e3 / fps if fps is not None else None
+
+        def answer(images: NDArray[np.float32], arrived: float) -> Result:
+            return self._answer(images, arrived, budget, None)
+
+        def count(dropped: int) -> None:
+            with self._lock:
+                self._counters.frames_dropped += dropped
+
+        return stream_frames(frames, answer, fps=fps, on_drop=count, clock=self._clock)
+
+    def add_hook(self, hook: Hook) -> None:
+        """Call ``hook`` with every result, on the thread that made it. What a hook raises is logged, not raised."""
         with self._lock:
-            if self.state is not State.WARM:
-                raise self._unusable("infer")
-            begin = self._clock()
-            queue_ms = (begin - start) * 1e3
-            decision = self._decide(len(images), None if budget is None else budget - queue_ms, degree)
-            outputs = self._engines[decision.degree].run(images)
-            end = self._clock()
-            latency_ms = (end - start) * 1e3
-            met = budget is None or latency_ms <= budget
-            self._record(decision.degree, (end - begin) * 1e3, len(images), met, pinned=degree is not None)
-        return Result(
-            outputs=outputs,
-            degree=decision.degree,
-            latency_ms=latency_ms,
-            queue_ms=queue_ms,
-            met_budget=met,
-            predicted_ms=decision.predicted_ms,
-            budget_ms=budget,
-            feasible=decision.feasible,
-        )
+            self._hooks = (*self._hooks, hook)
+
+    def reload(self, bundle_path: Path | str | None = None, *, profile: Profile | Path | str | None = None) -> None:
+        """Serve another bundle, or the same one as it is on disk now, from the next request on.
+
+        The new engines are loaded and warmed beside the old ones, which go on answering; for that time both are in
+        memory. When anything fails, the old ones stay.
+
+        Args:
+            bundle_path: The bundle's folder; None takes the present one's.
+            profile: As for :meth:`open`.
+
+        Raises:
+            TocomError: What :meth:`open` raises; the runtime serves on as before.
+        """
+        with self._reload_lock:
+            if self._state is not State.WARM:
+                raise self._unusable("reload")
+            path = self.bundle.path if bundle_path is None else bundle_path
+            fresh: EngineSet | None = None
+            try:
+                fresh = EngineSet.load(path, self._options, profile)
+                fresh.warm_up()
+            except BaseException as error:
+                if fresh is not None:
+                    fresh.close()
+                log.warning("reload of %s failed, serving on with %s: %s", path, self.bundle.path, error)
+                raise
+            with self._lock:
+                if self.state is State.CLOSED:  # by another thread, meanwhile
+                    fresh.close()
+                    raise self._unusable("reload")
+                old, self._active = self._active, fresh
+                self._counters.reloads += 1
+            old.close()
+            log.info("reloaded %s", fresh.bundle.path, extra={"event": "reload"})
 
     def stats(self) -> dict[str, Any]:
-        """Return counts per degree, misses, switches and the latency model's state, as plain JSON content."""
+        """Return counts, misses, switches, recent quantiles and the latency model's state, as plain JSON content."""
         with self._lock:
+            active = self._active
+            controller = active.controller
             return {
-                "state": self.state.value,
-                "backend": self.backend.name,
-                "requests": sum(self._answers.values()),
-                "answers": {str(degree): count for degree, count in self._answers.items()},
-                "misses": self._misses,
-                "switches": self._switches,
-                "latency_model": None if self._model is None else self._model.state(),
+                "state": self._state.value,
+                "bundle": str(active.bundle.path),
+                "backend": active.backend.name,
+                "degrees": list(active.engines),
+                "estimated_bytes": active.estimated_bytes,
+                **self._counters.snapshot(),
+                "current_degree": None if controller is None else controller.current,
+                "latency_model": None if controller is None else controller.state(),
             }
 
     def close(self) -> None:
-        """Release the engines. More than once is fine; any other call afterwards is an error."""
+        """Cancel what waits, finish what runs, release the engines. More than once is fine."""
+        self._queue.close()
         with self._lock:
-            if self.state is State.CLOSED:
-                return
-            self.state = State.CLOSED
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
-            self.backend.close()
+            if self._state is not State.CLOSED:
+                self._state = State.CLOSED
+                self._active.close()
 
-    def _adopt(self, profile: Profile) -> None:
-        self._model = LatencyModel(
-            {degree: entry.latency for degree, entry in profile.degrees.items() if degree in self._engines},
-            batch=profile.batch,
+    def _answer_submission(self, entry: Submission) -> Result:
+        budget = (entry.deadline - entry.start) * 1e3 if entry.budgeted else None
+        return self._answer(entry.images, entry.start, budget, None)
+
+    def _answer(self, images: NDArray[np.float32], start: float, budget_ms: float | None, degree: int | None) -> Result:
+        """Answer images that arrived at ``start``; only a deadline can make the budget zero or less."""
+        active = self._active
+        images = active.check(images)
+        with self._lock:
+            if self._state is not State.WARM:
+                raise self._unusable("infer")
+            if self._active is not active:
+                active = self._active
+                images = active.check(images)
+            controller = active.controller
+            if controller is None:
+                raise self._unusable("infer")
+            begin = self._clock()
+            queue_ms = (begin - start) * 1e3
+            batch = len(images)
+            before = controller.current
+            decision = _decide(active, controller, batch, None if budget_ms is None else budget_ms - queue_ms, degree)
+            try:
+                outputs = active.engines[decision.degree].run(images)
+            except EngineError:
+                self._counters.failures += 1
+                raise
+            end = self._clock()
+            latency_ms = (end - start) * 1e3
+            met = budget_ms is None or latency_ms <= budget_ms
+            controller.observe(decision.degree, (end - begin) * 1e3, met, batch, pinned=degree is not None)
+            self._counters.record(decision.degree, latency_ms, queue_ms, budget_ms, met, decision.feasible)
+            switched = before is not None and controller.current != before
+            self._counters.switches += switched
+        if switched:
+            log.info(
+                "switched from degree %d to %d",
+                before,
+                decision.degree,
+                extra={"event": "switch", "from_degree": before, "to_degree": decision.degree, "budget_ms": budget_ms},
+            )
+        result = Result(
+            outputs, decision.degree, latency_ms, queue_ms, met, decision.predicted_ms, budget_ms, decision.feasible
         )
-        accuracies = {d: None if e.accuracy is None else e.accuracy.value for d, e in profile.degrees.items()}
-        exported = {degree: entry.accuracy for degree, entry in self.bundle.degrees.items()}
-        self._accuracy = policy.rank_accuracies(list(self._engines), accuracies, exported)
+        for hook in self._hooks:
+            with _hook_guard():
+                hook(result)
+        return result
 
-    def _decide(self, batch: int, left_ms: float | None, degree: int | None) -> policy.Decision:
-        model = self._model
-        assert model is not None  # state is WARM
-        if degree is not None:
-            if degree not in self._engines:
-                raise DegreeError(
-                    f"The 'degree' parameter must be one of {list(self._engines)}. Got {degree!r} instead."
-                )
-            predicted = model.predict_ms(degree, self._quantile, batch)
-            return policy.Decision(degree, predicted, left_ms is None or predicted <= left_ms)
-        candidates = policy.frontier(
-            [
-                policy.Candidate(d, accuracy, model.predict_ms(d, self._quantile, batch))
-                for d, accuracy in self._accuracy.items()
-            ]
-        )
-        return policy.choose(
-            candidates,
-            float("inf") if left_ms is None else left_ms,
-            current=self._current,
-            hysteresis=self._hysteresis,
-            on_infeasible=self._on_infeasible,
-        )
-
-    def _record(self, degree: int, compute_ms: float, batch: int, met: bool, *, pinned: bool) -> None:
-        assert self._model is not None  # state is WARM
-        self._model.observe(degree, compute_ms, batch)
-        self._answers[degree] += 1
-        self._misses += not met
-        if not pinned:
-            self._switches += self._current is not None and degree != self._current
-            self._current = degree
-
-    def _unusable(self, call: str) -> RequestError:
-        todo = "Open the bundle again." if self.state is State.CLOSED else "Call warm_up() first."
-        return RequestError(f"Runtime.{call}() needs a warm runtime; this one is {self.state.value}. {todo}")
+    def _unusable(self, call: str) -> TocomError:
+        todo = "Open the bundle again." if self._state is State.CLOSED else "Call warm_up() first."
+        return RequestError(f"Runtime.{call}() needs a warm runtime; this one is {self._state.value}. {todo}")
 
 
-def _chosen_degrees(bundle: Bundle, degrees: Sequence[int] | None) -> list[int]:
-    if degrees is None:
-        return list(bundle.degrees)
-    missing = [degree for degree in degrees if degree not in bundle.degrees]
-    if missing or not degrees:
-        raise DegreeError(
-            f"The 'degrees' parameter must name degrees of {bundle.path}: {list(bundle.degrees)}. "
-            f"Got {list(degrees)} instead."
-        )
-    return sorted(set(degrees))
+def _decide(
+    active: EngineSet, controller: Controller, batch: int, left_ms: float | None, degree: int | None
+) -> Decision:
+    if degree is None:
+        return controller.decide(float("inf") if left_ms is None else left_ms, batch)
+    if degree not in active.engines:
+        raise DegreeError(f"The 'degree' parameter must be one of {list(active.engines)}. Got {degree!r} instead.")
+    predicted = controller.predict(degree, batch)
+    return Decision(degree, predicted, left_ms is None or predicted <= left_ms)
+
+
+@contextlib.contextmanager
+def _hook_guard() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # a caller's hook may raise anything, and must not cost the answer
+        log.exception("a hook failed")

@@ -249,7 +249,7 @@ def test_stats_count_answers_misses_and_switches(small_bundle: SmallBundle) -> N
         for budget in (40.0, 15.0, 1e-6):
             runtime.infer(images_of(1), budget_ms=budget)
         stats = runtime.stats()
-    assert stats["answers"] == {"0": 1, "4": 0, "8": 2}
+    assert stats["answers"] == {"0": 1, "8": 2}
     assert (stats["requests"], stats["misses"], stats["switches"]) == (3, 1, 1)
     json.dumps(stats, allow_nan=False)
 

@@ -1,0 +1,200 @@
+"""The engines of one bundle, loaded, profiled and warm: what a runtime serves from, and swaps as a whole on reload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.bundle import Bundle
+from tocom.errors import DegreeError, EngineError
+from tocom.profile import Profile
+from tocom.runtime.backends import Backend, Engine, open_backend
+from tocom.runtime.checks import check_images
+from tocom.runtime.controller import Controller, ControllerConfig
+from tocom.runtime.memory import best_subset, set_bytes, set_value
+from tocom.runtime.policy import rank_accuracies
+from tocom.runtime.profiles import identity_of, matching_profile, short_profile
+
+__all__ = ["EngineSet", "OpenOptions"]
+
+log = logging.getLogger("tocom.runtime")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What :meth:`Runtime.open` was asked for; a reload uses it again.
+
+    Attributes:
+        backend: A backend's name, or ``auto``.
+        degrees: Degrees to keep resident; None takes all.
+        threads: CPU threads of one inference; None takes the usable physical cores.
+        memory_limit_bytes: Most memory that the engines may take; None sets no limit.
+        check_finite: Refuse images with NaN or infinity.
+        controller: How degrees are chosen.
+    """
+
+    backend: str = "auto"
+    degrees: tuple[int, ...] | None = None
+    threads: int | None = None
+    memory_limit_bytes: int | None = None
+    check_finite: bool = False
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+
+class EngineSet:
+    """Engines of one bundle. Make one with :meth:`load`, then :meth:`warm_up`. Not thread-safe."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], options: OpenOptions) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.engines = dict(sorted(engines.items()))
+        self.profile: Profile | None = None
+        self.estimated_bytes = 0
+        self.controller: Controller | None = None
+        self._options = options
+        self._image_shape = bundle.image_shape
+        self._batch_range = (bundle.batch[0], bundle.batch[2])
+
+    @classmethod
+    def load(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None = None) -> EngineSet:
+        """Check the bundle's hashes, choose the degrees that fit, and load them.
+
+        Args:
+            path: The bundle's folder.
+            options: What to load and how.
+            profile: Must fit when given; None looks beside the bundle.
+
+        Raises:
+            BundleError: The bundle is missing, corrupt, or was changed.
+            DegreeError: ``options.degrees`` names one that the bundle lacks.
+            EngineError: No backend, no degree fits, or one cannot be loaded.
+            CalibrationError: The given profile does not hold here.
+        """
+        bundle = Bundle(path)
+        wanted = _wanted_degrees(bundle, options.degrees)
+        backend = open_backend(options.backend, bundle, threads=options.threads)
+        engines: dict[int, Engine] = {}
+        try:
+            found = matching_profile(bundle, identity_of(bundle, backend), wanted, profile)
+            accuracy = _accuracies(bundle, wanted, found)
+            latency = _expected_latency(bundle, wanted, found)
+            needs = backend.needs(wanted)
+            chosen = tuple(wanted)
+            if options.memory_limit_bytes is not None:
+                best = best_subset(needs, accuracy, latency, options.memory_limit_bytes, shared=backend.shares_weights)
+                chosen = best.degrees
+                if len(chosen) < len(wanted):
+                    left_out = sorted(set(wanted) - set(chosen))
+                    log.warning(
+                        "memory_limit_bytes=%d holds the degrees %s (about %d bytes); left out: %s",
+                        options.memory_limit_bytes,
+                        list(chosen),
+                        best.bytes,
+                        left_out,
+                    )
+            backend.prepare(chosen)
+            for degree in _by_value(chosen, accuracy, latency):
+                try:
+                    engines[degree] = backend.load(degree)
+                except MemoryError as error:
+                    # The most valuable degrees are loaded first, so what is lost here is worth least.
+                    log.warning("out of memory at degree %d, serving without it: %s", degree, error)
+            if not engines:
+                raise EngineError(
+                    f"No degree of {bundle.path} fits into memory. Free some, or export at a lower precision."
+                )
+        except BaseException:
+            for engine in engines.values():
+                engine.close()
+            backend.close()
+            raise
+        loaded = cls(bundle, backend, engines, options)
+        loaded.profile = found
+        loaded.estimated_bytes = set_bytes([needs[degree] for degree in engines], shared=backend.shares_weights)
+        log.info(
+            "opened %s on %s (%s): degrees %s, about %d MiB",
+            bundle.path,
+            backend.name,
+            backend.reason,
+            list(loaded.engines),
+            loaded.estimated_bytes >> 20,
+        )
+        return loaded
+
+    def warm_up(self) -> None:
+        """Run every degree until its first-call costs are paid; without a profile, measure a short one.
+
+        Raises:
+            EngineError: A degree does not run.
+        """
+        images = np.zeros((self.bundle.batch[1], *self._image_shape), np.float32)
+        for engine in self.engines.values():
+            for _ in range(2):
+                engine.run(images)
+        if self.profile is None:
+            log.warning(
+                "no profile of this device for %s: measuring a short one; 'tocom calibrate' makes a good one",
+                self.bundle.path,
+            )
+            self.profile = short_profile(self.bundle, self.backend, self.engines, images)
+        degrees = list(self.engines)
+        self.controller = Controller(
+            {degree: self.profile.degrees[degree].latency for degree in degrees},
+            _accuracies(self.bundle, degrees, self.profile),
+            batch=self.profile.batch,
+            config=self._options.controller,
+        )
+
+    def check(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the images, C-contiguous.
+
+        Raises:
+            RequestError: They do not fit the engines.
+        """
+        return check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
+
+    def close(self) -> None:
+        """Release the engines and the backend."""
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+        self.backend.close()
+
+
+def _wanted_degrees(bundle: Bundle, degrees: Sequence[int] | None) -> list[int]:
+    if degrees is None:
+        return list(bundle.degrees)
+    if not degrees or any(degree not in bundle.degrees for degree in degrees):
+        raise DegreeError(
+            f"The 'degrees' parameter must name degrees of {bundle.path}: {list(bundle.degrees)}. "
+            f"Got {list(degrees)} instead."
+        )
+    return sorted(set(degrees))
+
+
+def _accuracies(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
+    entries = {} if profile is None else profile.degrees
+    measured = {d: None if e.accuracy is None else e.accuracy.value for d, e in entries.items()}
+    exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
+    return rank_accuracies(degrees, measured, exported)
+
+
+def _expected_latency(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
+    """Return the profile's p95, or before one is measured the MACs: both order the degrees by cost."""
+    if profile is not None:
+        return {degree: profile.degrees[degree].latency.p95_ms for degree in degrees}
+    return {degree: float(bundle.degrees[degree].macs) for degree in degrees}
+
+
+def _by_value(degrees: Sequence[int], accuracy: Mapping[int, float], latency: Mapping[int, float]) -> list[int]:
+    """Return the degrees in the order in which each adds most to the set's value."""
+    order: list[int] = []
+    while len(order) < len(degrees):
+        rest = [degree for degree in degrees if degree not in order]
+        order.append(max(rest, key=lambda degree: set_value([*order, degree], accuracy, latency)))
+    return order

@@ -1,0 +1,104 @@
+"""Requests that wait: a queue in order of deadline, and the thread that answers them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from tocom.errors import RequestError
+from tocom.runtime.result import Result
+
+__all__ = ["Submission", "SubmissionQueue"]
+
+
+@dataclass(order=True)
+class Submission:
+    """A request in the queue; the earliest deadline first, of equals the oldest."""
+
+    deadline: float
+    number: int
+    images: Any = field(compare=False)
+    budgeted: bool = field(compare=False)
+    start: float = field(compare=False)
+    future: Future[Result] = field(compare=False)
+
+
+class SubmissionQueue:
+    """Answers submissions in order of deadline on one thread of its own.
+
+    Args:
+        answer: Answers one submission; what it raises goes into the future.
+        limit: Most requests that may wait.
+    """
+
+    def __init__(self, answer: Callable[[Submission], Result], limit: int) -> None:
+        self._answer = answer
+        self._limit = limit
+        self._heap: list[Submission] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def put(self, images: Any, *, deadline: float | None, start: float) -> Future[Result]:
+        """Queue a request; return the future of its answer.
+
+        Raises:
+            RequestError: The queue is full or closed.
+        """
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._closed:
+                raise RequestError("Runtime.submit() needs an open runtime; this one is closed. Open the bundle again.")
+            if len(self._heap) >= self._limit:
+                raise RequestError(
+                    f"{self._limit} requests wait already (the 'queue_limit' parameter). "
+                    "Submit fewer, raise the limit, or stream frames and let the oldest drop."
+                )
+            entry = Submission(
+                float("inf") if deadline is None else deadline,
+                next(self._numbers),
+                images,
+                deadline is not None,
+                start,
+                future,
+            )
+            heapq.heappush(self._heap, entry)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tocom-submit", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Cancel what waits, let the running request end, stop the thread."""
+        with self._changed:
+            self._closed = True
+            waiting, self._heap = self._heap, []
+            self._changed.notify()
+        for entry in waiting:
+            entry.future.cancel()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._heap and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                entry = heapq.heappop(self._heap)
+            if not entry.future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = self._answer(entry)
+            except BaseException as error:  # a future carries whatever was raised to its owner
+                entry.future.set_exception(error)
+            else:
+                entry.future.set_result(result)
