@@ -30,7 +30,7 @@ TOCOM_SHARED uint32_t descending_key(float value)
     return ~ascending_key(value);
 }
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(TOCOM_EMULATED_DEVICE)
 //! The threads of a block, as the shared algorithms see them.
 struct DeviceBlock
 {

@@ -99,8 +99,8 @@ template <typename T, bool kAligned, int32_t kRowsPerLane>
 __global__ void __launch_bounds__(kThreads, kRowsPerLane > 4 ? 2 : 3) match_kernel(MatchArguments const arguments)
 {
     constexpr int32_t kTileA = kLaneRows * kRowsPerLane;
-    __shared__ alignas(16) float a_rows[kTileA * kRowStride];
-    __shared__ alignas(16) float b_rows[kTileB * kRowStride];
+    alignas(16) __shared__ float a_rows[kTileA * kRowStride];
+    alignas(16) __shared__ float b_rows[kTileB * kRowStride];
     __shared__ float a_inverse[kTileA];
     __shared__ float b_inverse[kTileB];
     __shared__ BestPartner found[kWarps][kTileA];

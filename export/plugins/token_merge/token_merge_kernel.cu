@@ -192,7 +192,7 @@ cudaError_t token_merge(TokenMergeShape const& shape, TokenMergeTensors const& t
         return status;
     }
     int32_t const rows = shape.tokens - shape.r;
-    int32_t const per_block = rows_per_block(shape.batch, rows);
+    int32_t const per_block = rows_per_block(shape.batch, rows, multiprocessors());
     MergeArguments const arguments{tensors, matches, TokenSplit{shape.tokens, shape.prefix}, shape.channels, shape.r,
         per_block, divide_up(rows, per_block)};
     switch (shape.type)

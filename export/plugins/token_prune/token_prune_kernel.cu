@@ -172,7 +172,7 @@ cudaError_t token_prune(TokenPruneShape const& shape, TokenPruneTensors const& t
         return cudaErrorInvalidValue;
     }
     int32_t const copied_rows = shape.tokens - removed_count(shape.r, shape.fuse);
-    int32_t const per_block = rows_per_block(shape.batch, copied_rows);
+    int32_t const per_block = rows_per_block(shape.batch, copied_rows, multiprocessors());
     int32_t const tiles = divide_up(copied_rows, per_block) + (shape.fuse ? 1 : 0);
     PruneArguments const arguments{tensors, shape.tokens, shape.channels, shape.r, shape.prefix, copied_rows,
         per_block, tiles, shape.fuse};
