@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from tocom.bundle import Bundle
-from tocom.errors import EngineError
+from tocom.errors import BundleError, EngineError
 from tocom.runtime.backends.onnx_wire import Tensor, read_tensors
 
 __all__ = ["Need", "SetValue", "best_subset", "needs_of", "set_bytes", "set_value"]
@@ -57,10 +57,18 @@ class SetValue:
 
 
 def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
-    """Return what each degree needs, from the bundle's files alone."""
+    """Return what each degree needs, from the bundle's files alone.
+
+    Raises:
+        BundleError: A file is no ONNX file.
+    """
     needs = {}
     for degree in degrees:
-        tensors = read_tensors(bundle.onnx_path(degree).read_bytes())
+        path = bundle.onnx_path(degree)
+        try:
+            tensors = read_tensors(path.read_bytes())
+        except ValueError as error:
+            raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle anew.") from error
         blobs = {tensor.place: tensor.bytes for tensor in tensors if tensor.place is not None}
         values = bundle.batch[2] * max(bundle.degrees[degree].token_counts) * _repeated_width(tensors)
         images = bundle.batch[2] * bundle.image_shape[0] * bundle.image_shape[1] * bundle.image_shape[2]
