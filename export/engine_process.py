@@ -23,6 +23,9 @@ __all__ = ["Job", "build_engines"]
 Progress = Callable[[str, int, int], None]
 _WORKER = "tocom.export.engine_worker"
 _MOST_LOG_CHARACTERS = 1200
+# The op plugin writes to standard error where TensorRT gave it no logger (common/errors.cpp).
+_OP_PLUGIN_PREFIX = "tocom op plugin: "
+_OP_PLUGIN_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ class _Follower:
     def finish(self, code: int, stderr: str) -> None:
         """Raise what ended the build, if anything did."""
         if self._failure is not None:
+            ours = [line.strip() for line in stderr.splitlines() if line.startswith(_OP_PLUGIN_PREFIX)]
+            if ours and isinstance(self._failure, EngineError):
+                raise EngineError(f"{self._failure} | {' | '.join(dict.fromkeys(ours[-_OP_PLUGIN_LINES:]))}")
             raise self._failure
         if code == 0 and not self._left:
             return

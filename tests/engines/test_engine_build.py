@@ -6,6 +6,7 @@ import hashlib
 import json
 import resource
 
+import onnx
 import pytest
 from conftest import DEPTH, tiny_vit
 
@@ -155,7 +156,6 @@ def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
 
 
 def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):
-    onnx = pytest.importorskip("onnx")
     path = bundle.onnx_path(2)
     model = onnx.load(path, load_external_data=False)
     model.graph.node[-1].op_type = "NoSuchOp"
@@ -164,6 +164,27 @@ def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):
         EngineError,
         match=r"TensorRT cannot read .*degree-02.onnx. TensorRT said: node \d+ .*\(NoSuchOp\): .*Plugin not found",
     ) as caught:
+        build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("r", 0, r"TokenMerge node 'node_token_merge\S*': attribute 'r' must be at least 1, got 0"),
+        ("prefix", -1, r"attribute 'prefix' must be at least 0, got -1"),
+        ("r", 9, r"attribute 'r' must be at most 8 for 17 tokens with 1 protected, got 9"),
+    ],
+)
+def test_attributes_out_of_range_are_told_by_the_op_plugin(bundle, op_plugin, attribute, value, message):
+    path = bundle.onnx_path(2)
+    model = onnx.load(path, load_external_data=False)
+    node = next(node for node in model.graph.node if node.domain == "tocom")
+    next(a for a in node.attribute if a.name == attribute).i = value
+    # The shapes in the file no longer hold, and are not what is asked here.
+    del model.graph.value_info[:]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match=rf"tocom op plugin: \S+: .*{message}") as caught:
         build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2])
     assert "\n" not in str(caught.value)
 
