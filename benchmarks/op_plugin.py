@@ -1,4 +1,4 @@
-"""Time TokenMerge and TokenPrune on a GPU: the op plugin's kernels, eager torch, torch.compile, and the bandwidth floor.
+"""Time TokenMerge and TokenPrune on a GPU: the kernels, eager torch, torch.compile, and the bandwidth floor.
 
     python benchmarks/op_plugin.py [--out benchmarks/results/op_plugin-<gpu>.json] [--quick]
 
