@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from tocom.errors import ExportError
+from tocom.export.trace import DTYPES
 
 __all__ = ["TOLERANCES", "CheckResult", "check_onnx", "sample_images"]
 
@@ -26,7 +28,7 @@ class CheckResult:
     Attributes:
         max_abs_difference: Largest difference of any output on any conclusive image.
         images: Conclusive images.
-        undecided: Images on which torch itself, in float32 and in float64, chooses different tokens.
+        undecided: Images on which torch itself, in float32 and in another precision, chooses different tokens.
     """
 
     max_abs_difference: float
@@ -49,7 +51,8 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
     """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
 
     Which tokens merge is decided by comparing scores, so on an image with a near-tie two correct programs may differ.
-    An image counts only when float64 torch confirms float32 torch.
+    An image counts only when float64 torch confirms float32 torch; for a half-precision file, when torch with weights,
+    or with all, in half precision confirms it.
 
     Args:
         path: The ONNX file, its weights beside it.
@@ -65,15 +68,25 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
     images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    got = np.concatenate([session.run(None, {"images": part})[0] for part in np.split(images, len(images) // step)])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        got = np.concatenate([session.run(None, {"images": part})[0] for part in np.split(images, len(images) // step)])
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first} The bundle was not written; "
+            "--no-check exports without the comparison, for other runtimes."
+        ) from error
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
     allowed = TOLERANCES[precision] * max(1.0, float(np.abs(expected).max()))
     difference = np.abs(got - expected).reshape(len(images), -1).max(axis=1)
     undecided = np.zeros(len(images), dtype=bool)
     for index in np.flatnonzero(~(difference <= allowed)):
-        undecided[index] = _is_undecided(model, images[index : index + 1], expected[index], allowed)
+        # What overflows is wrong, not undecided.
+        undecided[index] = np.isfinite(difference[index]) and _is_undecided(
+            model, images[index : index + 1], expected[index], allowed, precision
+        )
         if not undecided[index]:
             raise ExportError(
                 f"{path.name} differs from torch by {difference[index]:.3g} on image {index}, allowed is {allowed:.3g} "
@@ -88,9 +101,17 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
     return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))
 
 
-def _is_undecided(model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: float) -> bool:
-    import copy
-
-    with torch.no_grad():
-        exact = copy.deepcopy(model).double()(torch.from_numpy(image).double()).numpy()
-    return bool(np.abs(exact[0] - expected).max() > allowed)
+def _is_undecided(model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: float, precision: str) -> bool:
+    pixels = torch.from_numpy(image)
+    if precision == "fp32":
+        others = [copy.deepcopy(model).double()]
+    else:
+        half = copy.deepcopy(model).to(DTYPES[precision])
+        others = [half, copy.deepcopy(half).float()]
+    for other in others:
+        dtype = next(other.parameters()).dtype
+        with torch.no_grad():
+            got = other(pixels.to(dtype)).double().numpy()
+        if np.abs(got[0] - expected).max() > allowed:
+            return True
+    return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def export(
     entry["shape"][0] = fixed or "batch"
     steps = _Steps(progress, total=1 + len(degrees) * (2 if check else 1))
 
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with _evaluating(vit), atomic_folder(out, overwrite=overwrite) as folder:
         schedules = {degree: removal_schedule(tokens, depth, degree, prefix) for degree in degrees}
         results: dict[int, CheckResult | None] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
@@ -177,6 +178,18 @@ def export(
         write_json(folder / MANIFEST_NAME, manifest)
     # Every byte was hashed a moment ago.
     return Bundle(out, verify=False)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every part of it back into its own."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Steps:

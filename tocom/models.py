@@ -68,6 +68,8 @@ def load_model(
         origin = "file"
         if num_classes is None:
             num_classes = _classes_of(state)
+    if num_classes is not None and num_classes < 0:
+        raise ModelError(f"The 'num_classes' parameter must be 0 (for features) or more. Got {num_classes} instead.")
     if num_classes is not None:
         options["num_classes"] = num_classes
     if image_size is not None:

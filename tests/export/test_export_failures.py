@@ -1,0 +1,200 @@
+"""What goes wrong in an export ends in one error, and leaves what was there before."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import SOURCE, Exported, places, run_onnx
+from small_vits import small_vit
+from torch import nn
+
+from tocom import compress
+from tocom.bundle import WEIGHTS_NAME, Bundle
+from tocom.errors import ExportError, OutputError
+from tocom.export import export, pipeline
+from tocom.export.check import check_onnx, sample_images
+
+
+@pytest.fixture
+def copied(plain: Exported, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain.bundle.path, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+def test_the_check_sees_one_wrong_weight_matrix(plain: Exported, copied: Path, degree: int) -> None:
+    reference = compress(plain.model, degree, compensator=plain.compensator, source_degree=SOURCE)
+    onnx_file = copied / f"degree-{degree:02d}.onnx"
+    good = check_onnx(onnx_file, reference, plain.images(3), precision="fp32", batch=None)
+    assert good.images + good.undecided == 3
+    assert good.max_abs_difference <= 1e-4
+    offset, length = places(plain.graph(degree))["blocks.1.attn.qkv.v_weight"]
+    content = bytearray((copied / WEIGHTS_NAME).read_bytes())
+    weight = np.frombuffer(content, np.float32, length // 4, offset)
+    weight *= 1.01
+    (copied / WEIGHTS_NAME).write_bytes(content)
+    with pytest.raises(ExportError, match=rf"degree-{degree:02d}\.onnx differs from torch by .* allowed is"):
+        check_onnx(onnx_file, reference, plain.images(3), precision="fp32", batch=None)
+
+
+class Undecided(nn.Module):
+    """A model that answers otherwise in float32 than in any other precision, as one does at a near-tie."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images) + (1.0 if images.dtype == torch.float32 else 0.0)
+
+
+def test_the_check_needs_a_conclusive_image(plain: Exported, copied: Path) -> None:
+    reference = Undecided(compress(plain.model, 3, compensator=plain.compensator, source_degree=SOURCE))
+    with pytest.raises(ExportError, match="could not be checked: on all 2 images torch chooses other tokens"):
+        check_onnx(copied / "degree-03.onnx", reference, plain.images(2), precision="fp32", batch=None)
+
+
+def test_half_precision_that_overflows_is_wrong_not_undecided(tmp_path: Path) -> None:
+    """Activations beyond half precision's 65504: torch in half precision agrees that they are, and it helps nobody."""
+    model = small_vit(side=32, depth=1)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight.mul_(3e4)
+    with pytest.raises(ExportError, match=r"degree-00\.onnx differs from torch by (nan|inf)"):
+        export(model, tmp_path / "bundle", degrees=(0,), precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def wrong_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the export a defect: one of the projections that it writes is slightly off."""
+    right = pipeline.projection_weights
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        tensors = right(*args, **options)
+        tensor = tensors["blocks.0.attn.qkv.v_weight"]
+        if options.get("target"):
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * 1.02).astype(np.float32).tobytes()
+        return tensors
+
+    monkeypatch.setattr(pipeline, "projection_weights", wrong)
+
+
+def test_a_wrong_export_is_an_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong_weights(monkeypatch)
+    with pytest.raises(ExportError, match=r"degree-03\.onnx differs from torch") as caught:
+        export(small_vit(), tmp_path / "bundle", degrees=(0, 3))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert not export(small_vit(), tmp_path / "bundle", degrees=(0, 3), check=False).manifest["degrees"][1]["check"]
+
+
+def test_a_failed_overwrite_keeps_the_old_bundle(
+    plain: Exported, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Bundle(copied).fingerprint
+    wrong_weights(monkeypatch)
+    with pytest.raises(ExportError, match="differs from torch"):
+        export(plain.model, copied, degrees=(3,), overwrite=True)
+    assert Bundle(copied).fingerprint == before
+    assert list(copied.parent.iterdir()) == [copied]
+
+
+def test_overwriting_is_asked_for(plain: Exported, copied: Path) -> None:
+    (copied / "profiles").mkdir()
+    with pytest.raises(OutputError, match=r"it is not empty\. Choose another, or pass --overwrite"):
+        export(plain.model, copied, degrees=(0,))
+    assert list(Bundle(copied).degrees) == list(plain.bundle.degrees)
+    assert list(export(plain.model, copied, degrees=(0,), overwrite=True, check=False).degrees) == [0]
+    assert {path.name for path in copied.iterdir()} == {"bundle.json", "degree-00.onnx", WEIGHTS_NAME}
+    assert list(copied.parent.iterdir()) == [copied]
+    empty = copied.parent / "empty"
+    empty.mkdir()
+    assert list(export(plain.model, empty, degrees=(0,), check=False).degrees) == [0]
+
+
+def test_places_that_cannot_be_written(plain: Exported, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for out, message in (
+        (file, "a file of that name is there"),
+        (file / "bundle", "Cannot write .*bundle"),
+        (Path("/proc/none/bundle"), "Cannot write /proc/none"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            export(plain.model, out, degrees=(0,))
+    assert file.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_room_is_an_output_error_and_leaves_nothing(plain: Exported, tmp_path: Path) -> None:
+    """A limit on the size of files stops the writing half-way, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*bundle"):
+            export(plain.model, tmp_path / "bundle", degrees=(0,))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing(plain: Exported, tmp_path: Path) -> None:
+    def press_ctrl_c(what: str, done: int, total: int) -> None:
+        assert 0 <= done < total
+        if what.startswith("checking degree 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(plain.model, tmp_path / "bundle", degrees=(0, 3), progress=press_ctrl_c)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_leaves_no_bundle_and_the_next_export_works(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, timm
+from tocom.export import export
+model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=64, num_heads=4).eval()
+kill = lambda what, done, total: what.startswith("checking") and os.kill(os.getpid(), signal.SIGKILL)
+export(model, sys.argv[1], degrees=[0], progress=kill)
+"""
+    out = tmp_path / "bundle"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(out)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not out.exists()
+    assert list(export(small_vit(side=32, depth=1), out, degrees=(0,)).degrees) == [0]
+    assert list(Bundle(out).degrees) == [0]
+
+
+def test_sample_images_are_the_same_every_time_and_spread() -> None:
+    images = sample_images((3, 70, 56), count=3)
+    assert images.shape == (3, 3, 70, 56)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, sample_images((3, 70, 56), count=3))
+    assert 0.5 < images.std() < 3
+    assert np.abs(images[0] - images[1]).mean() > 0.1
+
+
+def test_a_model_in_training_mode_exports_as_it_would_run(tmp_path: Path) -> None:
+    """Dropout and the model's flags: the export is of the evaluated model, and leaves the flags alone."""
+    model = small_vit(drop_path_rate=0.3, proj_drop_rate=0.2).train()
+    bundle = export(model, tmp_path / "bundle", degrees=(0, 3))
+    assert all(module.training for module in model.modules())
+    evaluated = small_vit(drop_path_rate=0.3, proj_drop_rate=0.2)
+    for degree in (0, 3):
+        images = sample_images((3, 80, 80), count=1)
+        with torch.inference_mode():
+            want = compress(evaluated, degree)(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(run_onnx(bundle.onnx_path(degree), images), want, rtol=1e-4, atol=1e-4)
