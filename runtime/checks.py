@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tocom.errors import RequestError
+from tocom.runtime.device.interop import DeviceImages
 
 __all__ = ["check_budget", "check_deadline", "check_images", "check_open_options"]
 
@@ -58,8 +58,8 @@ def check_open_options(**options: Any) -> None:
 
 def check_images(
     images: Any, image_shape: tuple[int, int, int], batch_range: tuple[int, int], *, finite: bool = False
-) -> NDArray[np.float32]:
-    """Return the images as a C-contiguous float32 array; copied only when they are not one already.
+) -> Any:
+    """Return the images as a C-contiguous float32 array, copied only when they are not one; GPU memory as it is.
 
     Args:
         images: What the caller gave.
@@ -70,6 +70,11 @@ def check_images(
     Raises:
         RequestError: Not an array, or wrong dtype, layout, shape or batch; or not finite, when asked to check.
     """
+    if isinstance(images, DeviceImages):
+        _check_shape(images.shape, image_shape, batch_range)
+        if finite:
+            raise RequestError("The 'check_finite' parameter checks host memory only. Got images in GPU memory.")
+        return images
     if not isinstance(images, np.ndarray):
         hint = " Move it to the CPU first: images.cpu().numpy()." if hasattr(images, "cpu") else ""
         raise RequestError(
@@ -82,6 +87,18 @@ def check_images(
             f"The 'images' parameter must be float32. Got {images.dtype} instead. "
             "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
         )
+    _check_shape(shape, image_shape, batch_range)
+    if not images.flags.c_contiguous:
+        images = np.ascontiguousarray(images)
+    if finite and not np.isfinite(images).all():
+        bad = int(images.size - np.isfinite(images).sum())
+        raise RequestError(
+            f"The 'images' parameter must be finite (check_finite is on). Got {bad} NaN or infinite values."
+        )
+    return images
+
+
+def _check_shape(shape: tuple[int, ...], image_shape: tuple[int, int, int], batch_range: tuple[int, int]) -> None:
     if len(shape) != 4 or shape[1:] != image_shape:
         raise RequestError(_shape_message(shape, image_shape))
     if not batch_range[0] <= shape[0] <= batch_range[1]:
@@ -90,15 +107,6 @@ def check_images(
             f"The 'images' parameter must hold a batch of {allowed} (the bundle's range). Got {shape[0]} instead. "
             "Split the batch, or export with a wider one: tocom export --batch MIN:OPT:MAX."
         )
-    if not images.flags.c_contiguous:
-        images = np.ascontiguousarray(images)
-    if finite and not np.isfinite(images).all():
-        bad = int(images.size - np.isfinite(images).sum())
-        raise RequestError(
-            f"The 'images' parameter must be finite (check_finite is on). Got {bad} NaN or infinite values."
-        )
-    checked: NDArray[np.float32] = images
-    return checked
 
 
 def _shape_message(shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> str:

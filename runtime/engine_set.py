@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
 from tocom.errors import DegreeError, EngineError
@@ -150,12 +150,15 @@ class EngineSet:
             config=self._options.controller,
         )
 
-    def check(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the images, C-contiguous.
+    def check(self, images: Any) -> Any:
+        """Return the images as the engines take them.
 
         Raises:
             RequestError: They do not fit the engines.
         """
+        if type(images) is not np.ndarray:
+            adopted = self.backend.adopt(images)
+            images = images if adopted is None else adopted
         return check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ class Engine(Protocol):
         """Return the outputs by name; arrays that no later call touches.
 
         Args:
-            images: [batch, channels, height, width], float32, C-contiguous; checked by the caller.
+            images: [batch, channels, height, width], float32, C-contiguous; checked by the caller. A numpy array, or
+                what :meth:`Backend.adopt` returned.
 
         Raises:
             EngineError: The device refused.
@@ -51,6 +52,9 @@ class Backend(Protocol):
 
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs in memory, before any is loaded."""
+
+    def adopt(self, images: Any) -> Any:
+        """Return images of another library as what :meth:`Engine.run` takes, without a copy; None when it cannot."""
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Do once what these degrees share, before the first of them is loaded."""

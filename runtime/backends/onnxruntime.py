@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tocom.bundle import Bundle
 from tocom.errors import EngineError, OutputError
 from tocom.runtime.backends.weight_cache import WeightCache
+from tocom.runtime.device.interop import host_array
 from tocom.runtime.identity import cpu_identity, usable_cores
 from tocom.runtime.memory import Need, needs_of
 
@@ -73,7 +74,7 @@ class OnnxRuntimeBackend:
         cache_folder: Path | None = None,
     ) -> None:
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError as error:
             raise EngineError(
                 "The onnxruntime backend needs the package onnxruntime. Install it: pip install 'tocom[runtime]'."
@@ -91,7 +92,7 @@ class OnnxRuntimeBackend:
         if cuda:
             if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
                 raise EngineError(
-                    "this onnxruntime has no CUDA provider. Install it: pip install onnxruntime-gpu, in place of "
+                    "This onnxruntime has no CUDA provider. Install it: pip install onnxruntime-gpu, in place of "
                     "onnxruntime."
                 )
             self._providers.insert(0, "CUDAExecutionProvider")
@@ -104,6 +105,10 @@ class OnnxRuntimeBackend:
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs in memory, from the bundle's files."""
         return needs_of(self._bundle, degrees)
+
+    def adopt(self, images: Any) -> Any:
+        """Return images of another library in host memory without a copy; None when they are not there."""
+        return host_array(images)
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Pack the weights of these degrees once, if they can be shared; a later start finds them packed."""
@@ -136,7 +141,7 @@ class OnnxRuntimeBackend:
                 options.add_session_config_entry("session.use_env_allocators", "1")
         session = self._session(path, options, degree)
         if self.name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            raise EngineError("the CUDA provider is installed but does not start here. See 'tocom doctor'.")
+            raise EngineError("The CUDA provider is installed but does not start here. See 'tocom doctor'.")
         return OnnxRuntimeEngine(session, degree, self._bundle.output_names)
 
     def close(self) -> None:

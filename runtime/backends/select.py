@@ -23,8 +23,24 @@ def _onnxruntime_cuda(bundle: Bundle, threads: int | None, reason: str) -> Backe
     return OnnxRuntimeBackend(bundle, threads=threads, reason=reason, cuda=True)
 
 
+def _tensorrt(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+    from tocom.runtime.backends.tensorrt import TensorRtBackend
+
+    del threads
+    return TensorRtBackend(bundle, name="tensorrt", reason=reason)
+
+
+def _tensorrt_rtx(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+    from tocom.runtime.backends.tensorrt import TensorRtBackend
+
+    del threads
+    return TensorRtBackend(bundle, name="tensorrt-rtx", reason=reason)
+
+
 # In the order in which ``auto`` tries them.
 _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime-cuda": _onnxruntime_cuda,
     "onnxruntime": _onnxruntime,
 }
@@ -51,9 +67,9 @@ def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Ba
         return _OPENERS[name](bundle, threads, "asked for")
     refused: list[str] = []
     for candidate, opener in _OPENERS.items():
-        reason = "; ".join(refused) or "first choice"
+        reason = " ".join(refused) or "first choice"
         try:
             return opener(bundle, threads, reason)
         except EngineError as error:
-            refused.append(f"not {candidate}: {error}")
-    raise EngineError(f"No backend can serve {bundle.path} here. {'; '.join(refused)}")
+            refused.append(f"Not {candidate}: {error}")
+    raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(refused)}")

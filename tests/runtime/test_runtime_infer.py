@@ -216,7 +216,7 @@ def test_bad_options(
 def test_auto_says_why(small_bundle: SmallBundle) -> None:
     with Runtime.open(small_bundle.path) as runtime:
         assert runtime.backend.name == "onnxruntime"
-        assert "not onnxruntime-cuda" in runtime.backend.reason
+        assert "Not onnxruntime-cuda" in runtime.backend.reason
 
 
 def test_a_tampered_bundle_is_refused(own_bundle: SmallBundle) -> None:

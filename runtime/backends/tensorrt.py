@@ -1,0 +1,367 @@
+"""TensorRT and TensorRT-RTX: engines of one device on own streams, one arena, captured CUDA graphs.
+
+Both libraries share this code. All contexts run one after another, so they share one block of scratch memory, the
+largest engine's. Input and output buffers are allocated once per engine; the copies and the inference of a batch
+size are captured into one CUDA graph the second time that batch size comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.bundle import Bundle
+from tocom.errors import EngineError
+from tocom.files import sha256_file
+from tocom.runtime.backends.engine_files import EngineFolder, any_engines, find_engines
+from tocom.runtime.backends.tensorrt_library import LogCapture, import_tensorrt
+from tocom.runtime.device import Device, open_device
+from tocom.runtime.device.interop import DeviceImages, device_images, host_array
+from tocom.runtime.memory import Need
+
+__all__ = ["Arena", "TensorRtBackend", "TensorRtEngine"]
+
+
+class Arena:
+    """Scratch memory for all engines of a backend, as large as the neediest one wants."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.pointer = 0
+        self.size = 0
+
+    def ensure(self, size: int) -> None:
+        """Make it at least ``size`` bytes. Its address may change: engines compare :attr:`pointer` before they run."""
+        if size <= self.size:
+            return
+        self.close()
+        self.pointer = self._device.allocate(size)
+        self.size = size
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.pointer:
+            self._device.release(self.pointer)
+        self.pointer = self.size = 0
+
+
+class TensorRtEngine:
+    """One engine with its context, buffers and graphs.
+
+    Args:
+        degree: Its degree.
+        engine: The ``ICudaEngine``.
+        device: The GPU.
+        arena: The shared scratch memory; already large enough.
+        stream: Stream to run on.
+        log: What TensorRT logs.
+        trt: TensorRT's module.
+        max_batch: Largest batch that buffers are made for.
+
+    Raises:
+        EngineError: The context cannot be made.
+        MemoryError: The device has no room for the buffers.
+    """
+
+    def __init__(
+        self,
+        degree: int,
+        engine: Any,
+        *,
+        device: Device,
+        arena: Arena,
+        stream: int,
+        log: LogCapture,
+        trt: Any,
+        max_batch: int,
+    ) -> None:
+        self.degree = degree
+        self._engine, self._device, self._arena, self._stream, self._log = engine, device, arena, stream, log
+        self._max_batch = max_batch
+        self._graphs: dict[int, Any] = {}
+        self._seen: set[int] = set()
+        self._bound = 0
+        self._device_memory: list[int] = []
+        self._pinned: dict[str, NDArray[Any]] = {}
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._input = next(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        self._outputs = [name for name in names if name != self._input]
+        self._pointers: dict[str, int] = {}
+        self._context = _unmanaged_context(engine, trt)
+        if self._context is None:
+            raise EngineError(f"TensorRT makes no context for degree {degree}: {log.take()}.")
+        try:
+            for name in names:
+                size = 4 * max_batch * int(np.prod(tuple(engine.get_tensor_shape(name))[1:], dtype=np.int64))
+                self._pointers[name] = device.allocate(size)
+                self._device_memory.append(self._pointers[name])
+                self._pinned[name] = device.pinned(size)
+        except BaseException:
+            self.close()
+            raise
+        self._tails = {name: tuple(engine.get_tensor_shape(name))[1:] for name in names}
+
+    def run(self, images: NDArray[Any] | DeviceImages) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name; arrays that no later call touches."""
+        batch = len(images)
+        device = self._device
+        with device.attached():
+            self._bind()
+            if isinstance(images, DeviceImages):
+                self._run_in_place(images)
+            else:
+                size = images.nbytes
+                self._pinned[self._input][:size].view(np.float32)[:] = images.reshape(-1)
+                graph = self._graphs.get(batch)
+                if graph is None:
+                    graph = self._first_runs(batch)
+                if graph is not None:
+                    device.launch(graph, self._stream)
+            device.synchronize(self._stream)
+            return {name: self._host(name, batch).copy() for name in self._outputs}
+
+    def close(self) -> None:
+        """Give graphs, buffers and the context back. More than once is fine."""
+        with self._device.attached():
+            self._drop_graphs()
+            for pointer in self._device_memory:
+                self._device.release(pointer)
+            for array in self._pinned.values():
+                self._device.release_pinned(array)
+        self._device_memory, self._pinned = [], {}
+        self._context = self._engine = None
+
+    def _bind(self) -> None:
+        if self._context is None:
+            raise EngineError(f"the engine of degree {self.degree} is closed")
+        if self._bound == self._arena.pointer and self._bound:
+            return
+        # A graph holds the addresses that it was captured with.
+        self._drop_graphs()
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(self._arena.pointer, self._arena.size)
+        else:
+            self._context.device_memory = self._arena.pointer
+        for name, pointer in self._pointers.items():
+            self._require(self._context.set_tensor_address(name, pointer), "set_tensor_address")
+        self._bound = self._arena.pointer
+
+    def _first_runs(self, batch: int) -> Any:
+        """Run a batch size plainly the first time; return a captured graph the second time, where graphs work."""
+        if batch in self._seen and self._capturable():
+            self._device.begin_capture(self._stream)
+            try:
+                self._enqueue(batch)
+            except BaseException:
+                # Capturing must end even then, or the stream stays unusable.
+                self._device.release_graph(self._device.end_capture(self._stream))
+                raise
+            graph = self._device.end_capture(self._stream)
+            self._graphs[batch] = graph
+            return graph
+        self._seen.add(batch)
+        self._enqueue(batch)
+        return None
+
+    def _capturable(self) -> bool:
+        """Return whether the next enqueue can be captured; TensorRT-RTX cannot while it still compiles kernels."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return self._device.captures and (ask is None or bool(ask(self._stream)))
+
+    def _enqueue(self, batch: int) -> None:
+        self._set_shape(batch)
+        size = 4 * batch * int(np.prod(self._tails[self._input], dtype=np.int64))
+        self._device.to_device(self._pointers[self._input], self._pinned[self._input].ctypes.data, size, self._stream)
+        self._execute()
+        self._fetch(batch)
+
+    def _run_in_place(self, images: DeviceImages) -> None:
+        """Read the caller's GPU memory where it lies; its address changes, so no graph holds it."""
+        if images.stream is not None:
+            self._device.synchronize(images.stream)
+        self._set_shape(len(images))
+        self._require(self._context.set_tensor_address(self._input, images.pointer), "set_tensor_address")
+        try:
+            self._execute()
+            self._fetch(len(images))
+        finally:
+            self._context.set_tensor_address(self._input, self._pointers[self._input])
+
+    def _set_shape(self, batch: int) -> None:
+        shape = (batch, *self._tails[self._input])
+        self._require(self._context.set_input_shape(self._input, shape), f"set_input_shape{shape}")
+
+    def _execute(self) -> None:
+        self._require(self._context.execute_async_v3(self._stream), "execute_async_v3")
+
+    def _fetch(self, batch: int) -> None:
+        for name in self._outputs:
+            size = self._host(name, batch).nbytes
+            self._device.to_host(self._pinned[name].ctypes.data, self._pointers[name], size, self._stream)
+
+    def _host(self, name: str, batch: int) -> NDArray[Any]:
+        tail = self._tails[name]
+        count = batch * int(np.prod(tail, dtype=np.int64))
+        return self._pinned[name].view(np.float32)[:count].reshape(batch, *tail)
+
+    def _require(self, done: Any, call: str) -> None:
+        if not done:
+            raise EngineError(f"TensorRT refused {call} at degree {self.degree}: {self._log.take()}.")
+
+    def _drop_graphs(self) -> None:
+        for graph in self._graphs.values():
+            self._device.release_graph(graph)
+        self._graphs.clear()
+        self._seen.clear()
+
+
+class TensorRtBackend:
+    """Engines of one bundle under TensorRT or TensorRT-RTX.
+
+    Args:
+        bundle: The bundle.
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        reason: Why this backend was chosen.
+        trt: TensorRT's module; given by tests, imported otherwise.
+        device: The GPU; given by tests, opened otherwise.
+
+    Raises:
+        EngineError: TensorRT, a GPU, or engines for it are missing.
+    """
+
+    threads = 0
+    shares_weights = False
+
+    def __init__(
+        self, bundle: Bundle, *, name: str, reason: str = "", trt: Any = None, device: Device | None = None
+    ) -> None:
+        self.name = name
+        self.reason = reason
+        self._bundle = bundle
+        # In this order each check is cheaper than the next: most machines without engines import nothing.
+        if not any_engines(bundle, name):
+            raise EngineError(
+                f"{bundle.path} has no {name} engines. Build them on this device: tocom build {bundle.path} "
+                f"--backend {name}."
+            )
+        self._device = open_device() if device is None else device
+        self._trt = import_tensorrt(name) if trt is None else trt
+        self._arena = Arena(self._device)
+        self._closed = False
+        try:
+            described = dict(self._device.describe())
+            self.device: Mapping[str, str] = {**described, name: str(self._trt.__version__)}
+            self._folder: EngineFolder = find_engines(bundle, name, str(self._trt.__version__), described)
+            self._log = LogCapture(self._trt)
+            self._load_op_plugin()
+            with self._device.attached():
+                self._runtime = self._trt.Runtime(self._log.logger)
+                if self._runtime is None:
+                    raise EngineError(f"TensorRT does not start on {described['gpu']}: {self._log.take()}.")
+            self._stream = self._device.create_stream()
+        except BaseException:
+            self._device.close()
+            raise
+
+    def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
+        """Return what each degree needs: engines keep their weights in device memory, each its own copy."""
+        needs = {}
+        for degree in degrees:
+            record = self._file(degree).record
+            size = int(record["engine"]["size_bytes"])
+            scratch = int(record["engine"].get("device_memory_bytes", size // 4))
+            images = 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
+            needs[degree] = Need(degree, {(self._file(degree).path.name, 0): size}, scratch, images)
+        return needs
+
+    def adopt(self, images: Any) -> Any:
+        """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""
+        host = host_array(images)
+        return device_images(images, self._stream) if host is None else host
+
+    def prepare(self, degrees: Sequence[int]) -> None:
+        """Check that every degree has an engine, before any is loaded."""
+        for degree in degrees:
+            self._file(degree)
+
+    def load(self, degree: int) -> TensorRtEngine:
+        """Deserialize an engine whose hash was checked, and grow the arena to what it needs."""
+        file = self._file(degree)
+        content = file.read()
+        with self._device.attached():
+            engine = self._runtime.deserialize_cuda_engine(content)
+            if engine is None:
+                lines = self._log.take()
+                if "out of memory" in lines.lower():
+                    raise MemoryError(f"degree {degree}: {lines}")
+                raise EngineError(
+                    f"{self.name} {self._trt.__version__} cannot load {file.path}: {lines}. "
+                    f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
+                )
+            self._arena.ensure(_scratch_bytes(engine))
+            return TensorRtEngine(
+                degree,
+                engine,
+                device=self._device,
+                arena=self._arena,
+                stream=self._stream,
+                log=self._log,
+                trt=self._trt,
+                max_batch=self._bundle.batch[2],
+            )
+
+    def close(self) -> None:
+        """Release the arena, the stream and the GPU. More than once is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._device.attached():
+            self._arena.close()
+            self._device.release_stream(self._stream)
+        self._runtime = None
+        self._device.close()
+
+    def _file(self, degree: int) -> Any:
+        if degree not in self._folder.engines:
+            raise EngineError(
+                f"{self._folder.path} has no engine of degree {degree}; it has {list(self._folder.engines)}. "
+                f"Build it: tocom build {self._bundle.path} --backend {self.name} --degrees {degree}."
+            )
+        return self._folder.engines[degree]
+
+    def _load_op_plugin(self) -> None:
+        needed = self._folder.op_plugin()
+        if needed is None:
+            return
+        path, expected = needed
+        try:
+            got = sha256_file(path)
+        except OSError as error:
+            raise EngineError(
+                f"The engines need the op plugin library {path}, which cannot be read ({error.strerror}). "
+                "Build them again."
+            ) from error
+        if got != expected:
+            raise EngineError(
+                f"The op plugin library {path} has sha256 {got}, the engines were built with {expected}. It is not "
+                "loaded. Build them again."
+            )
+        if self._trt.get_plugin_registry().load_library(str(path)) is None:
+            raise EngineError(f"TensorRT cannot load the op plugin library {path}: {self._log.take()}.")
+
+
+def _scratch_bytes(engine: Any) -> int:
+    """Return what a context of the engine needs, under the name that this TensorRT has for it."""
+    size = getattr(engine, "device_memory_size_v2", None)
+    return int(engine.device_memory_size if size is None else size)
+
+
+def _unmanaged_context(engine: Any, trt: Any) -> Any:
+    """Return a context without scratch memory of its own."""
+    strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategy is not None:
+        return engine.create_execution_context(strategy.USER_MANAGED)
+    return engine.create_execution_context_without_device_memory()

@@ -1,0 +1,83 @@
+"""Importing TensorRT or TensorRT-RTX, and turning its log into errors."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import logging
+from collections import deque
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tocom.errors import EngineError
+
+__all__ = ["LogCapture", "import_tensorrt"]
+
+log = logging.getLogger("tocom.runtime.tensorrt")
+
+_RTX_LIBRARIES = ("libcudart.so.13", "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1")
+_INSTALL = {
+    "tensorrt": "Install TensorRT (JetPack has it; elsewhere: pip install 'tocom[tensorrt]')",
+    "tensorrt-rtx": "Install it: pip install 'tocom[rtx]'",
+}
+
+
+def import_tensorrt(name: str) -> ModuleType:
+    """Return the Python module of a backend.
+
+    Args:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        EngineError: It is not installed, or cannot be imported.
+    """
+    modules = ("tensorrt",) if name == "tensorrt" else ("tensorrt_rtx", "tensorrt_rtx_bindings")
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            continue
+        try:
+            if module == "tensorrt_rtx_bindings":
+                _load_rtx_libraries()
+            return importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            raise EngineError(
+                f"The module {module} is installed but does not start: {error}. {_INSTALL[name]}."
+            ) from error
+    raise EngineError(f"{name} is not installed for this Python. {_INSTALL[name]}.")
+
+
+def _load_rtx_libraries() -> None:
+    """Load the libraries of the wheel of ONNX Runtime's provider: the bindings look their symbols up globally."""
+    spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+    folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or []]
+    for library in _RTX_LIBRARIES:
+        found = next((path for folder in folders for path in folder.rglob(f"{library}*")), None)
+        ctypes.CDLL(str(found) if found is not None else library, mode=ctypes.RTLD_GLOBAL)
+
+
+class LogCapture:
+    """Keeps TensorRT's last warnings and errors: it returns None and logs where others raise."""
+
+    def __init__(self, trt: Any) -> None:
+        self._lines: deque[str] = deque(maxlen=8)
+        lines = self._lines
+        worst = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR, trt.ILogger.Severity.WARNING)
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in worst:
+                    lines.append(" ".join(message.split()))
+                log.debug("%s", message)
+
+        self.logger = Logger()
+
+    def take(self) -> str:
+        """Return what was logged since the last call, as one line, and forget it."""
+        text = "; ".join(self._lines)[:600]
+        self._lines.clear()
+        return text or "it logged nothing"
