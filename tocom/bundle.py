@@ -7,6 +7,7 @@ anything parses it, and nothing outside the manifest is opened.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ MANIFEST_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.bin"
 SCHEMA_VERSION = 1
 _MAX_MANIFEST_BYTES = 16 << 20
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True)
@@ -145,26 +147,36 @@ class Bundle:
         """
         for name, expected in self.manifest["files"].items():
             path = self.path / name
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                raise BundleError(f"Bundle {self.path}: {name} is a link out of the bundle. Copy the bundle anew.")
             try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise BundleError(
-                    f"Bundle {self.path}: {name} cannot be read ({error.strerror}). The manifest names it; "
-                    "copy the bundle again, or export it anew."
-                ) from error
+                if not path.resolve().is_relative_to(self.path.resolve()):
+                    raise BundleError(f"Bundle {self.path}: {name} is a link out of the bundle. Copy the bundle anew.")
+                status = path.stat()
+            except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+                raise self._unreadable(name, error) from error
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"Bundle {self.path}: {name} is no regular file. Copy the bundle anew.")
+            size = status.st_size
             if size != expected["size"]:
                 raise BundleError(
                     f"Bundle {self.path}: {name} has {size} bytes, the manifest says {expected['size']}. "
                     "The copy is incomplete or was changed; copy it again, or export it anew."
                 )
-            got = sha256_file(path)
+            try:
+                got = sha256_file(path)
+            except OSError as error:
+                raise self._unreadable(name, error) from error
             if got != expected["sha256"]:
                 raise BundleError(
                     f"Bundle {self.path}: {name} has sha256 {got}, the manifest says {expected['sha256']}. "
                     "It was changed after the export; copy it again, or export it anew."
                 )
+
+    def _unreadable(self, name: str, error: Exception) -> BundleError:
+        reason = getattr(error, "strerror", None) or error
+        return BundleError(
+            f"Bundle {self.path}: {name} cannot be read ({reason}). The manifest names it; "
+            "copy the bundle again, or export it anew."
+        )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -192,18 +204,33 @@ def _check_manifest(path: Path, manifest: Any) -> None:
             "Export the bundle anew, or install the tocom that wrote it."
         )
     _expect(path, manifest, "model", dict)
-    _expect(path, manifest["model"], "name", str)
-    for key, kind in (("precision", str), ("batch", dict), ("input", dict), ("outputs", list), ("files", dict)):
+    for key, kind in (("name", str), ("weights", str)):
+        _expect(path, manifest["model"], key, kind)
+    for key, kind in (
+        ("method", str),
+        ("precision", str),
+        ("batch", dict),
+        ("input", dict),
+        ("outputs", list),
+        ("files", dict),
+    ):
         _expect(path, manifest, key, kind)
     for key in ("min", "opt", "max"):
         _expect(path, manifest["batch"], key, int)
-    _expect(path, manifest["input"], "shape", list)
-    if len(manifest["input"]["shape"]) != 4 or not all(_is_count(n) for n in manifest["input"]["shape"][1:]):
-        raise BundleError(f"{path}: input.shape must be [batch, channels, height, width].")
+    smallest, optimal, largest = (manifest["batch"][key] for key in ("min", "opt", "max"))
+    if not 1 <= smallest <= optimal <= largest:
+        raise BundleError(
+            f"{path}: batch must be 1 ≤ min ≤ opt ≤ max. Got {smallest}, {optimal}, {largest}. Export anew."
+        )
+    _check_input(path, manifest["input"])
+    labels = manifest.get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle anew.")
     for output in _items(path, manifest, "outputs"):
         _expect(path, output, "name", str)
     for name, entry in manifest["files"].items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or name in ("", MANIFEST_NAME):
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or str(parts) in (".", MANIFEST_NAME) or "\0" in name:
             raise BundleError(f"{path}: file name {name!r} points out of the bundle. Do not use this bundle.")
         _expect(path, entry, "sha256", str)
         _expect(path, entry, "size", int)
@@ -213,11 +240,44 @@ def _check_manifest(path: Path, manifest: Any) -> None:
         _expect(path, entry, "token_counts", list)
         for key in ("degree", "macs"):
             _expect(path, entry, key, int)
+        if not entry["token_counts"]:
+            raise BundleError(f"{path}: degree {entry['degree']} has no token counts. Export the bundle anew.")
+        check = entry.get("check")
+        if check is not None and not (isinstance(check, dict) and _is_number(check.get("max_abs_difference"))):
+            raise BundleError(
+                f"{path}: the check of degree {entry['degree']} must be null or hold a number. Export anew."
+            )
+        accuracy = entry.get("accuracy")
+        if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 1):
+            raise BundleError(
+                f"{path}: the accuracy of degree {entry['degree']} must be null or from 0 to 1. Export anew."
+            )
         if entry["degree"] < 0 or entry["degree"] in seen or not all(_is_count(n) for n in entry["token_counts"]):
             raise BundleError(f"{path}: degree {entry['degree']} is negative, twice there, or has bad token counts.")
         if entry["onnx"] not in manifest["files"]:
             raise BundleError(f"{path}: degree {entry['degree']} names {entry['onnx']!r}, which is not under files.")
         seen.add(entry["degree"])
+
+
+def _check_input(path: Path, entry: dict[str, Any]) -> None:
+    for key, kind in (("shape", list), ("mean", list), ("std", list), ("interpolation", str)):
+        _expect(path, entry, key, kind)
+    shape, mean, std, crop = entry["shape"], entry["mean"], entry["std"], entry.get("crop")
+    if len(shape) != 4 or not all(_is_count(n) for n in shape[1:]):
+        raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export anew.")
+    if not all(_is_number(value) for value in (*mean, *std)) or not len(mean) == len(std) == shape[1] or 0 in std:
+        raise BundleError(f"{path}: input.mean and input.std must be {shape[1]} numbers each, std not 0. Export anew.")
+    if entry["interpolation"] not in _INTERPOLATIONS:
+        raise BundleError(
+            f"{path}: input.interpolation must be one of {', '.join(_INTERPOLATIONS)}. Got {entry['interpolation']!r}."
+        )
+    if not (_is_number(crop) and 0 < crop <= 1):
+        raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {crop!r}. Export anew.")
+
+
+def _is_number(value: Any) -> bool:
+    # Compared, not converted: JSON knows integers that no float can hold, and NaN compares with nothing.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
 def _is_count(value: Any) -> bool:

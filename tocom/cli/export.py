@@ -91,7 +91,7 @@ def bundle_table(bundle: Bundle) -> Table:
     for column in ("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"):
         table.add_column(column, justify="right")
     for entry in manifest["degrees"]:
-        counts, check = entry["token_counts"], entry["check"]
+        counts, check = entry["token_counts"], entry.get("check")
         table.add_row(
             str(entry["degree"]),
             f"{counts[0]} … {counts[-1]}",
