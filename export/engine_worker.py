@@ -123,10 +123,7 @@ def _inspect(network: Any) -> dict[str, Any]:
         layer = network.get_layer(index)
         kinds[layer.type.name] += 1
         for output in range(layer.num_outputs):
-            tensor = layer.get_output(output)
-            # A rank that is not known yet has a negative length; nothing of that kind is static.
-            shape = list(tensor.shape) if len(tensor.shape) >= 0 else [-1, -1]
-            dynamic += any(size < 0 for size in shape[1:])
+            dynamic += any(size < 0 for size in _shape(layer.get_output(output))[1:])
     tensors = {
         "inputs": [network.get_input(i) for i in range(network.num_inputs)],
         "outputs": [network.get_output(i) for i in range(network.num_outputs)],
@@ -141,6 +138,14 @@ def _inspect(network: Any) -> dict[str, Any]:
         "op_plugin_layers": kinds["PLUGIN_V3"],
         "tensors_dynamic_beyond_batch": dynamic,
     }
+
+
+def _shape(tensor: Any) -> list[int]:
+    try:
+        return list(tensor.shape)
+    except ValueError:
+        # A rank that is not known has a negative length. Nothing of that kind is static.
+        return [-1, -1]
 
 
 def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], reporter: Reporter) -> Any:
