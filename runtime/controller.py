@@ -79,6 +79,8 @@ class Controller:
         self._hits: deque[bool] = deque(maxlen=100)
         self._since_probe = 0
         self._since_switch = 0
+        self._frontiers: dict[int, tuple[Candidate, ...]] = {}
+        self._frontier_revision = -1
 
     def decide(self, budget_ms: float, batch: int = 1) -> Decision:
         """Return the degree for a request.
@@ -92,15 +94,11 @@ class Controller:
         """
         config, model = self.config, self.model
         tail = model.tail(config.quantile)
-        candidates = frontier(
-            [
-                Candidate(degree, accuracy, model.typical_ms(degree, batch) * tail)
-                for degree, accuracy in self._accuracy.items()
-            ]
-        )
+        candidates = self._frontier(batch)
         decision = choose(
             candidates,
             budget_ms,
+            factor=model.drift * tail,
             current=self.current,
             hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
             on_infeasible=config.on_infeasible,
@@ -137,12 +135,24 @@ class Controller:
         misses = self._hits.count(False) / len(self._hits) if self._hits else 0.0
         return {**self.model.state(), "recent_miss_share": misses}
 
+    def _frontier(self, batch: int) -> tuple[Candidate, ...]:
+        """Return the frontier at the profile's speed; drift and tail are common to all, so it outlives them."""
+        if self._frontier_revision != self.model.revision:
+            self._frontiers.clear()
+            self._frontier_revision = self.model.revision
+        found = self._frontiers.get(batch)
+        if found is None:
+            found = frontier([Candidate(d, value, self.model.unit_ms(d, batch)) for d, value in self._accuracy.items()])
+            self._frontiers[batch] = found
+        return found
+
     def _probe(self, candidates: tuple[Candidate, ...], decision: Decision, budget_ms: float, tail: float) -> Decision:
         """Return the next slower degree when its median fits and few requests missed lately; else the decision."""
-        slower = [c for c in candidates if c.latency_ms > decision.predicted_ms]
-        if not decision.feasible or not slower or slower[-1].latency_ms / tail > budget_ms:
+        drift = self.model.drift
+        slower = [c for c in candidates if c.latency_ms * drift * tail > decision.predicted_ms]
+        if not decision.feasible or not slower or slower[-1].latency_ms * drift > budget_ms:
             return decision
         if self._hits.count(False) > self.config.probe_miss_share * len(self._hits):
             return decision
         self._since_probe = 0
-        return Decision(slower[-1].degree, slower[-1].latency_ms, True)
+        return Decision(slower[-1].degree, slower[-1].latency_ms * drift * tail, True)

@@ -61,6 +61,7 @@ class LatencyModel:
         self.config = config or ModelConfig()
         self.batch = batch
         self.drift = 1.0
+        self.revision = 0
         self._base = {degree: latency.p50_ms for degree, latency in base.items()}
         self._scale: dict[tuple[int, int], float] = {}
         self._seen: dict[tuple[int, int], int] = {}
@@ -78,13 +79,17 @@ class LatencyModel:
         """The degrees that it predicts, ascending."""
         return tuple(sorted(self._base))
 
-    def typical_ms(self, degree: int, batch: int) -> float:
-        """Return the predicted median without the tail, milliseconds."""
+    def unit_ms(self, degree: int, batch: int) -> float:
+        """Return the median at the profile's speed, milliseconds; it changes only with :attr:`revision`."""
         scale = self._scale.get((degree, batch))
         if scale is None:
             # Linear in the batch until seen: an upper estimate, since larger batches use the device better.
             scale = batch / self.batch
-        return self._base[degree] * scale * self.drift
+        return self._base[degree] * scale
+
+    def typical_ms(self, degree: int, batch: int) -> float:
+        """Return the predicted median without the tail, milliseconds."""
+        return self.unit_ms(degree, batch) * self.drift
 
     def tail(self, quantile: float) -> float:
         """Return the quantile of observed over typical latency."""
@@ -111,6 +116,7 @@ class LatencyModel:
             # A batch size that no profile covers: its first observations set the scale and say nothing about drift.
             scale = self._scale.get(key, batch / self.batch)
             self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
+            self.revision += 1
             return
         self._since_change = self._since_change + 1 if key == self._last else 0
         # A profile is rarely wrong by more than the limit; what lies beyond is a step of the device, left to the drift.
@@ -118,6 +124,7 @@ class LatencyModel:
         if settling and abs(ratio - 1.0) <= self.config.scale_limit:
             scale = self._scale.get(key, batch / self.batch)
             self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
+            self.revision += 1
         self._last = key
         self._follow(ratio * self.drift)
         self._push(ratio)

@@ -76,6 +76,7 @@ def choose(
     candidates: Sequence[Candidate],
     budget_ms: float,
     *,
+    factor: float = 1.0,
     current: int | None = None,
     hysteresis: float = 0.0,
     on_infeasible: str = "fastest",
@@ -85,6 +86,7 @@ def choose(
     Args:
         candidates: A frontier: most accurate and slowest first, fastest last.
         budget_ms: Time that the answer may take from now on.
+        factor: What every candidate's latency is multiplied by: the state of the device, which all degrees share.
         current: Degree of the previous answer.
         hysteresis: A degree slower than ``current`` must beat the budget by this share, so that noise around the
             budget does not make the policy flap.
@@ -94,21 +96,22 @@ def choose(
         BudgetError: No degree meets the budget and ``on_infeasible`` is ``raise``.
         RequestError: ``on_infeasible`` is neither.
     """
-    if on_infeasible not in ON_INFEASIBLE:
-        raise RequestError(
-            f"The 'on_infeasible' parameter must be one of {', '.join(ON_INFEASIBLE)}. Got {on_infeasible!r} instead."
-        )
     slower_than_current = current is not None and any(c.degree == current for c in candidates)
     for candidate in candidates:
         if candidate.degree == current:
             slower_than_current = False
-        needed = candidate.latency_ms * (1.0 + hysteresis) if slower_than_current else candidate.latency_ms
-        if needed <= budget_ms:
-            return Decision(candidate.degree, candidate.latency_ms, True)
+        predicted = candidate.latency_ms * factor
+        if (predicted * (1.0 + hysteresis) if slower_than_current else predicted) <= budget_ms:
+            return Decision(candidate.degree, predicted, True)
     fastest = candidates[-1]
+    predicted = fastest.latency_ms * factor
+    if on_infeasible == "fastest":
+        return Decision(fastest.degree, predicted, False)
     if on_infeasible == "raise":
         raise BudgetError(
             f"No degree meets the budget: {budget_ms:.3f} ms are left, the fastest degree, {fastest.degree}, needs "
-            f"{fastest.latency_ms:.3f} ms. Raise the budget, export higher degrees, or use on_infeasible='fastest'."
+            f"{predicted:.3f} ms. Raise the budget, export higher degrees, or use on_infeasible='fastest'."
         )
-    return Decision(fastest.degree, fastest.latency_ms, False)
+    raise RequestError(
+        f"The 'on_infeasible' parameter must be one of {', '.join(ON_INFEASIBLE)}. Got {on_infeasible!r} instead."
+    )

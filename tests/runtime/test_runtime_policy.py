@@ -85,7 +85,7 @@ def test_infeasible_raises_when_asked(entries: list[Candidate]) -> None:
     with pytest.raises(BudgetError, match=f"fastest degree, {kept[-1].degree}, needs"):
         choose(kept, 0.01, on_infeasible="raise")
     with pytest.raises(RequestError, match="'on_infeasible'"):
-        choose(kept, 1.0, on_infeasible="ignore")
+        choose(kept, 0.01, on_infeasible="ignore")
 
 
 def test_accuracies_of_different_origin_are_never_mixed() -> None:

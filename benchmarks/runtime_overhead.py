@@ -1,0 +1,115 @@
+"""What ``Runtime.infer`` costs over the bare session, and what a change of degree costs.
+
+    python benchmarks/runtime_overhead.py BUNDLE [--requests N] [--threads N]
+
+Overhead: each request's whole time less the time inside ``InferenceSession.run`` of that very request, so the noise of
+the inference itself cancels. It must be at most 50 µs at p50 and 150 µs at p99. As a check of that method the same
+degree is also run bare and through ``infer`` in turns, and the medians of the two are compared.
+
+Switch: degrees in random order; a degree's time right after another degree over its time right after itself, medians.
+It must be at most 1.02. Use a bundle of deit_tiny_patch16_224 with degrees 0,4,8,12,16 on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tocom.runtime import Runtime
+
+
+def overhead(runtime: Runtime, images: np.ndarray, requests: int) -> dict[str, Any]:
+    """Return overhead quantiles in microseconds, and the paired medians in milliseconds."""
+    degree = runtime.degrees[0]
+    engine = runtime._active.engines[degree]
+    bare, inside = engine._run, 0.0
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal inside
+        start = time.perf_counter()
+        values = bare(*arguments)
+        inside = time.perf_counter() - start
+        return values
+
+    names, feeds = engine._names, {engine._input: images}
+    engine._run = timed
+    outside, through, alone = [], [], []
+    for request in range(requests + 20):
+        order = (0, 1) if request % 2 else (1, 0)
+        for which in order:
+            start = time.perf_counter()
+            if which:
+                runtime.infer(images, budget_ms=60_000.0)
+                took = time.perf_counter() - start
+                if request >= 20:
+                    outside.append((took - inside) * 1e6)
+                    through.append(took * 1e3)
+            else:
+                bare(names, feeds)
+                if request >= 20:
+                    alone.append((time.perf_counter() - start) * 1e3)
+    engine._run = bare
+    assert runtime.stats()["answers"] == {str(degree): requests + 20}, "a generous budget must keep the first degree"
+    p50, p99 = np.quantile(outside, (0.5, 0.99))
+    return {
+        "overhead_p50_us": round(float(p50), 1),
+        "overhead_p99_us": round(float(p99), 1),
+        "bare_p50_ms": round(median(alone), 3),
+        "infer_p50_ms": round(median(through), 3),
+        "paired_p50_difference_us": round((median(through) - median(alone)) * 1e3, 1),
+    }
+
+
+def switch(runtime: Runtime, images: np.ndarray, requests: int, seed: int = 0) -> dict[str, Any]:
+    """Return how much longer a degree takes after another degree than after itself."""
+    draw = random.Random(seed)
+    stayed: dict[int, list[float]] = {degree: [] for degree in runtime.degrees}
+    switched: dict[int, list[float]] = {degree: [] for degree in runtime.degrees}
+    before = runtime.degrees[0]
+    for _ in range(requests):
+        # Half of all requests stay, so that both kinds have equal samples.
+        degree = before if draw.random() < 0.5 else draw.choice(runtime.degrees)
+        took = runtime.infer(images, degree=degree).latency_ms
+        (stayed if degree == before else switched)[degree].append(took)
+        before = degree
+    ratios = {degree: median(switched[degree]) / median(stayed[degree]) for degree in runtime.degrees}
+    return {
+        "switch_over_stay": round(median(ratios.values()), 4),
+        "per_degree": {str(degree): round(ratio, 4) for degree, ratio in ratios.items()},
+        "stay_p50_ms": {str(degree): round(median(values), 3) for degree, values in stayed.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    with Runtime.open(arguments.bundle, "onnxruntime", threads=arguments.threads) as runtime:
+        channels, height, width = runtime.bundle.image_shape
+        images = np.random.default_rng(0).standard_normal((1, channels, height, width), np.float32)
+        report = {
+            "model": runtime.bundle.model_name,
+            "threads": runtime.backend.threads,
+            "requests": arguments.requests,
+            **overhead(runtime, images, arguments.requests),
+            **switch(runtime, images, 2 * arguments.requests),
+        }
+    report["passes"] = {
+        "overhead p50 at most 50 µs": report["overhead_p50_us"] <= 50,
+        "overhead p99 at most 150 µs": report["overhead_p99_us"] <= 150,
+        "switch at most 2 %": report["switch_over_stay"] <= 1.02,
+    }
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
