@@ -1,0 +1,82 @@
+"""What an import brings along, seen from a fresh interpreter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "torchvision", "safetensors", "matplotlib")
+
+
+def run(program: str) -> str:
+    """Run a program in a fresh interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "also_without"),
+    [
+        ("tocom", ("numpy", "typer", "rich")),
+        ("tocom.errors", ("numpy", "typer", "rich")),
+        ("tocom.bundle", ("numpy", "typer", "rich")),
+        ("tocom.tokens", ("numpy",)),
+        ("tocom.cli", ("numpy",)),
+        ("tocom.export", ("numpy",)),
+    ],
+)
+def test_light_imports_bring_nothing_heavy(module: str, also_without: tuple[str, ...]) -> None:
+    loaded = json.loads(run(f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"))
+    assert not {*HEAVY, *also_without} & set(loaded)
+
+
+BLOCKED = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.parametrize("module", ["tocom.runtime", "tocom.calibration", "tocom.images", "tocom.profile", "tocom.cli"])
+def test_the_device_needs_none_of_the_training(module: str) -> None:
+    run(BLOCKED.format(blocked=HEAVY) + f"import {module}")
+
+
+def test_the_command_line_starts_and_explains_without_any_extra() -> None:
+    program = BLOCKED.format(blocked=(*HEAVY, "PIL")) + (
+        "sys.argv = ['tocom', 'doctor', '--json']\nfrom tocom.cli import main\nmain()\n"
+    )
+    findings = json.loads(run(program))
+    assert {finding["what"] for finding in findings} >= {"training", "export", "runtime on ONNX Runtime"}
+
+
+def test_the_public_names() -> None:
+    import tocom
+
+    assert sorted(tocom.__all__) == dir(tocom)
+    assert all(getattr(tocom, name) is not None for name in tocom.__all__)
+    with pytest.raises(AttributeError, match="module 'tocom' has no attribute 'nothing'; it has "):
+        tocom.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["tocom.training", "tocom.export.pipeline"])
+def test_public_names_are_functions_whatever_was_imported_before(first: str) -> None:
+    """A module of the same name would take the function's place on its first import."""
+    told = run(
+        f"import {first}\n"
+        "from tocom import Compensator, compress, load_model, train\n"
+        "Compensator(depth=1, channels=8).delta(0, 1)\n"
+        "from tocom import compress, load_model, train\n"
+        "from tocom.export import export\n"
+        "print([callable(each) for each in (compress, load_model, train, export)])"
+    )
+    assert told.strip() == "[True, True, True, True]"
