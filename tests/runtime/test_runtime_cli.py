@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from small_bundles import SIZE, SmallBundle, write_small_bundle
 from typer.testing import CliRunner
 
 from tocom.cli import calibrate, run
-from tocom.errors import DataError, RequestError
+from tocom.errors import DataError, EngineError, RequestError
 
 runner = CliRunner()
 
@@ -55,12 +56,12 @@ def test_run_json_holds_every_figure(app: typer.Typer, labelled: SmallBundle, fo
     done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--fps", "200", "--json"])
     assert done.exit_code == 0, done.output
     content = json.loads(done.stdout)
-    assert len(content["answers"]) == 6
+    assert len(content["answers"]) + content["summary"]["dropped"] == 6
     answer = content["answers"][0]
     assert answer["label"] == "abcde"[answer["class"]]
     assert 0 < answer["probability"] <= 1
     assert content["summary"]["budget_ms"] == 5.0
-    assert sum(content["summary"]["degrees"].values()) == 6
+    assert sum(content["summary"]["degrees"].values()) == len(content["answers"])
 
 
 def test_calibrate_then_run(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
@@ -71,8 +72,8 @@ def test_calibrate_then_run(app: typer.Typer, labelled: SmallBundle, folder: Pat
     assert content["degrees"][0]["accuracy"]["count"] == 6
     assert (labelled.path / "profiles" / f"{content['fingerprint']}.json").is_file()
     table = runner.invoke(app, ["calibrate", str(labelled.path), "--samples", "3"])
-    assert "p95 ms" in table.stderr
-    assert "not measured" in table.stderr
+    assert "p95 ms" in table.stdout
+    assert "not measured" in table.stdout
 
 
 @pytest.mark.parametrize("budget", ["0", "-3", "nan"])
@@ -94,3 +95,48 @@ def test_an_unreadable_image_is_named(app: typer.Typer, labelled: SmallBundle, f
     done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder)])
     assert isinstance(done.exception, DataError)
     assert "0.png" in str(done.exception)
+
+
+def test_the_live_view_shows_the_last_request(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
+    done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--budget-ms", "1000", "--live"])
+    assert done.exit_code == 0, done.output
+    assert "recent latency" in done.stderr
+    assert "0 of 6" in done.stderr
+
+
+@pytest.mark.parametrize("sources", [[], ["--images", "x", "--video", "0"]])
+def test_exactly_one_source(app: typer.Typer, sources: list[str]) -> None:
+    done = runner.invoke(app, ["run", "nowhere", *sources])
+    assert isinstance(done.exception, RequestError)
+    assert "either --images or --video" in str(done.exception)
+
+
+def test_a_video(app: typer.Typer, labelled: SmallBundle, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = str(tmp_path / "v.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 30, (32, 32))
+    for value in range(5):
+        writer.write(np.full((32, 32, 3), value * 40, np.uint8))
+    writer.release()
+    done = runner.invoke(app, ["run", str(labelled.path), "--video", path, "--json"])
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert len(content["answers"]) + content["summary"]["dropped"] == 5
+    assert content["answers"][-1]["image"] == "frame 4"
+    missing = runner.invoke(app, ["run", str(labelled.path), "--video", str(tmp_path / "none.avi")])
+    assert isinstance(missing.exception, DataError)
+
+
+def test_a_video_without_opencv_says_what_to_install(
+    app: typer.Typer, labelled: SmallBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    done = runner.invoke(app, ["run", str(labelled.path), "--video", "0"])
+    assert isinstance(done.exception, RequestError)
+    assert "pip install opencv-python" in str(done.exception)
+
+
+def test_a_memory_limit(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
+    done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--memory-limit-mib", "1"])
+    assert isinstance(done.exception, EngineError)
+    assert "No degree fits" in str(done.exception)

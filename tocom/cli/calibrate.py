@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tocom.cli import console, print_json
+from tocom.cli import console, output, print_json
 from tocom.profile import Profile
 
 __all__ = ["register"]
@@ -59,7 +59,7 @@ def calibrate(
     if as_json:
         print_json(profile.to_json())
         return
-    console.print(_table(profile))
+    output.print(_table(profile))
     console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", highlight=False, soft_wrap=True)
 
 

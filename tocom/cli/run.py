@@ -1,20 +1,25 @@
-"""``tocom run``: images through the runtime within a budget."""
+"""``tocom run``: images, a video or a camera through the runtime within a budget."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
-from tocom.cli import print_json
-from tocom.errors import RequestError
+from tocom.cli import console, output, print_json
+from tocom.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from tocom.runtime import Result, Runtime
 
 __all__ = ["register"]
+
+_SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,54 +29,167 @@ def register(app: typer.Typer) -> None:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    images: Annotated[Path, typer.Option(help="A folder of images, or one image.")],
+    images: Annotated[Path | None, typer.Option(help="A folder of images, or one image.")] = None,
+    video: Annotated[
+        str | None, typer.Option(help="A video file, a stream's address, or a camera's number. Needs opencv-python.")
+    ] = None,
     budget_ms: Annotated[
         float | None, typer.Option(help="Milliseconds that each answer may take; default: no limit.")
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Feed images at this rate; without --budget-ms the budget is 1000/fps.")
+        float | None,
+        typer.Option(
+            help="Feed images at this rate as a camera does: the newest waits, older ones drop. Budget: 1/fps."
+        ),
     ] = None,
     backend: Annotated[str, typer.Option(help="Backend to run on.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    memory_limit_mib: Annotated[
+        int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show budget, degree, latency and misses while running.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print answers and summary as JSON.")] = False,
 ) -> None:
     """Answer every image with the most accurate degree that meets the budget."""
-    from tocom.images import image_files, read_image
     from tocom.runtime import Runtime
     from tocom.runtime.checks import check_budget
 
+    if (images is None) == (video is None):
+        raise RequestError("Give either --images or --video, and not both.")
     if budget_ms is not None:
         check_budget(budget_ms)
     if fps is not None and not 0 < fps < float("inf"):
         raise RequestError(f"The '--fps' option must be a number greater than 0. Got {fps!r} instead.")
     if budget_ms is None and fps is not None:
         budget_ms = 1000.0 / fps
-    paths = image_files(images)
+    limit = None if memory_limit_mib is None else memory_limit_mib << 20
     rows: list[dict[str, Any]] = []
-    with Runtime.open(bundle, backend, threads=threads) as runtime:
-        entry = runtime.bundle.manifest["input"]
-        begin = time.perf_counter()
-        for index, path in enumerate(paths):
-            pixels = read_image(path, entry)[None]
-            if fps is not None:
-                time.sleep(max(begin + index / fps - time.perf_counter(), 0.0))
-            result = runtime.infer(pixels, budget_ms)
-            row = {
-                "image": str(path),
-                **_answer(result.outputs, runtime.bundle.labels),
-                "degree": result.degree,
-                "latency_ms": round(result.latency_ms, 3),
-                "met_budget": result.met_budget,
-            }
-            rows.append(row)
-            if not as_json:
-                _print_row(row)
-        chosen = {"backend": runtime.backend.name, "why": runtime.backend.reason}
-    summary = {**_summary(rows, budget_ms), **chosen}
+    show: Callable[[dict[str, Any]], None] = (lambda row: None) if as_json else _print_row
+    # Names are listed, and a bad folder is told, before the engines are loaded.
+    source = _video(video) if images is None else _folder(images)
+    with Runtime.open(bundle, backend, threads=threads, memory_limit_bytes=limit) as runtime:
+        answers = _answers(runtime, source, budget_ms, fps, as_camera=fps is not None or video is not None)
+        with _View(budget_ms, enabled=live and not as_json) as view:
+            for name, result, dropped in answers:
+                rows.append(_row(name, result, runtime.bundle.labels))
+                view.add(result, dropped)
+                show(rows[-1])
+        summary = {
+            **_summary(rows, budget_ms),
+            "dropped": runtime.stats()["frames_dropped"],
+            "backend": runtime.backend.name,
+            "why": runtime.backend.reason,
+        }
     if as_json:
         print_json({"answers": rows, "summary": summary})
     else:
-        Console().print(_table(summary))
+        output.print(_table(summary))
+
+
+Source = Iterator[tuple[str, Any]]
+"""Names, each with what reads the image as the model's input."""
+
+
+def _folder(images: Path) -> Source:
+    from tocom.images import image_files, read_image
+
+    paths = image_files(images)
+    return ((str(path), lambda entry, path=path: read_image(path, entry)) for path in paths)
+
+
+def _video(address: str | None) -> Source:
+    try:
+        import cv2
+    except ImportError as error:
+        raise RequestError("--video needs the package opencv-python. Install it: pip install opencv-python.") from error
+    from PIL import Image
+
+    from tocom.images import preprocess
+
+    source: Any = int(address) if address is not None and address.isdigit() else address
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise DataError(f"Cannot open the video {address!r}. Give a file, a stream's address, or a camera's number.")
+
+    def frames() -> Source:
+        index = 0
+        try:
+            while True:
+                read, pixels = capture.read()
+                if not read:
+                    return
+                image = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+                yield f"frame {index}", lambda entry, image=image: preprocess(image, entry)
+                index += 1
+        finally:
+            capture.release()
+
+    return frames()
+
+
+def _answers(
+    runtime: Runtime, source: Source, budget_ms: float | None, fps: float | None, *, as_camera: bool
+) -> Iterator[tuple[str, Result, int]]:
+    """Yield the name, the result and the frames dropped so far."""
+    entry = runtime.bundle.manifest["input"]
+    if not as_camera:
+        for name, read in source:
+            yield name, runtime.infer(read(entry)[None], budget_ms), 0
+        return
+    names: dict[int, str] = {}
+
+    def frames() -> Iterator[Any]:
+        for index, (name, read) in enumerate(source):
+            names[index] = name
+            yield read(entry)[None]
+
+    for frame in runtime.stream(frames(), fps=fps, budget_ms=budget_ms):
+        yield names[frame.index], frame.result, frame.dropped
+
+
+class _View:
+    """A live table of the last requests, on stderr."""
+
+    def __init__(self, budget_ms: float | None, *, enabled: bool) -> None:
+        self._budget_ms = budget_ms
+        self._live = Live(console=console, refresh_per_second=8) if enabled else None
+        self._latency: deque[float] = deque(maxlen=48)
+        self._misses = self._count = 0
+
+    def __enter__(self) -> _View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, result: Result, dropped: int) -> None:
+        if self._live is None:
+            return
+        self._count += 1
+        self._misses += not result.met_budget
+        self._latency.append(result.latency_ms)
+        top = max(*self._latency, self._budget_ms or 0.0, 1e-9)
+        sparks = "".join(_SPARKS[min(int(ms / top * len(_SPARKS)), len(_SPARKS) - 1)] for ms in self._latency)
+        table = Table("budget ms", "degree", "latency ms", "misses", "dropped", "recent latency")
+        budget = "none" if self._budget_ms is None else f"{self._budget_ms:.1f}"
+        misses = f"{self._misses} of {self._count}"
+        table.add_row(budget, str(result.degree), f"{result.latency_ms:.2f}", misses, str(dropped), sparks)
+        self._live.update(table)
+
+
+def _row(name: str, result: Result, labels: list[str] | None) -> dict[str, Any]:
+    return {
+        "image": name,
+        **_answer(result.outputs, labels),
+        "degree": result.degree,
+        "latency_ms": round(result.latency_ms, 3),
+        "met_budget": result.met_budget,
+    }
 
 
 def _answer(outputs: dict[str, Any], labels: list[str] | None) -> dict[str, Any]:
@@ -96,6 +214,8 @@ def _print_row(row: dict[str, Any]) -> None:
 def _summary(rows: list[dict[str, Any]], budget_ms: float | None) -> dict[str, Any]:
     import numpy as np
 
+    if not rows:
+        raise DataError("The source gave no image.")
     latencies = np.array([row["latency_ms"] for row in rows])
     p50, p95 = (round(float(q), 3) for q in np.quantile(latencies, (0.5, 0.95)))
     return {
@@ -109,13 +229,13 @@ def _summary(rows: list[dict[str, Any]], budget_ms: float | None) -> dict[str, A
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    table = Table("images", "budget ms", "degrees taken", "p50 ms", "p95 ms", "met budget", "backend")
+    table = Table("images", "dropped", "budget ms", "degrees taken", "p50 ms", "p95 ms", "met budget", "backend")
     budget = "none" if summary["budget_ms"] is None else f"{summary['budget_ms']:.2f}"
-    degrees = ", ".join(f"{degree}: {count}" for degree, count in summary["degrees"].items())
     table.add_row(
         str(summary["images"]),
+        str(summary["dropped"]),
         budget,
-        degrees,
+        ", ".join(f"{degree}: {count}" for degree, count in summary["degrees"].items()),
         f"{summary['p50_ms']:.2f}",
         f"{summary['p95_ms']:.2f}",
         f"{summary['met_budget']:.1%}",
