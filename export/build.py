@@ -13,7 +13,7 @@ from tocom.errors import EngineError, RequestError, TocomError
 from tocom.export.engine_backend import BackendFound, Device, find_backend, find_device
 from tocom.export.engine_options import BuildOptions
 from tocom.export.engine_process import Job, build_engines
-from tocom.export.engine_record import Plan, is_current, library_name, read_record, write_record
+from tocom.export.engine_record import Plan, is_current, library_name, read_record, renew_record, write_record
 from tocom.export.engine_source import read_source
 from tocom.export.file_lock import exclusive
 from tocom.export.plugin_library import OpPluginLibrary, build_library, check_library, read_library
@@ -143,6 +143,9 @@ def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, prog
         # Only a build that was killed leaves these behind, and this build holds the lock.
         left.unlink(missing_ok=True)
     stale = {plan.degree: plan for plan in plans if not is_current(plan)}
+    for plan in plans:
+        if plan.degree not in stale:
+            renew_record(plan)
     if not stale:
         return ()
     # An engine that is being replaced has no valid sidecar until the new one stands.

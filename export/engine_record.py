@@ -15,7 +15,16 @@ from tocom.export.engine_source import OnnxSource
 from tocom.export.plugin_library import OpPluginLibrary
 from tocom.files import sha256_file, write_json
 
-__all__ = ["SCHEMA_VERSION", "Plan", "engine_name", "is_current", "library_name", "read_record", "write_record"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Plan",
+    "engine_name",
+    "is_current",
+    "library_name",
+    "read_record",
+    "renew_record",
+    "write_record",
+]
 
 SCHEMA_VERSION = 1
 
@@ -117,7 +126,6 @@ def is_current(plan: Plan) -> bool:
 
 def write_record(plan: Plan, built: dict[str, Any]) -> dict[str, Any]:
     """Write the sidecar of an engine that was just built, and return its content."""
-    weights = plan.bundle.manifest["files"].get(WEIGHTS_NAME, {})
     record = {
         **plan.made_from(),
         "created_by": f"tocom {__version__}",
@@ -129,12 +137,7 @@ def write_record(plan: Plan, built: dict[str, Any]) -> dict[str, Any]:
         "layers": built["layers"],
         "op_plugin_layers": built["op_plugin_layers"],
         "tensors_dynamic_beyond_batch": built["tensors_dynamic_beyond_batch"],
-        "onnx": {
-            "file": plan.source.path.name,
-            "sha256": plan.source.sha256,
-            "weights_sha256": weights.get("sha256"),
-            "content_sha256": plan.source.content_sha256(),
-        },
+        "onnx": {**_files(plan), "content_sha256": plan.source.content_sha256()},
         "engine": {
             "file": plan.engine.name,
             "sha256": built["sha256"],
@@ -147,10 +150,29 @@ def write_record(plan: Plan, built: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def renew_record(plan: Plan) -> None:
+    """Let the sidecar of a current engine name the bundle's files as they are now.
+
+    They differ where another degree joined the bundle: the weights stand elsewhere, and mean the same.
+    """
+    record = read_record(plan.sidecar)
+    if record is not None and any(record["onnx"].get(key) != value for key, value in _files(plan).items()):
+        write_json(plan.sidecar, {**record, "onnx": {**record["onnx"], **_files(plan)}})
+
+
+def _files(plan: Plan) -> dict[str, Any]:
+    weights = plan.bundle.manifest["files"].get(WEIGHTS_NAME, {})
+    return {
+        "file": plan.source.path.name,
+        "sha256": plan.source.sha256,
+        "weights_sha256": weights.get("sha256"),
+    }
+
+
 def _same_model(plan: Plan, onnx: dict[str, Any]) -> bool:
     """Compare the cheap hashes first; only when the files differ, the content behind them."""
-    weights = plan.bundle.manifest["files"].get(WEIGHTS_NAME, {})
-    if onnx.get("sha256") == plan.source.sha256 and onnx.get("weights_sha256") == weights.get("sha256"):
+    files = _files(plan)
+    if onnx.get("sha256") == files["sha256"] and onnx.get("weights_sha256") == files["weights_sha256"]:
         return True
     return onnx.get("content_sha256") == plan.source.content_sha256()
 

@@ -95,7 +95,13 @@ def test_a_degree_that_joins_the_bundle_leaves_the_others_alone(bundle, built, o
     engines = bundle.path / "engines"
     wider = Bundle(bundle.path.with_name("wider"))
     engines.rename(wider.path / "engines")
-    assert build(wider, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == (1,)
+    engines = build(wider, backend="tensorrt-rtx", op_plugin=op_plugin.path)
+    assert engines.built == (1,)
+    # The sidecars name the files of the bundle as they are now: the runtime compares them.
+    for degree, record in engines.records.items():
+        files = wider.manifest["files"]
+        assert record["onnx"]["sha256"] == files[f"degree-{degree:02d}.onnx"]["sha256"]
+        assert record["onnx"]["weights_sha256"] == files["weights.bin"]["sha256"]
 
 
 def test_the_op_plugin_is_embedded_on_request(bundle, built, op_plugin):
