@@ -39,13 +39,23 @@ class LowRank(nn.Module):
         self.rank = rank
         self.down = nn.Parameter(torch.empty(groups * rank, channels))
         self.up = nn.Parameter(torch.zeros(out_channels, groups * rank))
+        self.share: tuple[int, int] | None = None
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor, low: int, high: int, scale: float) -> Tensor:
         """Return ``scale · x · (C_high − C_low)ᵀ`` for x [batch, tokens, dim]; only those rank rows are computed."""
         rows = slice(low * self.rank, high * self.rank)
-        hidden = nn.functional.dropout(nn.functional.linear(x, self.down[rows]), DROPOUT, self.training)
+        hidden = nn.functional.linear(x, self.down[rows])
+        if self.training:
+            hidden = self._drop(hidden)
         return nn.functional.linear(hidden, self.up[:, rows]) * scale
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        if self.share is None:
+            return nn.functional.dropout(hidden, DROPOUT)
+        start, whole = self.share
+        mask = nn.functional.dropout(hidden.new_ones(whole, *hidden.shape[1:]), DROPOUT)
+        return hidden * mask[start : start + len(hidden)]
 
     def delta(self, low: int, high: int) -> Tensor:
         """Return ``C_high − C_low``, [attention channels, dim], float32."""
@@ -124,6 +134,15 @@ class Compensator(nn.Module):
             f"depth={self.depth}, channels={self.channels}, groups={self.groups}, rank={self.rank}, "
             f"scale={self.scale}, method={self.method!r}"
         )
+
+    def share_dropout(self, share: tuple[int, int] | None) -> None:
+        """Draw the dropout of a whole batch and use a part: from the first number on, of as many images as the second.
+
+        So a batch that is split, over time or over processes, trains as it would in one piece, where the random
+        generators stand as they would for the whole batch. None goes back to batches that are whole.
+        """
+        for block in self.blocks:
+            block.attn.q.share = block.attn.v.share = share
 
     def delta(self, source: int, target: int) -> dict[str, Tensor]:
         """Return ``ToCom(source → target)`` without the scale.

@@ -7,7 +7,7 @@ parameter with the model it came from, except q and v where a compensator is mer
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,10 +29,11 @@ __all__ = ["CompressedBlocks", "check_supported", "compress", "input_tokens"]
 
 def compress(
     model: VisionTransformer,
-    degree: int,
+    degree: int | Sequence[int],
     *,
     method: str = "merge",
     fuse: bool = False,
+    schedule: str = "constant",
     compensator: Compensator | None = None,
     source_degree: int = 0,
     scale: float | None = None,
@@ -42,9 +43,10 @@ def compress(
 
     Args:
         model: A plain timm Vision Transformer.
-        degree: Tokens to remove in every block; 0 is the dense model, bit for bit.
+        degree: Tokens to remove in every block; 0 is the dense model, bit for bit. Or one number per block.
         method: ``merge`` (ToMe) or ``prune`` (EViT).
         fuse: With ``prune``: put one fused token in the place of the removed ones.
+        schedule: ``constant``, or ``decreasing``: from twice the degree in the first block to none in the last.
         compensator: Adds ``scale · ToCom(source_degree → degree)`` to the weights of q and v.
         source_degree: Degree that the model was fine-tuned at.
         scale: Overrides the scale stored in the compensator.
@@ -56,14 +58,21 @@ def compress(
     Raises:
         ModelError: The model is no plain Vision Transformer; the message says why.
         DegreeError: A degree or the method is out of range.
-        CompensatorError: The compensator does not fit the model, the method, or the degrees.
+        CompensatorError: The compensator does not fit the model, the method, or the degrees, or the schedule is not
+            constant.
     """
     check_supported(model)
     check_method(method)
     if fuse and method != "prune":
         raise DegreeError("The 'fuse' parameter belongs to method 'prune': merging already keeps every token's share.")
     tokens, prefix, depth = input_tokens(model), model.num_prefix_tokens, len(model.blocks)
-    removed = removal_schedule(tokens, depth, degree, prefix)
+    removed = removal_schedule(tokens, depth, degree, prefix, schedule)
+    if compensator is not None and (schedule != "constant" or not isinstance(degree, int)):
+        raise CompensatorError(
+            "A compensator has one group per step of a degree that is the same in every block: it says nothing of "
+            f"{schedule if isinstance(degree, int) else 'per-block'} schedules. Run at a constant degree, or without "
+            "the compensator."
+        )
     if compensator is not None:
         compensator.check_fits(model, method=method)
         compensator.check_degrees(source_degree, degree)
@@ -74,7 +83,7 @@ def compress(
             compensator = None
     elif source_degree:
         removal_schedule(tokens, depth, source_degree, prefix)
-    if degree == 0 and compensator is None:
+    if not any(removed) and compensator is None:
         return model
     blocks = CompressedBlocks(
         list(model.blocks.children()),
@@ -185,6 +194,10 @@ class CompressedBlocks(nn.Module):
     def _remove(
         self, x: Tensor, q: Tensor, k: Tensor, size: Tensor | None, r: int, scale: float
     ) -> tuple[Tensor, Tensor | None]:
+        if torch.is_autocast_enabled(x.device.type):
+            # Which tokens go is decided in float32 whatever the products around it are computed in.
+            with torch.autocast(x.device.type, enabled=False):
+                return self._remove(x, q.float(), k.float(), size, r, scale)
         # As an op the step stays one node in a traced graph; everywhere else plain functions are faster.
         exporting = torch.compiler.is_exporting()
         if self.method == "prune":

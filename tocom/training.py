@@ -7,21 +7,24 @@ student the backbone at n with ``ToCom(m → n)``.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from tocom import __version__
 from tocom.compensator import Compensator
-from tocom.compression import check_supported, compress, input_tokens
+from tocom.compression import check_supported, input_tokens
+from tocom.distillation import LOSSES, PRECISIONS, draw_degrees, loss_for
+from tocom.distributed import Processes
 from tocom.errors import DataError, RequestError, TrainingError
 from tocom.tokens import check_method, removable
+from tocom.training_report import StepReport
+from tocom.training_run import Places, Run
 
 __all__ = ["LOSSES", "StepReport", "TrainingConfig", "draw_degrees", "train"]
 
@@ -37,7 +40,13 @@ class TrainingConfig:
         loss: ``kl`` on logits (the paper's), or ``cosine`` (one minus cosine) or ``mse`` on the pooled feature, for
             backbones without a classifier. ``auto``: ``kl`` when the model has a classifier, else ``cosine``.
         steps: Optimizer steps.
-        batch_size: Images per step.
+        batch_size: Images per step, over all processes.
+        accumulation: Parts that a process computes its images in, one after the other: memory of one part, the same
+            result up to rounding.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` by autocast; the compensator and the choice of tokens stay in
+            float32. ``fp16`` scales the loss.
+        activation_checkpointing: Keep no activation inside the student's blocks and compute them anew in the backward
+            pass: less memory, one student forward more per step.
         learning_rate: Highest learning rate of AdamW. The paper has 1e-3 per 512 images.
         final_learning_rate: Where the cosine ends.
         weight_decay: Of AdamW.
@@ -45,7 +54,7 @@ class TrainingConfig:
         source_degree: None draws both degrees of a step (the paper's way). A number keeps the source there: for models
             fine-tuned at one known degree, the same number of steps then closes more of the gap.
         flip: Mirror half of the images, from left to right.
-        seed: Of weights, images and degrees.
+        seed: Of weights, images, degrees and dropout.
     """
 
     groups: int = 16
@@ -54,6 +63,9 @@ class TrainingConfig:
     loss: str = "auto"
     steps: int = 1000
     batch_size: int = 8
+    accumulation: int = 1
+    precision: str = "fp32"
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     weight_decay: float = 0.05
@@ -64,60 +76,32 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_method(self.method)
-        for name in ("groups", "rank", "steps", "batch_size"):
+        for name in ("groups", "rank", "steps", "batch_size", "accumulation"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"The {name!r} parameter must be a positive integer. Got {value!r} instead.")
-        for name in ("learning_rate", "scale"):
+        for name, least in (("learning_rate", None), ("scale", None), ("final_learning_rate", 0), ("weight_decay", 0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise RequestError(f"The {name!r} parameter must be a positive number. Got {value!r} instead.")
+            if not (math.isfinite(value) and (value > 0 or value == least)):
+                wanted = "a positive number" if least is None else "zero or a positive number"
+                raise RequestError(f"The {name!r} parameter must be {wanted}. Got {value!r} instead.")
+        if self.batch_size % self.accumulation:
+            raise RequestError(
+                f"The 'accumulation' parameter must divide the batch of {self.batch_size} images. "
+                f"Got {self.accumulation!r} instead."
+            )
+        if not 0 <= self.seed < 2**31:
+            raise RequestError(f"The 'seed' parameter must be from 0 to {2**31 - 1}. Got {self.seed!r} instead.")
         if self.source_degree is not None and not 0 <= self.source_degree <= self.groups:
             raise RequestError(
                 f"The 'source_degree' parameter must be None or from 0 to {self.groups}, the groups. "
                 f"Got {self.source_degree!r} instead."
             )
-        if self.loss not in ("auto", *LOSSES):
-            raise RequestError(f"The 'loss' parameter must be one of auto, {', '.join(LOSSES)}. Got {self.loss!r}.")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did.
-
-    Attributes:
-        step: Steps done.
-        steps: Steps in all.
-        source: The teacher's degree.
-        target: The student's degree.
-        loss: Of this step.
-        seconds: Since training began.
-    """
-
-    step: int
-    steps: int
-    source: int
-    target: int
-    loss: float
-    seconds: float
-
-
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) at temperature 1, in float32."""
-    return F.kl_div(
-        student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="batchmean", log_target=True
-    )
-
-
-def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
-
-
-def _mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.mse_loss(student.float(), teacher.float())
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "cosine": _cosine, "mse": _mse}
+        for name, known in (("loss", ("auto", *LOSSES)), ("precision", tuple(PRECISIONS))):
+            if getattr(self, name) not in known:
+                raise RequestError(
+                    f"The {name!r} parameter must be one of {', '.join(known)}. Got {getattr(self, name)!r}."
+                )
 
 
 def train(
@@ -126,9 +110,19 @@ def train(
     config: TrainingConfig | None = None,
     *,
     teacher: Tensor | None = None,
+    checkpoint: Path | str | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+    skip_unreadable: bool = True,
+    workers: int = 0,
+    scalars: Path | str | None = None,
     progress: Callable[[StepReport], None] | None = None,
 ) -> Compensator:
     """Train a compensator for a backbone on unlabelled images.
+
+    Where torch.distributed is initialised (see :func:`tocom.distributed.joined`), its processes share every batch, and
+    each returns the same compensator; checkpoints and scalars are the first process's, and a resumed run needs the
+    checkpoint within reach of all.
 
     Args:
         model: Dense, supported; its parameters are frozen and shared by teacher and student, and left as they are.
@@ -136,139 +130,92 @@ def train(
         config: How; the defaults are the paper's, sized for a small machine.
         teacher: What the teacher answers to each image, [count, channels], where that is known: with a fixed source
             degree and without flips. Saves the teacher's forward pass.
-        progress: Called after every step.
+        checkpoint: File to keep the state of the run in; replaced as a whole.
+        checkpoint_every: Steps between two of them; there is always one at the end.
+        resume: Go on from ``checkpoint`` when it is there, as if the run had never stopped; on a CPU to the last bit.
+        skip_unreadable: Train on the next readable image in place of one that cannot be read, and count those;
+            otherwise the first of them is an error.
+        workers: Processes that read images; 0 reads between steps. A dataset that augments at random is resumed
+            exactly with 0 alone.
+        scalars: Folder for TensorBoard's event files (needs the extra ``tensorboard``).
+        progress: Called after every step, in the first process.
 
     Returns:
         The compensator, in evaluation mode, with how it was trained in its metadata.
 
     Raises:
         ModelError: The model is not supported.
-        DataError: Fewer than two images.
-        RequestError: More groups than the model can remove tokens, or a loss that the model has no output for.
-        TrainingError: The loss is not finite.
+        DataError: Fewer than two images, none that can be read, or one that cannot and is not to be skipped.
+        RequestError: More groups than the model can remove tokens, a loss that the model has no output for, or
+            arguments that do not go together.
+        OutputError: A checkpoint cannot be written.
+        TrainingError: The loss or its gradient is not finite, the model has no token to remove, or the checkpoint is
+            not of this run.
     """
     config = config or TrainingConfig()
     check_supported(model)
-    has_classifier = not isinstance(model.head, nn.Identity)
-    loss_name = config.loss if config.loss != "auto" else ("kl" if has_classifier else "cosine")
-    if loss_name == "kl" and not has_classifier:
-        raise RequestError("The 'loss' parameter cannot be 'kl': the model has no classifier. Use 'cosine' or 'mse'.")
-    cap = removable(input_tokens(model), model.num_prefix_tokens)
-    if config.groups > cap:
-        raise RequestError(
-            f"The 'groups' parameter must be at most {cap}, what one block can remove. Got {config.groups}."
-        )
+    loss = loss_for(model, config.loss)
+    _check_groups(model, config)
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     if count < 2:
         raise DataError(f"Training needs at least 2 images. Got {count}.")
-
     if teacher is not None and (config.source_degree is None or config.flip or len(teacher) != count):
         raise RequestError(
             "The 'teacher' parameter must hold one answer per image, and needs a fixed 'source_degree' and flip=False. "
             f"Got {len(teacher)} answers for {count} images, source_degree={config.source_degree}, flip={config.flip}."
         )
+    processes = Processes.current()
+    if config.batch_size % (processes.count * config.accumulation):
+        raise RequestError(
+            f"The 'batch_size' parameter must be a multiple of {processes.count * config.accumulation} for "
+            f"{processes.count} processes and accumulation {config.accumulation}. Got {config.batch_size} instead."
+        )
+    places = Places(
+        checkpoint=Path(checkpoint) if checkpoint is not None else None,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        scalars=Path(scalars) if scalars is not None else None,
+    )
 
     torch.manual_seed(config.seed)
     compensator = Compensator.for_model(
         model, groups=config.groups, rank=config.rank, scale=config.scale, method=config.method
     )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     compensator.to(next(model.parameters()).device).train()
-    was_training = model.training
+    was_training, was_checkpointing = model.training, model.grad_checkpointing
+    run = Run(model, compensator, images, config, loss=loss, teacher=teacher, places=places, processes=processes)
     try:
         # Frozen for the time of training: no gradient is kept for what does not learn.
-        for parameter in parameters:
+        for parameter in learning:
             parameter.requires_grad_(False)
         model.eval()
-        _run(model, compensator, _Numbered(images), config, LOSSES[loss_name], loss_name == "kl", teacher, progress)
+        model.grad_checkpointing = config.activation_checkpointing
+        run.go(skip_unreadable=skip_unreadable, workers=workers, progress=progress)
     finally:
-        for parameter in parameters:
+        for parameter in learning:
             parameter.requires_grad_(True)
         model.train(was_training)
+        model.grad_checkpointing = was_checkpointing
     compensator.metadata |= {
         "training": ", ".join(f"{name}={value}" for name, value in asdict(config).items()),
-        "loss": loss_name,
+        "loss": loss,
         "images": str(count),
+        "unreadable_images": str(len(run.unreadable)),
         "trained_by": f"tocom {__version__}",
     }
     return compensator.eval()
 
 
-def draw_degrees(seed: int, step: int, groups: int, source: int | None = None) -> tuple[int, int]:
-    """Return the source and target degree of a step: two different ones, uniform in 0 … ``groups``.
-
-    A function of its arguments alone, so that every process and every resumed run draws the same.
-
-    Args:
-        seed: Of the run.
-        step: Number of the step.
-        groups: Highest degree.
-        source: Keeps the source degree; None draws it.
-    """
-    generator = torch.Generator().manual_seed((seed << 32) + step)
-    drawn = int(torch.randint(groups + 1, (1,), generator=generator))
-    source = drawn if source is None else source
-    target = int(torch.randint(groups, (1,), generator=generator))
-    return source, target + (target >= source)
-
-
-class _Numbered(Dataset[tuple[int, Tensor]]):
-    """Images with their place, so that what is known of an image is found again."""
-
-    def __init__(self, images: Dataset[Tensor]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self._images[index]
-
-
-def _run(
-    model: VisionTransformer,
-    compensator: Compensator,
-    images: _Numbered,
-    config: TrainingConfig,
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    logits: bool,
-    teacher_outputs: Tensor | None,
-    progress: Callable[[StepReport], None] | None,
-) -> None:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(config.seed)
-    sampler = RandomSampler(images, num_samples=config.steps * config.batch_size, generator=generator)
-    batches = DataLoader(images, batch_size=config.batch_size, sampler=sampler)
-    optimizer = torch.optim.AdamW(compensator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.final_learning_rate)
-    start = time.perf_counter()
-    for step, (numbers, batch) in enumerate(batches):
-        batch = batch.to(device)
-        if config.flip:
-            mirrored = torch.rand(len(batch), generator=generator) < 0.5
-            batch = torch.where(mirrored.to(device)[:, None, None, None], batch.flip(-1), batch)
-        source, target = draw_degrees(config.seed, step, config.groups, config.source_degree)
-        student = compress(
-            model, target, method=config.method, compensator=compensator, source_degree=source, merged=False
+def _check_groups(model: VisionTransformer, config: TrainingConfig) -> None:
+    tokens = input_tokens(model)
+    cap = removable(tokens, model.num_prefix_tokens)
+    if cap == 0:
+        raise TrainingError(
+            f"The model has {tokens} tokens, {model.num_prefix_tokens} of them protected: no degree has anything to "
+            "remove. Use larger images or smaller patches."
         )
-        if teacher_outputs is not None:
-            expected = teacher_outputs[numbers].to(device)
-        else:
-            with torch.no_grad():
-                expected = _output(compress(model, source, method=config.method), batch, logits)
-        loss = loss_function(_output(student, batch, logits), expected)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss.item()} at step {step} (degrees {source} to {target}). Lower the learning rate "
-                f"(now {config.learning_rate}), or look for images that are not finite."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(StepReport(step + 1, config.steps, source, target, loss.item(), time.perf_counter() - start))
-
-
-def _output(model: VisionTransformer, images: Tensor, logits: bool) -> Tensor:
-    return model(images) if logits else model.forward_head(model.forward_features(images), pre_logits=True)
+    if config.groups > cap:
+        raise RequestError(
+            f"The 'groups' parameter must be at most {cap}, what one block can remove. Got {config.groups}."
+        )

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tocom.cli import output, print_json, steps
+from tocom.cli import console, output, print_json
+from tocom.errors import RequestError
+
+if TYPE_CHECKING:
+    from tocom.training import StepReport
 
 __all__ = ["register"]
+
+_LOG_EVERY_S = 10.0
 
 
 def register(app: typer.Typer) -> None:
@@ -29,22 +39,40 @@ def train(
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
     loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', or 'auto'.")] = "auto",
     step_count: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.")] = 8,
+    accumulation: Annotated[int, typer.Option(help="Parts to compute a batch in; saves memory.")] = 1,
+    precision: Annotated[str, typer.Option(help="'fp32', 'bf16' or 'fp16', by autocast.")] = "fp32",
+    activation_checkpointing: Annotated[
+        bool, typer.Option(help="Save memory: compute activations anew in the backward pass.")
+    ] = False,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     source_degree: Annotated[
         int | None, typer.Option(help="Keep the source degree at this; default: draw both, as the paper does.")
     ] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of weights, images and degrees.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, images, degrees and dropout.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="File to keep the state of the run in.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
+    resume: Annotated[bool, typer.Option(help="Go on from --checkpoint where that file is there.")] = False,
+    unreadable: Annotated[str, typer.Option(help="Images that cannot be read: 'skip' (and count) or 'fail'.")] = "skip",
+    workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads between steps.")] = 0,
+    scalars: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the compensator's metadata as JSON.")] = False,
 ) -> None:
-    """Train a compensator by self-distillation: no labels, the backbone stays frozen."""
+    """Train a compensator by self-distillation: no labels, the backbone stays frozen.
+
+    On several processes: torchrun --nproc-per-node 2 --no-python tocom train …
+    """
     from tocom.data import ImageFiles
+    from tocom.distributed import choose_device, joined
     from tocom.files import check_writable
     from tocom.models import input_config, load_model
     from tocom.training import TrainingConfig
     from tocom.training import train as run
 
+    if unreadable not in ("skip", "fail"):
+        raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")
     config = TrainingConfig(
         groups=groups,
         rank=rank,
@@ -52,6 +80,9 @@ def train(
         loss=loss,
         steps=step_count,
         batch_size=batch_size,
+        accumulation=accumulation,
+        precision=precision,
+        activation_checkpointing=activation_checkpointing,
         learning_rate=learning_rate,
         source_degree=source_degree,
         flip=flip,
@@ -60,12 +91,62 @@ def train(
     loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
     files = ImageFiles(images, input_config(loaded.model))
     check_writable(out.parent)
-    with steps() as progress:
+    place = choose_device(device)
+    with joined(place) as processes, _progress(shown=processes.first) as progress:
         compensator = run(
-            loaded.model, files, config, progress=lambda step: progress("training", step.step, step.steps)
+            loaded.model.to(place),
+            files,
+            config,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            skip_unreadable=unreadable == "skip",
+            workers=workers,
+            scalars=scalars,
+            progress=progress,
         )
-    compensator.save(out)
+        if not processes.first:
+            return
+        compensator.save(out)
     if as_json:
         print_json(compensator.describe())
-    else:
-        output.print(f"compensator {out}: degrees 0 to {groups}, {method}", highlight=False, soft_wrap=True)
+        return
+    output.print(f"compensator {out}: degrees 0 to {groups}, {method}", highlight=False, soft_wrap=True)
+    passed = int(compensator.metadata["unreadable_images"])
+    if passed:
+        console.print(f"{passed} of {len(files)} images could not be read and were passed over", highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[StepReport], None] | None]:
+    """Yield what shows a step: a moving line on a terminal, a line every ten seconds in a log; None to show nothing."""
+    if not shown:
+        yield None
+        return
+    last = -_LOG_EVERY_S
+
+    def log(step: StepReport) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= _LOG_EVERY_S or step.step == step.steps:
+            last = now
+            console.print(
+                f"{step.seconds:7.1f} s  step {step.step} of {step.steps}, {_tell(step)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    if not console.is_terminal:
+        yield log
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=None)
+        yield lambda step: bar.update(task, description=_tell(step), completed=step.step, total=step.steps)
+
+
+def _tell(step: StepReport) -> str:
+    minutes, seconds = divmod(round(step.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02}:{seconds:02}"
+    return f"loss {step.loss:.4g}, {step.images_per_second:.1f} images/s, {left} left"

@@ -1,0 +1,126 @@
+"""Which images each training step sees: a function of the seed and the step alone, and of no process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tocom.distributed import Processes
+from tocom.errors import DataError
+
+__all__ = ["batches", "fingerprint", "unreadable_between"]
+
+Key = tuple[int, bool]  # an image's number, and whether to mirror it
+
+
+def order(count: int, *, batch_size: int, steps: int, flip: bool, seed: int) -> Iterator[list[Key]]:
+    """Yield the batch of every step: all images in random order, then again in another.
+
+    Args:
+        count: Images.
+        batch_size: Images per step, over all processes.
+        steps: Steps of the whole run.
+        flip: Mirror half of the images.
+        seed: Of the run.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < batch_size:
+            queue += torch.randperm(count, generator=generator).tolist()
+        numbers, queue = queue[:batch_size], queue[batch_size:]
+        mirrored = (torch.rand(batch_size, generator=generator) < 0.5).tolist() if flip else [False] * batch_size
+        yield list(zip(numbers, mirrored, strict=True))
+
+
+def batches(
+    images: Dataset[Tensor],
+    *,
+    batch_size: int,
+    steps: int,
+    flip: bool,
+    seed: int,
+    start: int = 0,
+    skip_unreadable: bool = True,
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield this process's part of every batch from step ``start`` on.
+
+    Args:
+        images: Map-style, [channels, height, width] each.
+        batch_size: Images per step, over all processes; a multiple of their number.
+        steps: Steps of the whole run.
+        flip: Mirror half of the images, from left to right.
+        seed: Of the run.
+        start: Steps already done.
+        skip_unreadable: Take the next readable image in place of one that cannot be read; otherwise its error.
+        workers: Processes that read images; 0 reads in this one.
+        processes: Those that train together; None is one.
+
+    Yields:
+        Numbers of the images drawn and of the images read, [part] each, and images [part, channels, height, width].
+
+    Raises:
+        DataError: An image cannot be read and is not to be skipped, or none of all can be read.
+    """
+    processes = processes or Processes()
+    part = batch_size // processes.count
+    own = slice(processes.rank * part, (processes.rank + 1) * part)
+    count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
+    every = order(count, batch_size=batch_size, steps=steps, flip=flip, seed=seed)
+    keys = (batch[own] for batch in islice(every, start, None))
+    yield from DataLoader(
+        _Keyed(images, skip_unreadable),
+        batch_sampler=keys,  # type: ignore[arg-type]  # any iterable will do
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's own, out of turn on resuming
+    )
+
+
+def unreadable_between(drawn: Tensor, read: Tensor, count: int) -> set[int]:
+    """Return the numbers of the images that were passed over on the way from those drawn to those read."""
+    passed: set[int] = set()
+    for first, last in zip(drawn.tolist(), read.tolist(), strict=True):
+        while first != last:
+            passed.add(first)
+            first = (first + 1) % count
+    return passed
+
+
+def fingerprint(images: Dataset[Tensor]) -> str:
+    """Return a sha256 over the file names of a dataset that has ``paths``, else an empty string.
+
+    Names without folders: the same images in another place are the same images.
+    """
+    paths = getattr(images, "paths", None)
+    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest() if paths else ""
+
+
+class _Keyed(Dataset[tuple[int, int, Tensor]]):
+    """Images by number and mirroring."""
+
+    def __init__(self, images: Dataset[Tensor], skip_unreadable: bool) -> None:
+        self._images, self._skip = images, skip_unreadable
+        self._count: int = len(images)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, key: Key) -> tuple[int, int, Tensor]:
+        drawn, mirrored = key
+        for step in range(self._count):
+            number = (drawn + step) % self._count
+            try:
+                image = self._images[number]
+            except (DataError, OSError):
+                if not self._skip:
+                    raise
+                continue
+            return drawn, number, image.flip(-1) if mirrored else image
+        raise DataError(f"None of the {self._count} images can be read. Pass --unreadable fail to see the reason.")
