@@ -15,8 +15,8 @@ namespace tocom
 {
 
 //! Found by its prefix in the file's bytes; `used` keeps it although nothing refers to it.
-[[gnu::used]] static char const kBuildInfo[]
-    = "tocom-op-plugin;version=1;tensorrt=" TOCOM_TEXT(NV_TENSORRT_MAJOR) "." TOCOM_TEXT(NV_TENSORRT_MINOR) "." TOCOM_TEXT(
+[[gnu::used]] static char const kBuildInfo[] =
+    "tocom-op-plugin;version=1;tensorrt=" TOCOM_TEXT(NV_TENSORRT_MAJOR) "." TOCOM_TEXT(NV_TENSORRT_MINOR) "." TOCOM_TEXT(
         NV_TENSORRT_PATCH) ";cudart=" TOCOM_TEXT(CUDART_VERSION) ";architectures=" TOCOM_ARCHITECTURES ";";
 
 } // namespace tocom

@@ -65,7 +65,7 @@ Result guarded(char const* file, int32_t line, Result failure, Body const& body)
     {                                                                                                                  \
         if (!(condition))                                                                                              \
         {                                                                                                              \
-            ::tocom::log_error_from(__FILE__, __LINE__, [&](std::ostream& tocom_stream) { tocom_stream << message; });  \
+            ::tocom::log_error_from(__FILE__, __LINE__, [&](std::ostream& tocom_stream) { tocom_stream << message; }); \
             return result;                                                                                             \
         }                                                                                                              \
     } while (false)
@@ -79,7 +79,8 @@ Result guarded(char const* file, int32_t line, Result failure, Body const& body)
     {                                                                                                                  \
         cudaError_t const tocom_status = (call);                                                                       \
         TOCOM_REQUIRE(tocom_status == cudaSuccess,                                                                     \
-            #call << " failed: " << cudaGetErrorName(tocom_status) << " (" << cudaGetErrorString(tocom_status) << ")"); \
+            #call << " failed: " << cudaGetErrorName(tocom_status) << " (" << cudaGetErrorString(tocom_status)         \
+                  << ")");                                                                                             \
     } while (false)
 
 //! Run a block that may throw inside a noexcept function; see guarded().

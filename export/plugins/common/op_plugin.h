@@ -22,8 +22,7 @@ static_assert(static_cast<int32_t>(TokenType::kBFloat16) == static_cast<int32_t>
 //! Whether tokens may have this type.
 inline bool is_token_type(nvinfer1::DataType type)
 {
-    return type == nvinfer1::DataType::kFLOAT || type == nvinfer1::DataType::kHALF
-        || type == nvinfer1::DataType::kBF16;
+    return type == nvinfer1::DataType::kFLOAT || type == nvinfer1::DataType::kHALF || type == nvinfer1::DataType::kBF16;
 }
 
 //! Base of the op plugins.
@@ -95,8 +94,8 @@ public:
         return type == (is_token_tensor(position) ? tensors[0].desc.type : nvinfer1::DataType::kFLOAT);
     }
 
-    int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs,
-        nvinfer1::DataType const* input_types, int32_t inputs) const noexcept override
+    int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs, nvinfer1::DataType const* input_types,
+        int32_t inputs) const noexcept override
     {
         TOCOM_REQUIRE(inputs == Op::kInputs && outputs == Op::kOutputs, wrong_counts(inputs, outputs));
         for (int32_t i = 0; i < outputs; ++i)
@@ -109,7 +108,8 @@ public:
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
         nvinfer1::DynamicPluginTensorDesc const*, int32_t output_count) noexcept override
     {
-        TOCOM_REQUIRE(input_count == Op::kInputs && output_count == Op::kOutputs, wrong_counts(input_count, output_count));
+        TOCOM_REQUIRE(
+            input_count == Op::kInputs && output_count == Op::kOutputs, wrong_counts(input_count, output_count));
         return TOCOM_GUARDED(kFailure, {
             // The batch may vary between minimum and maximum; nothing else does, so both ends tell all.
             for (auto const bound : {&nvinfer1::DynamicPluginTensorDesc::min, &nvinfer1::DynamicPluginTensorDesc::max})
@@ -128,7 +128,8 @@ public:
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
         nvinfer1::PluginTensorDesc const*, int32_t output_count) noexcept override
     {
-        TOCOM_REQUIRE(input_count == Op::kInputs && output_count == Op::kOutputs, wrong_counts(input_count, output_count));
+        TOCOM_REQUIRE(
+            input_count == Op::kInputs && output_count == Op::kOutputs, wrong_counts(input_count, output_count));
         return TOCOM_GUARDED(kFailure, {
             nvinfer1::Dims dims[Op::kInputs];
             for (int32_t i = 0; i < Op::kInputs; ++i)
@@ -147,10 +148,7 @@ public:
     }
 
 protected:
-    OpPlugin()
-        : serialized_(Op::field_names())
-    {
-    }
+    OpPlugin() : serialized_(Op::field_names()) {}
 
     static bool is_token_tensor(int32_t position)
     {
@@ -161,8 +159,8 @@ private:
     static std::string wrong_counts(int32_t inputs, int32_t outputs)
     {
         std::ostringstream text;
-        text << Op::kName << " takes " << Op::kInputs << " inputs and gives " << Op::kOutputs << " outputs; the network has "
-             << inputs << " and " << outputs;
+        text << Op::kName << " takes " << Op::kInputs << " inputs and gives " << Op::kOutputs
+             << " outputs; the network has " << inputs << " and " << outputs;
         return text.str();
     }
 

@@ -36,8 +36,7 @@ class IntFields
 {
 public:
     //! `names` must outlive this object; string literals do.
-    explicit IntFields(std::vector<char const*> const& names)
-        : values_(names.size(), 0)
+    explicit IntFields(std::vector<char const*> const& names) : values_(names.size(), 0)
     {
         for (char const* name : names)
         {

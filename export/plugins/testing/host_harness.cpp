@@ -59,7 +59,8 @@ int32_t require_even(int32_t value)
 extern "C"
 {
 
-//! Select the `count` largest of float values; writes 1 for each selected one. `counting_limit` picks the algorithm.
+//! Select the `count` largest of float values; writes 1 for each selected one. `counting_limit` picks the
+//! algorithm.
 void tocom_host_select(
     float const* values, int32_t candidates, int32_t count, int32_t counting_limit, bool lowest, uint8_t* selected)
 {
@@ -145,8 +146,8 @@ void tocom_host_prune(float const* score, int32_t batch, int32_t tokens, int32_t
         tocom::select_largest(HostBlock{}, *selection, candidates, removed, counting_limit);
         for (int32_t row = 0; row < tokens - removed; ++row)
         {
-            kept[static_cast<int64_t>(sequence) * (tokens - removed) + row]
-                = tocom::kept_position(prefix, *selection, row);
+            kept[static_cast<int64_t>(sequence) * (tokens - removed) + row] =
+                tocom::kept_position(prefix, *selection, row);
         }
         float sum = 0.0F;
         for (int32_t i = 0; fuse && i < candidates; ++i)
@@ -156,8 +157,8 @@ void tocom_host_prune(float const* score, int32_t batch, int32_t tokens, int32_t
         for (int32_t token = 0; fuse && token < tokens; ++token)
         {
             bool const gone = token >= prefix && selection->is_selected(token - prefix);
-            weight[static_cast<int64_t>(sequence) * tokens + token]
-                = gone ? tocom::fuse_weight(scores[token], sum, removed) : 0.0F;
+            weight[static_cast<int64_t>(sequence) * tokens + token] =
+                gone ? tocom::fuse_weight(scores[token], sum, removed) : 0.0F;
         }
     }
 }

@@ -139,8 +139,8 @@ int32_t tocom_plugin_round_trip(
         return -1;
     }
     std::unique_ptr<IPluginV3> const cloned(first->clone());
-    auto* const runtime = static_cast<IPluginV3OneRuntime*>(
-        cloned->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    auto* const runtime =
+        static_cast<IPluginV3OneRuntime*>(cloned->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     std::unique_ptr<IPluginV3> const attached(runtime->attachToContext(nullptr));
     if (attached == nullptr)
     {
@@ -152,8 +152,8 @@ int32_t tocom_plugin_round_trip(
     {
         return -3;
     }
-    auto* const again = static_cast<IPluginV3OneRuntime*>(
-        restored->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    auto* const again =
+        static_cast<IPluginV3OneRuntime*>(restored->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     PluginFieldCollection const* const written = again->getFieldsToSerialize();
     for (int32_t i = 0; i < written->nbFields; ++i)
     {
@@ -167,7 +167,8 @@ int32_t tocom_plugin_round_trip(
     return written->nbFields;
 }
 
-//! Ask for a format combination: `types` are DataTypes, inputs first. Returns 1, 0, or -1 when creation was refused.
+//! Ask for a format combination: `types` are DataTypes, inputs first. Returns 1, 0, or -1 when creation was
+//! refused.
 int32_t tocom_plugin_supports(void* library, char const* name, int32_t const* values, int32_t count, int32_t position,
     int32_t const* types, int32_t inputs, int32_t outputs, bool linear)
 {
@@ -176,8 +177,7 @@ int32_t tocom_plugin_supports(void* library, char const* name, int32_t const* va
     {
         return -1;
     }
-    auto* const build
-        = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    auto* const build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
     std::vector<DynamicPluginTensorDesc> tensors(inputs + outputs);
     for (size_t i = 0; i < tensors.size(); ++i)
     {
@@ -187,9 +187,10 @@ int32_t tocom_plugin_supports(void* library, char const* name, int32_t const* va
     return build->supportsFormatCombination(position, tensors.data(), inputs, outputs) ? 1 : 0;
 }
 
-//! Check input shapes as TensorRT does before it runs the plugin; returns its status. Shapes stand one after another.
-int32_t tocom_plugin_shapes(void* library, char const* name, int32_t const* values, int32_t count,
-    int64_t const* sizes, int32_t const* ranks, int32_t inputs, int32_t outputs)
+//! Check input shapes as TensorRT does before it runs the plugin; returns its status. Shapes stand one after
+//! another.
+int32_t tocom_plugin_shapes(void* library, char const* name, int32_t const* values, int32_t count, int64_t const* sizes,
+    int32_t const* ranks, int32_t inputs, int32_t outputs)
 {
     g_log.clear();
     std::unique_ptr<IPluginV3> const plugin(create(*find_creator(library, name), values, count, false));
@@ -201,10 +202,9 @@ int32_t tocom_plugin_shapes(void* library, char const* name, int32_t const* valu
         dynamic[i].desc = descs[i];
         dynamic[i].min = dynamic[i].max = descs[i].dims;
     }
-    auto* const build
-        = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
-    auto* const runtime
-        = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    auto* const build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    auto* const runtime =
+        static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     int32_t const configured = build->configurePlugin(dynamic.data(), inputs, nullptr, outputs);
     int32_t const changed = runtime->onShapeChange(descs.data(), inputs, nullptr, outputs);
     return configured == changed ? configured : -100;

@@ -78,7 +78,8 @@ __device__ void load_unit_rows(T const* metric, int32_t channels, int32_t first,
         Pack<float, kPack> unit{};
         if (row < valid && first + column < channels)
         {
-            auto const pack = load_pack<kPack>(metric + static_cast<int64_t>(position(row)) * channels + first + column);
+            auto const pack =
+                load_pack<kPack>(metric + static_cast<int64_t>(position(row)) * channels + first + column);
             float const scale = inverse[row];
 #pragma unroll
             for (int32_t k = 0; k < kPack; ++k)
@@ -205,8 +206,7 @@ __global__ void __launch_bounds__(kThreads, kRowsPerLane > 4 ? 2 : 3) match_kern
 }
 
 template <typename T, bool kAligned, int32_t kRowsPerLane>
-cudaError_t launch_match(
-    TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
 {
     TokenSplit const split{shape.tokens, shape.prefix};
     int32_t const tiles = divide_up(split.a_count(), kLaneRows * kRowsPerLane);
@@ -215,8 +215,7 @@ cudaError_t launch_match(
 }
 
 template <typename T, bool kAligned>
-cudaError_t launch_match(
-    TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
 {
     // Wide tiles reuse each B row for 32 A rows; narrow ones give a small problem enough blocks to spread over.
     constexpr int32_t kNarrow = 2;
@@ -231,8 +230,7 @@ cudaError_t launch_match(
 }
 
 template <typename T>
-cudaError_t launch_match(
-    TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
 {
     if (is_aligned<T>(shape.metric_channels, metric))
     {
@@ -243,8 +241,7 @@ cudaError_t launch_match(
 
 } // namespace
 
-cudaError_t match_tokens(
-    TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t match_tokens(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
 {
     switch (shape.type)
     {

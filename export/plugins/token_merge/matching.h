@@ -66,8 +66,7 @@ struct OutputRow
 
 //! Return what stands in output row `row`: prefix, unmerged A ascending, B ascending.
 template <int32_t Capacity>
-TOCOM_SHARED OutputRow output_row(
-    TokenSplit const& split, int32_t r, Selection<Capacity> const& selection, int32_t row)
+TOCOM_SHARED OutputRow output_row(TokenSplit const& split, int32_t r, Selection<Capacity> const& selection, int32_t row)
 {
     int32_t const first_b = split.prefix + split.a_count() - r;
     if (row < split.prefix)

@@ -5,8 +5,7 @@
 namespace tocom
 {
 
-TokenMergePlugin::TokenMergePlugin(Attributes attributes)
-    : attributes_(attributes)
+TokenMergePlugin::TokenMergePlugin(Attributes attributes) : attributes_(attributes)
 {
     require_at_least("r", attributes.r, 1);
     require_at_least("prefix", attributes.prefix, 0);
@@ -55,8 +54,8 @@ int32_t TokenMergePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int
     for (int32_t i = 0; i < kOutputs; ++i)
     {
         outputs[i] = inputs[i == 0 ? 0 : 2];
-        outputs[i].d[1] = builder.operation(
-            nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
+        outputs[i].d[1] =
+            builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
         TOCOM_REQUIRE(outputs[i].d[1] != nullptr, "TokenMerge: the token dimension cannot be computed");
     }
     return kSuccess;
@@ -66,8 +65,7 @@ size_t TokenMergePlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc cons
     nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
 {
     nvinfer1::Dims const& x = inputs[0].max;
-    return static_cast<size_t>(
-        token_merge_workspace_bytes(x.d[0], static_cast<int32_t>(x.d[1]), attributes_.prefix));
+    return static_cast<size_t>(token_merge_workspace_bytes(x.d[0], static_cast<int32_t>(x.d[1]), attributes_.prefix));
 }
 
 int32_t TokenMergePlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const*,

@@ -24,7 +24,7 @@ struct PruneArguments
     int32_t prefix;
     int32_t copied_rows; //!< Output rows that are copies; the fused row, if any, follows.
     int32_t rows_per_block;
-    int32_t tiles;       //!< Blocks per sequence; with fusion the last one fuses.
+    int32_t tiles; //!< Blocks per sequence; with fusion the last one fuses.
     bool fuse;
 };
 
@@ -32,8 +32,8 @@ using PruneSelection = Selection<kMaxTokens>;
 
 //! Write the weighted mean of the selected tokens to `y`. The whole block calls it.
 template <typename T, int32_t kPack>
-__device__ void write_fused_row(PruneArguments const& arguments, PruneSelection const& selection, T const* x,
-    float const* score, T* y)
+__device__ void write_fused_row(
+    PruneArguments const& arguments, PruneSelection const& selection, T const* x, float const* score, T* y)
 {
     __shared__ float partial[kWarps][32 * kPack];
     __shared__ float partial_sum[kWarps];
@@ -174,8 +174,8 @@ cudaError_t token_prune(TokenPruneShape const& shape, TokenPruneTensors const& t
     int32_t const copied_rows = shape.tokens - removed_count(shape.r, shape.fuse);
     int32_t const per_block = rows_per_block(shape.batch, copied_rows, multiprocessors());
     int32_t const tiles = divide_up(copied_rows, per_block) + (shape.fuse ? 1 : 0);
-    PruneArguments const arguments{tensors, shape.tokens, shape.channels, shape.r, shape.prefix, copied_rows,
-        per_block, tiles, shape.fuse};
+    PruneArguments const arguments{
+        tensors, shape.tokens, shape.channels, shape.r, shape.prefix, copied_rows, per_block, tiles, shape.fuse};
     switch (shape.type)
     {
     case TokenType::kFloat32: return launch_prune<float>(shape, arguments, stream);

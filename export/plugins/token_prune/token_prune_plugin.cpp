@@ -5,8 +5,7 @@
 namespace tocom
 {
 
-TokenPrunePlugin::TokenPrunePlugin(Attributes attributes)
-    : attributes_(attributes)
+TokenPrunePlugin::TokenPrunePlugin(Attributes attributes) : attributes_(attributes)
 {
     require_at_least("r", attributes.r, 1);
     require_at_least("prefix", attributes.prefix, 0);
@@ -50,8 +49,8 @@ int32_t TokenPrunePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int
     TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs, "TokenPrune takes 2 inputs and gives 1 output");
     TOCOM_REQUIRE(inputs[0].nbDims == 3, "TokenPrune needs x of rank 3");
     outputs[0] = inputs[0];
-    outputs[0].d[1]
-        = builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
+    outputs[0].d[1] =
+        builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
     TOCOM_REQUIRE(outputs[0].d[1] != nullptr, "TokenPrune: the token dimension cannot be computed");
     return kSuccess;
 }
