@@ -204,8 +204,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
             "Export the bundle anew, or install the tocom that wrote it."
         )
     _expect(path, manifest, "model", dict)
-    for key, kind in (("name", str), ("weights", str)):
-        _expect(path, manifest["model"], key, kind)
+    for key in ("name", "weights"):
+        _expect(path, manifest["model"], key, str)
     for key, kind in (
         ("method", str),
         ("precision", str),
@@ -262,7 +262,8 @@ def _check_manifest(path: Path, manifest: Any) -> None:
 def _check_input(path: Path, entry: dict[str, Any]) -> None:
     for key, kind in (("shape", list), ("mean", list), ("std", list), ("interpolation", str)):
         _expect(path, entry, key, kind)
-    shape, mean, std, crop = entry["shape"], entry["mean"], entry["std"], entry.get("crop")
+    shape, mean, std = entry["shape"], entry["mean"], entry["std"]
+    crop: Any = entry.get("crop")
     if len(shape) != 4 or not all(_is_count(n) for n in shape[1:]):
         raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export anew.")
     if not all(_is_number(value) for value in (*mean, *std)) or not len(mean) == len(std) == shape[1] or 0 in std:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tocom import load_model
-from tocom.cli import main
+from tocom.cli import app, main
 
 torch.set_num_threads(1)
 
@@ -38,6 +38,9 @@ def tocom(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["tocom", *map(str, arguments)])
         capsys.readouterr()
+        # Every call of main() registers the commands; a process makes one.
+        app.registered_commands.clear()
+        app.registered_groups.clear()
         try:
             main()
             code = 0
