@@ -15,7 +15,7 @@ from tocom.export.engine_options import BuildOptions
 from tocom.export.engine_process import Job, build_engines
 from tocom.export.engine_record import Plan, is_current, library_name, read_record, renew_record, write_record
 from tocom.export.engine_source import read_source
-from tocom.export.file_lock import exclusive
+from tocom.export.file_lock import exclusive, remove_leftovers
 from tocom.export.plugin_library import OpPluginLibrary, build_library, check_library, read_library
 from tocom.files import atomic_path, sha256_file
 
@@ -139,9 +139,7 @@ def engine_folder(bundle: Bundle, backend: BackendFound, device: Device | None) 
 
 
 def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, progress: Progress) -> tuple[int, ...]:
-    for left in folder.glob(".*.engine.*"):
-        # Only a build that was killed leaves these behind, and this build holds the lock.
-        left.unlink(missing_ok=True)
+    remove_leftovers(folder)
     stale = {plan.degree: plan for plan in plans if not is_current(plan)}
     for plan in plans:
         if plan.degree not in stale:

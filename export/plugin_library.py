@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.errors import EngineError
-from tocom.export.file_lock import cache_folder, exclusive
+from tocom.export.file_lock import cache_folder, exclusive, remove_leftovers
 from tocom.export.plugin_toolchain import Headers, Toolkit, find_headers, find_toolkit, select_architectures
 from tocom.files import atomic_path, sha256_file, write_json
 
@@ -101,6 +101,7 @@ def build_library(
     folder = (cache or cache_folder()) / "op-plugin" / _key(toolkit, headers, wanted)[:20]
     path = folder / LIBRARY_NAME
     with exclusive(folder.with_suffix(".lock"), on_wait=lambda: tell("waiting for another build of the same library")):
+        remove_leftovers(folder)
         if (cached := _cached(path)) is not None:
             tell(f"cached: {path}")
             return cached

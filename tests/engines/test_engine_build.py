@@ -94,6 +94,15 @@ def test_only_what_changed_is_built_again(bundle, built, op_plugin):
     assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == ()
 
 
+def test_what_a_killed_build_left_behind_is_removed(bundle, built, op_plugin):
+    for name in (".degree-02.engine.x7k2", ".degree-02.json.abcd", ".libtocom_op_plugin-0123.so.q", ".timing.cache.zz"):
+        (built.folder / name).write_bytes(b"half")
+    # The engine was replaced, and the sidecar still speaks of the one before.
+    (built.folder / "degree-02.engine").write_bytes(b"a whole engine of another build")
+    assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == (2,)
+    assert [path.name for path in built.folder.glob(".*")] == [".lock"]
+
+
 def test_another_option_builds_again(bundle, built, op_plugin):
     again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2], workspace_mib=64)
     assert again.built == (2,)
