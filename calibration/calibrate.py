@@ -50,7 +50,8 @@ def calibrate(
         EngineError: A degree cannot be loaded or run.
         OutputError: The profile cannot be written.
     """
-    with Runtime.open(bundle, backend, degrees=degrees, threads=threads) as runtime:
+    with Runtime.open(bundle, backend, degrees=degrees, threads=threads, warm=False) as runtime:
+        runtime.warm_up(expect_profile=False)
         # Accuracy first: bad images show within seconds, before minutes of timing.
         accuracy = {} if images is None else measure_accuracy(runtime, images, progress=progress)
         latency = measure_latency(runtime, samples=samples, warmup=warmup, seed=seed, progress=progress)

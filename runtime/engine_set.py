@@ -126,8 +126,11 @@ class EngineSet:
         )
         return loaded
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, expect_profile: bool = True) -> None:
         """Run every degree until its first-call costs are paid; without a profile, measure a short one.
+
+        Args:
+            expect_profile: Warn when there is none.
 
         Raises:
             EngineError: A degree does not run.
@@ -137,10 +140,11 @@ class EngineSet:
             for _ in range(2):
                 engine.run(images)
         if self.profile is None:
-            log.warning(
-                "no profile of this device for %s: measuring a short one; 'tocom calibrate' makes a good one",
-                self.bundle.path,
-            )
+            if expect_profile:
+                log.warning(
+                    "no profile of this device for %s: measuring a short one; 'tocom calibrate' makes a good one",
+                    self.bundle.path,
+                )
             self.profile = short_profile(self.bundle, self.backend, self.engines, images)
         degrees = list(self.engines)
         self.controller = Controller(

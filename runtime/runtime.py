@@ -170,8 +170,11 @@ class Runtime:
         """The resident degrees, ascending."""
         return tuple(self._active.engines)
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, expect_profile: bool = True) -> None:
         """Run every degree until its first-call costs are paid; without a profile, measure a short one.
+
+        Args:
+            expect_profile: Warn when no profile was found; calibration, which makes one, does not expect any.
 
         Raises:
             EngineError: A degree does not run.
@@ -181,7 +184,7 @@ class Runtime:
             if self._state is State.CLOSED:
                 raise self._unusable("warm_up")
             if self._state is State.LOADED:
-                self._active.warm_up()
+                self._active.warm_up(expect_profile=expect_profile)
                 self._state = State.WARM
 
     def infer(

@@ -118,7 +118,7 @@ class OnnxRuntimeBackend:
         try:
             if not cache.ready():
                 cache.build(self._save_packed)
-        except (OutputError, EngineError) as error:
+        except (OutputError, EngineError, MemoryError) as error:
             # Another process may have built the same cache meanwhile, which makes the rename fail.
             if not cache.ready():
                 log.warning(

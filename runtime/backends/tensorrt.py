@@ -301,7 +301,8 @@ class TensorRtBackend:
                     f"{self.name} {self._trt.__version__} cannot load {file.path}: {lines}. "
                     f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
                 )
-            self._arena.ensure(_scratch_bytes(engine))
+            # At least one byte: address zero would read as "not bound yet".
+            self._arena.ensure(max(_scratch_bytes(engine), 1))
             return TensorRtEngine(
                 degree,
                 engine,

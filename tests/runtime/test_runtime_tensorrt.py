@@ -446,3 +446,24 @@ def test_devices_keep_the_contract_on_a_gpu(make: Callable[[], Device]) -> None:
 @pytest.mark.gpu
 def test_the_device_that_is_opened_is_the_one_installed() -> None:
     assert open_device().library in ("cuda-python", "pycuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_real_engines_answer_like_onnxruntime(tmp_path: Path, backend: str) -> None:
+    from tocom.export.build import build
+
+    bundle = write_small_bundle(tmp_path / "bundle", width=256)
+    try:
+        build(bundle.path, backend=backend)
+    except EngineError as error:
+        pytest.skip(str(error))
+    with Runtime.open(bundle.path, backend) as runtime:
+        assert runtime.degrees == DEGREES
+        for turn in range(3):
+            for degree in DEGREES:
+                for batch in (1, 4):
+                    images = images_of(batch, seed=turn)
+                    logits = runtime.infer(images, degree=degree).outputs["logits"]
+                    # TensorRT may use TF32 for float32 products: 10 bits of mantissa over sums of 256 terms.
+                    np.testing.assert_allclose(logits, bundle.reference(images, degree), atol=5e-2)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tocom.cli import console, output, print_json
+from tocom.cli import console, output, print_json, steps
 from tocom.profile import Profile
 
 __all__ = ["register"]
@@ -37,15 +36,7 @@ def calibrate(
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
     from tocom.calibration import calibrate as measure
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
+    with steps() as progress:
         profile = measure(
             bundle,
             images,
@@ -54,7 +45,7 @@ def calibrate(
             backend=backend,
             threads=threads,
             seed=seed,
-            progress=advance,
+            progress=progress,
         )
     if as_json:
         print_json(profile.to_json())
