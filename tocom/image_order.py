@@ -77,7 +77,7 @@ def batches(
     keys = (batch[own] for batch in islice(every, start, None))
     yield from DataLoader(
         _Keyed(images, skip_unreadable),
-        batch_sampler=keys,  # type: ignore[arg-type]  # any iterable will do
+        batch_sampler=keys,
         num_workers=workers,
         generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's own, out of turn on resuming
     )

@@ -1,0 +1,133 @@
+"""``tocom evaluate``: accuracy of every (source, target) pair, with and without the compensator."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from tocom.cli import output, parse_degrees, print_json, steps
+from tocom.errors import RequestError
+
+if TYPE_CHECKING:
+    from tocom.evaluation import Evaluation, Scores
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="timm model name.")],
+    compensator: Annotated[Path, typer.Option(help="Compensator file.")],
+    images: Annotated[Path, typer.Option(help="Test images, one subfolder per class.")],
+    degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DEGREE=FILE, the checkpoint fine-tuned at a source degree; repeat for more. FILE alone is "
+            "of degree 0; default: 0=pretrained."
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Images to choose the scale on, one subfolder per class; default: a share of --images."),
+    ] = None,
+    held_out_share: Annotated[float, typer.Option(help="That share, of every class; not tested on.")] = 0.2,
+    scale: Annotated[float | None, typer.Option(help="Use this scale and hold nothing out.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure accuracy and feature gap with and without the compensator; choose the scale on held-out images."""
+    from tocom.compensator import Compensator
+    from tocom.distributed import choose_device
+    from tocom.evaluation import evaluate as run
+    from tocom.files import check_writable, write_json
+    from tocom.held_out import split_samples
+    from tocom.images import class_folders
+    from tocom.models import input_config, load_model
+
+    if out is not None:
+        check_writable(out)
+    place = choose_device(device)
+    files = _by_source(weights or ["0=pretrained"])
+    part = Compensator.load(compensator)
+    loaded = {
+        degree: load_model(model, weights=file, num_classes=num_classes, image_size=image_size)
+        for degree, file in files.items()
+    }
+    first = next(iter(loaded.values()))
+    test, kept = class_folders(images, first.labels), []
+    if held_out is not None:
+        kept = class_folders(held_out, first.labels)
+    elif scale is None:
+        kept, test = split_samples(test, held_out_share, seed)
+    with steps() as progress:
+        result = run(
+            {degree: each.model.to(place) for degree, each in loaded.items()},
+            part,
+            input_config(first.model),
+            test=test,
+            held_out=kept,
+            targets=parse_degrees(degrees),
+            scale=scale,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    split = f"{held_out_share} of every class, seed {seed}" if kept and held_out is None else None
+    origin = {"weights": {str(degree): file for degree, file in files.items()}, "split": split}
+    result = dataclasses.replace(result, provenance={**result.provenance, **origin})
+    if out is not None:
+        from tocom.heat_map import draw
+
+        write_json(out / "evaluation.json", result.to_json())
+        draw(result, out / "evaluation.png")
+    if as_json:
+        print_json(result.to_json())
+        return
+    output.print(_table(result))
+    output.print(f"scale {result.scale}, {result.scale_chosen_by}", highlight=False, soft_wrap=True)
+
+
+def _by_source(options: list[str]) -> dict[int, str]:
+    files: dict[int, str] = {}
+    for option in options:
+        degree, found, file = option.partition("=")
+        if not found:
+            degree, file = "0", option
+        if not degree.isdecimal() or not file or int(degree) in files:
+            raise RequestError(
+                f"The 'weights' option must be FILE or DEGREE=FILE, each degree once. Got {options!r} instead."
+            )
+        files[int(degree)] = file
+    return files
+
+
+def _table(result: Evaluation) -> Table:
+    has_accuracy = result.pairs[0].without.accuracy is not None
+    table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
+    names = ("accuracy", "log-loss", "feature gap") if has_accuracy else ("feature gap",)
+    for column in ("source", "target", *(f"{name}{suffix}" for name in names for suffix in ("", ", compensated"))):
+        table.add_column(column, justify="right")
+    for pair in result.pairs:
+        cells = zip(_cells(pair.without), _cells(pair.compensated), strict=True)
+        table.add_row(str(pair.source), str(pair.target), *(cell for both in cells for cell in both))
+    return table
+
+
+def _cells(scores: Scores) -> list[str]:
+    gap = f"{scores.feature_gap:.5f}"
+    if scores.accuracy is None or scores.log_loss is None:
+        return [gap]
+    return [f"{100 * scores.accuracy:.2f} %", f"{scores.log_loss:.4f}", gap]
