@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tocom.errors import CompensatorError, DegreeError, OutputError
-from tocom.files import atomic_path, sha256_file
+from tocom.errors import CompensatorError, DegreeError
+from tocom.files import sha256_file
+from tocom.tensors import save_tensors
 from tocom.tokens import check_method
 
 __all__ = ["FORMAT", "VERSION", "Compensator", "LowRank", "model_sha256"]
@@ -246,14 +246,7 @@ class Compensator(nn.Module):
             "rank": str(self.rank),
             "scale": repr(self.scale),
         }
-        tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        with atomic_path(path) as beside:
-            try:
-                save_file(tensors, beside, metadata=metadata)
-            except SafetensorError as error:  # what safetensors makes of a full disk
-                raise OutputError(
-                    f"Cannot write {path}: {error}. Free some space, or choose another folder."
-                ) from error
+        save_tensors(path, {name: tensor.float() for name, tensor in self.state_dict().items()}, metadata)
 
     @classmethod
     def load(cls, path: Path | str) -> Compensator:

@@ -51,7 +51,7 @@ def loss_for(model: VisionTransformer, loss: str) -> str:
     return loss if loss != "auto" else ("kl" if has_classifier else "cosine")
 
 
-def draw_degrees(seed: int, step: int, groups: int, source: int | None = None) -> tuple[int, int]:
+def draw_degrees(seed: int, step: int, groups: int, source: int | None = None, *, far: bool = False) -> tuple[int, int]:
     """Return the source and target degree of a step: two different ones, uniform in 0 … ``groups``.
 
     A function of its arguments alone, so that every process and every resumed run draws the same.
@@ -61,13 +61,14 @@ def draw_degrees(seed: int, step: int, groups: int, source: int | None = None) -
         step: Number of the step.
         groups: Highest degree.
         source: Keeps the source degree; None draws it.
+        far: Draw two targets and keep the one farther from the source.
     """
     # The CPU's generator takes 32 bits of a seed: an odd factor spreads the runs' seeds over them.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + step) & 0xFFFFFFFF)
     drawn = int(torch.randint(groups + 1, (1,), generator=generator))
     source = drawn if source is None else source
-    target = int(torch.randint(groups, (1,), generator=generator))
-    return source, target + (target >= source)
+    targets = torch.randint(groups, (1 + far,), generator=generator).tolist()
+    return source, max((target + (target >= source) for target in targets), key=lambda target: abs(target - source))
 
 
 class Distillation(nn.Module):

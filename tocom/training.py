@@ -53,6 +53,8 @@ class TrainingConfig:
         scale: Factor of the deltas while training.
         source_degree: None draws both degrees of a step (the paper's way). A number keeps the source there: for models
             fine-tuned at one known degree, the same number of steps then closes more of the gap.
+        far_targets: Of two drawn targets take the one farther from the source. Far targets have the larger gap: a short
+            run closes more of it this way.
         flip: Mirror half of the images, from left to right.
         seed: Of weights, images, degrees and dropout.
     """
@@ -71,6 +73,7 @@ class TrainingConfig:
     weight_decay: float = 0.05
     scale: float = 0.1
     source_degree: int | None = None
+    far_targets: bool = False
     flip: bool = True
     seed: int = 0
 

@@ -131,7 +131,9 @@ class Run:
         with scalars(self.places.scalars if self.processes.first else None, first) as record:
             for drawn, read, images in feed:
                 self.unreadable |= unreadable_between(drawn, read, count)
-                source, target = draw_degrees(config.seed, self._done, config.groups, config.source_degree)
+                source, target = draw_degrees(
+                    config.seed, self._done, config.groups, config.source_degree, far=config.far_targets
+                )
                 rate = self.schedule.get_last_lr()[0]
                 loss, norm = self._step(distill, read, images, source, target)
                 self._done += 1

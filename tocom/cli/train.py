@@ -49,6 +49,9 @@ def train(
     source_degree: Annotated[
         int | None, typer.Option(help="Keep the source degree at this; default: draw both, as the paper does.")
     ] = None,
+    far_targets: Annotated[
+        bool, typer.Option(help="Of two drawn targets take the farther: closes more of the gap in short runs.")
+    ] = False,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of weights, images, degrees and dropout.")] = 0,
     checkpoint: Annotated[Path | None, typer.Option(help="File to keep the state of the run in.")] = None,
@@ -85,6 +88,7 @@ def train(
         activation_checkpointing=activation_checkpointing,
         learning_rate=learning_rate,
         source_degree=source_degree,
+        far_targets=far_targets,
         flip=flip,
         seed=seed,
     )

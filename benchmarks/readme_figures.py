@@ -1,0 +1,89 @@
+"""Write the README's figures from a quickstart's ``figures.json``.
+
+    make quickstart
+    python benchmarks/readme_figures.py quickstart-output
+
+copies the figures to ``benchmarks/results/quickstart.json`` and the picture to ``docs/images/quickstart.png``, and
+rewrites the README between its two markers. Without an argument it rewrites the README from the committed JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
+PICTURE = ROOT / "docs" / "images" / "quickstart.png"
+BEGIN, END = "<!-- figures: written by benchmarks/readme_figures.py -->", "<!-- end of figures -->"
+
+
+def section(figures: dict[str, Any]) -> str:
+    """Return the README's part between the markers."""
+    machine, cells = figures["machine"], figures["cells"]
+    minutes = sum(figures["seconds"].values()) / 60
+    lines = [
+        BEGIN,
+        f"What it printed on {machine['cores']} cores of an {machine['processor']} processor under ONNX Runtime "
+        f"{machine['onnxruntime']} (batch 1; {cells['test']} test cells, never seen in training or in any choice; "
+        f"{minutes:.1f} minutes after the installation):",
+        "",
+        "| degree | tokens in … out | GMACs | accuracy (95 % interval) | without compensator | feature gap closed | "
+        "p50 ms | p95 ms |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in figures["degrees"]:
+        gap, right = row["feature_gap"], row["accuracy"]
+        closed = "–" if gap is None else f"{1 - gap['with_compensator'] / gap['without_compensator']:.0%}"
+        lines.append(
+            f"| {row['degree']} | {row['token_counts'][0]} … {row['token_counts'][-1]} | {row['macs'] / 1e9:.2f} | "
+            f"{right['value']:.1%} ({right['low']:.1%}–{right['high']:.1%}) | "
+            f"{row['accuracy_without_compensator']['value']:.1%} | {closed} | "
+            f"{row['p50_ms']:.1f} | {row['p95_ms']:.1f} |"
+        )
+    ratio = figures["bundle_bytes"] / figures["dense_bytes"]
+    difference = max(row["largest_difference_to_torch"] for row in figures["degrees"])
+    lines += [
+        "",
+        f"The bundle of {len(figures['degrees'])} degrees takes {figures['bundle_bytes'] / 2**20:.0f} MiB, {ratio:.2f} "
+        f"times the dense ONNX alone. Largest difference of a logit to torch on real images, any degree: "
+        f"{difference:.0e}. With {cells['test']} cells the intervals are wide: the accuracies of neighbouring degrees "
+        "cannot be told apart, the feature gaps can.",
+        "",
+        "| budget ms | degree taken most | p95 ms | met |",
+        "| ---: | ---: | ---: | ---: |",
+        *(
+            f"| {row['budget_ms']:.1f} | {row['degree']} | {row['p95_ms']:.1f} | {row['met']:.0%} |"
+            for row in figures["budgets"]
+        ),
+        "",
+        "![Accuracy over latency, feature gap, and the stream under a stepping budget](docs/images/quickstart.png)",
+        END,
+    ]
+    return "\n".join(lines)
+
+
+def rewrite(readme: str, figures: dict[str, Any]) -> str:
+    """Return the README with the part between the markers written anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + section(figures) + after
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        folder = Path(sys.argv[1])
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        PICTURE.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "figures.json", RESULTS)
+        shutil.copyfile(folder / "quickstart.png", PICTURE)
+    readme = ROOT / "README.md"
+    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    readme.write_text(rewrite(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
