@@ -1,4 +1,4 @@
-"""DeiT-S at the quickstart's degrees as TensorRT-RTX engines: what they hold in every run, time and size where asked."""
+"""DeiT-S at the quickstart's degrees as TensorRT-RTX engines: what they hold, and where asked time and size."""
 
 from __future__ import annotations
 
