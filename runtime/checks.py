@@ -59,7 +59,7 @@ def check_open_options(**options: Any) -> None:
 def check_images(
     images: Any, image_shape: tuple[int, int, int], batch_range: tuple[int, int], *, finite: bool = False
 ) -> Any:
-    """Return the images as a C-contiguous float32 array, copied only when they are not one; GPU memory as it is.
+    """Return the images as they came. Any order in memory is fine: engines copy what they cannot read in place.
 
     Args:
         images: What the caller gave.
@@ -88,8 +88,6 @@ def check_images(
             "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
         )
     _check_shape(shape, image_shape, batch_range)
-    if not images.flags.c_contiguous:
-        images = np.ascontiguousarray(images)
     if finite and not np.isfinite(images).all():
         bad = int(images.size - np.isfinite(images).sum())
         raise RequestError(

@@ -24,6 +24,8 @@ __all__ = ["EngineSet", "OpenOptions"]
 
 log = logging.getLogger("tocom.runtime")
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 @dataclass(frozen=True)
 class OpenOptions:
@@ -59,6 +61,8 @@ class EngineSet:
         self._options = options
         self._image_shape = bundle.image_shape
         self._batch_range = (bundle.batch[0], bundle.batch[2])
+        # Shapes that passed every check: the next array of such a shape needs only a glance.
+        self._passed: set[tuple[int, ...]] = set()
 
     @classmethod
     def load(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None = None) -> EngineSet:
@@ -160,10 +164,15 @@ class EngineSet:
         Raises:
             RequestError: They do not fit the engines.
         """
+        if type(images) is np.ndarray and images.dtype is _FLOAT32 and images.shape in self._passed:
+            return images
         if type(images) is not np.ndarray:
             adopted = self.backend.adopt(images)
             images = images if adopted is None else adopted
-        return check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
+        images = check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
+        if not self._options.check_finite:
+            self._passed.add(images.shape)
+        return images
 
     def close(self) -> None:
         """Release the engines and the backend."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left, insort
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from typing import Any
 from tocom.profile import Latency
 
 __all__ = ["LatencyModel", "ModelConfig"]
+
+_SORT_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ class LatencyModel:
         self._seen: dict[tuple[int, int], int] = {}
         self._last: tuple[int, int] | None = None
         self._since_change = 0
+        self._observations = 0
         self._recent: deque[float] = deque(maxlen=self.config.recent)
-        self._window: deque[float] = deque()
-        self._sorted: list[float] = []
-        for ratio in _prior_ratios(base, self.config.window):
-            self._window.append(ratio)
-            insort(self._sorted, ratio)
+        # A ring of plain doubles, sorted only now and then: after an inference the caches are cold, and every object
+        # that is touched costs.
+        self._window = array("d", _prior_ratios(base, self.config.window))
+        self._place = 0
+        self._sorted = sorted(self._window)
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -93,8 +96,7 @@ class LatencyModel:
 
     def tail(self, quantile: float) -> float:
         """Return the quantile of observed over typical latency."""
-        place = min(math.ceil(quantile * len(self._sorted)), len(self._sorted)) - 1
-        return self._sorted[max(place, 0)]
+        return self._sorted[max(math.ceil(quantile * self.config.window) - 1, 0)]
 
     def predict_ms(self, degree: int, quantile: float, batch: int = 1) -> float:
         """Return the predicted latency at a quantile, milliseconds."""
@@ -109,23 +111,23 @@ class LatencyModel:
             batch: Images in it.
         """
         key = (degree, batch)
-        seen = self._seen.get(key, 0)
-        self._seen[key] = seen + 1
-        ratio = latency_ms / self.typical_ms(degree, batch)
-        if batch != self.batch and seen < self.config.recent:
-            # A batch size that no profile covers: its first observations set the scale and say nothing about drift.
-            scale = self._scale.get(key, batch / self.batch)
-            self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
-            self.revision += 1
+        ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
+        self._observations += 1
+        if key != self._last:
+            self._since_change = 0
+            if self._last is None:
+                # The very first request: nothing changed.
+                self._since_change = self.config.settle
+            self._last = key
+        if batch != self.batch and self._learn_batch(key, ratio):
             return
-        self._since_change = self._since_change + 1 if key == self._last else 0
         # A profile is rarely wrong by more than the limit; what lies beyond is a step of the device, left to the drift.
-        settling = self._last is not None and self._since_change < self.config.settle
-        if settling and abs(ratio - 1.0) <= self.config.scale_limit:
-            scale = self._scale.get(key, batch / self.batch)
-            self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
-            self.revision += 1
-        self._last = key
+        if self._since_change < self.config.settle:
+            self._since_change += 1
+            if abs(ratio - 1.0) <= self.config.scale_limit:
+                scale = self._scale.get(key, batch / self.batch)
+                self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
+                self.revision += 1
         self._follow(ratio * self.drift)
         self._push(ratio)
 
@@ -135,32 +137,41 @@ class LatencyModel:
             "drift": self.drift,
             "tail_p95": self.tail(0.95),
             "scale": {f"degree {degree}, batch {batch}": scale for (degree, batch), scale in self._scale.items()},
-            "observations": sum(self._seen.values()),
+            "observations": self._observations,
         }
 
+    def _learn_batch(self, key: tuple[int, int], ratio: float) -> bool:
+        """Let the first observations of a batch size that no profile covers set its scale; say whether they did."""
+        seen = self._seen.get(key, 0)
+        if seen >= self.config.recent:
+            return False
+        self._seen[key] = seen + 1
+        scale = self._scale.get(key, key[1] / self.batch)
+        self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
+        self.revision += 1
+        return True
+
     def _follow(self, ratio: float) -> None:
-        self._recent.append(ratio)
-        if len(self._recent) < self.config.recent:
+        recent, config = self._recent, self.config
+        recent.append(ratio)
+        if len(recent) < config.recent:
             return
-        median = sorted(self._recent)[self.config.recent // 2]
+        median = sorted(recent)[config.recent // 2]
         distance = median / self.drift - 1.0
-        if abs(distance) <= self.config.jump:
-            self.drift *= 1.0 + self.config.drift_rate * distance
+        if -config.jump <= distance <= config.jump:
+            self.drift *= 1.0 + config.drift_rate * distance
             return
         # A step: what was observed since belongs to the new speed, so it must not count as tail of the old one.
         before, self.drift = self.drift, median
-        for place in range(1, min(self.config.recent, len(self._window))):
-            old = self._window[-place]
-            new = old * before / median
-            self._window[-place] = new
-            del self._sorted[bisect_left(self._sorted, old)]
-            insort(self._sorted, new)
+        for back in range(1, config.recent):
+            self._window[self._place - back] *= before / median
+        self._sorted = sorted(self._window)
 
     def _push(self, ratio: float) -> None:
-        self._window.append(ratio)
-        insort(self._sorted, ratio)
-        if len(self._window) > self.config.window:
-            del self._sorted[bisect_left(self._sorted, self._window.popleft())]
+        self._window[self._place] = ratio
+        self._place = (self._place + 1) % self.config.window
+        if self._place % _SORT_EVERY == 0:
+            self._sorted = sorted(self._window)
 
 
 def _prior_ratios(base: Mapping[int, Latency], count: int) -> list[float]:

@@ -7,7 +7,7 @@ Of the rest the policy takes the most accurate whose predicted quantile meets th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tocom.errors import BudgetError, RequestError
 
@@ -16,8 +16,7 @@ __all__ = ["ON_INFEASIBLE", "Candidate", "Decision", "choose", "frontier", "rank
 ON_INFEASIBLE = ("fastest", "raise")
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One degree as the policy sees it.
 
     Attributes:
@@ -31,8 +30,7 @@ class Candidate:
     latency_ms: float
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What the policy decided.
 
     Attributes:
@@ -96,12 +94,14 @@ def choose(
         BudgetError: No degree meets the budget and ``on_infeasible`` is ``raise``.
         RequestError: ``on_infeasible`` is neither.
     """
-    slower_than_current = current is not None and any(c.degree == current for c in candidates)
     for candidate in candidates:
-        if candidate.degree == current:
-            slower_than_current = False
         predicted = candidate.latency_ms * factor
-        if (predicted * (1.0 + hysteresis) if slower_than_current else predicted) <= budget_ms:
+        # Only a degree before the current one in the frontier is slower than it, and has to show more room.
+        if predicted <= budget_ms and (
+            not hysteresis
+            or predicted * (1.0 + hysteresis) <= budget_ms
+            or not _is_slower(candidate.degree, current, candidates)
+        ):
             return Decision(candidate.degree, predicted, True)
     fastest = candidates[-1]
     predicted = fastest.latency_ms * factor
@@ -115,3 +115,8 @@ def choose(
     raise RequestError(
         f"The 'on_infeasible' parameter must be one of {', '.join(ON_INFEASIBLE)}. Got {on_infeasible!r} instead."
     )
+
+
+def _is_slower(degree: int, current: int | None, candidates: Sequence[Candidate]) -> bool:
+    order = [candidate.degree for candidate in candidates]
+    return current is not None and current in order and order.index(degree) < order.index(current)

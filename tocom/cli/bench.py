@@ -62,7 +62,7 @@ def bench(
             "device": dict(runtime.backend.device),
             "threads": runtime.backend.threads,
             "precision": runtime.bundle.precision,
-            "interval": "total: call to answer, images in host memory; queue: waiting for the device; copies in compute",
+            "interval": "total: call to answer, images in host memory; queue: waiting for its turn; compute: the rest",
             "results": rows,
         }
     if as_json:
