@@ -19,7 +19,7 @@ class Engine(Protocol):
         """Return the outputs by name; arrays that no later call touches.
 
         Args:
-            images: [batch, channels, height, width], float32, of any order in memory; checked by the caller. An array, or
+            images: [batch, channels, height, width], float32, of any memory order; checked by the caller. An array, or
                 what :meth:`Backend.adopt` returned.
 
         Raises:
