@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tocom.errors import RequestError
 from tocom.profile import Latency
@@ -73,7 +73,7 @@ class Controller:
         config: ControllerConfig | None = None,
     ) -> None:
         self.config = config or ControllerConfig()
-        self.model = LatencyModel(latency, batch=batch, config=self.config.model)
+        self.model = LatencyModel(latency, batch=batch, quantile=self.config.quantile, config=self.config.model)
         self.current: int | None = None
         self._accuracy = dict(accuracy)
         self._hits: deque[bool] = deque(maxlen=100)
@@ -81,6 +81,8 @@ class Controller:
         self._since_switch = 0
         self._frontiers: dict[int, tuple[Candidate, ...]] = {}
         self._frontier_revision = -1
+        self._stay: _Stay | None = None
+        self._probe_every = self.config.probe_every or float("inf")
 
     def decide(self, budget_ms: float, batch: int = 1) -> Decision:
         """Return the degree for a request.
@@ -92,21 +94,33 @@ class Controller:
         Raises:
             BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
         """
-        config, model = self.config, self.model
-        tail = model.tail(config.quantile)
+        model = self.model
+        factor = model.factor
+        self._since_probe += 1
+        # Mostly nothing changed: the present degree fits and the next slower one does not, so it is the answer. This
+        # says the same as what follows; after an inference the caches are cold, and each object touched costs.
+        stay = self._stay
+        if (
+            stay is not None
+            and stay.batch == batch
+            and stay.revision == model.revision
+            and stay.unit_ms * factor <= budget_ms < stay.slower_unit_ms * factor
+            and self._since_probe < self._probe_every
+        ):
+            return Decision(stay.degree, stay.unit_ms * factor, True)
+        config = self.config
         candidates = self._frontier(batch)
         decision = choose(
             candidates,
             budget_ms,
-            factor=model.drift * tail,
+            factor=factor,
             current=self.current,
             hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
             on_infeasible=config.on_infeasible,
         )
-        if config.probe_every:
-            self._since_probe += 1
-            if self._since_probe >= config.probe_every:
-                return self._probe(candidates, decision, budget_ms, tail)
+        self._stay = _stay(candidates, decision.degree, batch, model.revision)
+        if self._since_probe >= self._probe_every:
+            return self._probe(candidates, decision, budget_ms, factor)
         return decision
 
     def predict(self, degree: int, batch: int = 1) -> float:
@@ -146,13 +160,31 @@ class Controller:
             self._frontiers[batch] = found
         return found
 
-    def _probe(self, candidates: tuple[Candidate, ...], decision: Decision, budget_ms: float, tail: float) -> Decision:
+    def _probe(
+        self, candidates: tuple[Candidate, ...], decision: Decision, budget_ms: float, factor: float
+    ) -> Decision:
         """Return the next slower degree when its median fits and few requests missed lately; else the decision."""
-        drift = self.model.drift
-        slower = [c for c in candidates if c.latency_ms * drift * tail > decision.predicted_ms]
-        if not decision.feasible or not slower or slower[-1].latency_ms * drift > budget_ms:
+        self._since_probe = 0
+        slower = [c for c in candidates if c.latency_ms * factor > decision.predicted_ms]
+        if not decision.feasible or not slower or slower[-1].latency_ms * self.model.drift > budget_ms:
             return decision
         if self._hits.count(False) > self.config.probe_miss_share * len(self._hits):
             return decision
-        self._since_probe = 0
-        return Decision(slower[-1].degree, slower[-1].latency_ms * drift * tail, True)
+        return Decision(slower[-1].degree, slower[-1].latency_ms * factor, True)
+
+
+class _Stay(NamedTuple):
+    """The degree of the last decision and the next slower one, at the profile's speed."""
+
+    degree: int
+    batch: int
+    revision: int
+    unit_ms: float
+    slower_unit_ms: float
+
+
+def _stay(candidates: tuple[Candidate, ...], degree: int, batch: int, revision: int) -> _Stay:
+    place = next(index for index, candidate in enumerate(candidates) if candidate.degree == degree)
+    # Nothing is slower than the first one, so it stays whatever room there is.
+    slower = candidates[place - 1].latency_ms if place else float("inf")
+    return _Stay(degree, batch, revision, candidates[place].latency_ms, slower)

@@ -56,10 +56,23 @@ class LatencyModel:
     Args:
         base: The profile's latency per degree, milliseconds.
         batch: Images per request in the profile.
+        quantile: Quantile that :attr:`factor` stands for.
         config: How it learns.
+
+    Attributes:
+        drift: Speed of the device: latency over the profile's, common to all degrees.
+        factor: Drift times tail: what turns :meth:`unit_ms` into the predicted quantile.
+        revision: Changes whenever :meth:`unit_ms` does.
     """
 
-    def __init__(self, base: Mapping[int, Latency], *, batch: int = 1, config: ModelConfig | None = None) -> None:
+    def __init__(
+        self,
+        base: Mapping[int, Latency],
+        *,
+        batch: int = 1,
+        quantile: float = 0.95,
+        config: ModelConfig | None = None,
+    ) -> None:
         self.config = config or ModelConfig()
         self.batch = batch
         self.drift = 1.0
@@ -75,7 +88,10 @@ class LatencyModel:
         # that is touched costs.
         self._window = array("d", _prior_ratios(base, self.config.window))
         self._place = 0
+        self._quantile = quantile
         self._sorted = sorted(self._window)
+        self._tail = self.tail(quantile)
+        self.factor = self.drift * self._tail
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -130,6 +146,7 @@ class LatencyModel:
                 self.revision += 1
         self._follow(ratio * self.drift)
         self._push(ratio)
+        self.factor = self.drift * self._tail
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
@@ -165,13 +182,17 @@ class LatencyModel:
         before, self.drift = self.drift, median
         for back in range(1, config.recent):
             self._window[self._place - back] *= before / median
-        self._sorted = sorted(self._window)
+        self._sort()
 
     def _push(self, ratio: float) -> None:
         self._window[self._place] = ratio
         self._place = (self._place + 1) % self.config.window
         if self._place % _SORT_EVERY == 0:
-            self._sorted = sorted(self._window)
+            self._sort()
+
+    def _sort(self) -> None:
+        self._sorted = sorted(self._window)
+        self._tail = self.tail(self._quantile)
 
 
 def _prior_ratios(base: Mapping[int, Latency], count: int) -> list[float]:
