@@ -80,7 +80,12 @@ class LatencyModel:
         self._base = {degree: latency.p50_ms for degree, latency in base.items()}
         self._scale: dict[tuple[int, int], float] = {}
         self._seen: dict[tuple[int, int], int] = {}
-        self._last: tuple[int, int] | None = None
+        # The degree and batch of the last observation, what they take at the profile's speed, and whether they have
+        # been the same for long enough to say nothing more about the degree's own scale.
+        self._degree: int | None = None
+        self._batch = 0
+        self._unit = 1.0
+        self._settled = False
         self._since_change = 0
         self._observations = 0
         self._recent: deque[float] = deque(maxlen=self.config.recent)
@@ -88,6 +93,7 @@ class LatencyModel:
         # that is touched costs.
         self._window = array("d", _prior_ratios(base, self.config.window))
         self._place = 0
+        self._size = self.config.window
         self._quantile = quantile
         self._sorted = sorted(self._window)
         self._tail = self.tail(quantile)
@@ -126,26 +132,20 @@ class LatencyModel:
             latency_ms: What it took, queueing excluded.
             batch: Images in it.
         """
-        key = (degree, batch)
-        ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
         self._observations += 1
-        if key != self._last:
-            self._since_change = 0
-            if self._last is None:
-                # The very first request: nothing changed.
-                self._since_change = self.config.settle
-            self._last = key
-        if batch != self.batch and self._learn_batch(key, ratio):
-            return
-        # A profile is rarely wrong by more than the limit; what lies beyond is a step of the device, left to the drift.
-        if self._since_change < self.config.settle:
-            self._since_change += 1
-            if abs(ratio - 1.0) <= self.config.scale_limit:
-                scale = self._scale.get(key, batch / self.batch)
-                self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
-                self.revision += 1
+        if self._settled and degree == self._degree and batch == self._batch:
+            ratio = latency_ms / (self._unit * self.drift)
+        else:
+            found = self._after_change(degree, batch, latency_ms)
+            if found is None:
+                return
+            ratio = found
         self._follow(ratio * self.drift)
-        self._push(ratio)
+        place = self._place
+        self._window[place] = ratio
+        self._place = place = place + 1 if place + 1 < self._size else 0
+        if place % _SORT_EVERY == 0:
+            self._sort()
         self.factor = self.drift * self._tail
 
     def state(self) -> dict[str, Any]:
@@ -157,16 +157,33 @@ class LatencyModel:
             "observations": self._observations,
         }
 
-    def _learn_batch(self, key: tuple[int, int], ratio: float) -> bool:
-        """Let the first observations of a batch size that no profile covers set its scale; say whether they did."""
+    def _after_change(self, degree: int, batch: int, latency_ms: float) -> float | None:
+        """Return the ratio of an observation soon after the degree or batch changed; correct the degree's scale.
+
+        None means that it went into the scale of a batch size that no profile covers, and says nothing about drift.
+        """
+        key = (degree, batch)
+        ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
+        if (degree, batch) != (self._degree, self._batch):
+            # Before the very first request nothing changed.
+            self._since_change = self.config.settle if self._degree is None else 0
+            self._degree, self._batch = degree, batch
+        scale = self._scale.get(key, batch / self.batch)
         seen = self._seen.get(key, 0)
-        if seen >= self.config.recent:
-            return False
-        self._seen[key] = seen + 1
-        scale = self._scale.get(key, key[1] / self.batch)
-        self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
-        self.revision += 1
-        return True
+        fresh = batch != self.batch and seen < self.config.recent
+        if fresh:
+            self._seen[key] = seen + 1
+            self._scale[key] = scale * (ratio if seen == 0 else ratio ** (1.0 / (seen + 1)))
+            self.revision += 1
+        elif self._since_change < self.config.settle:
+            self._since_change += 1
+            # A profile is rarely wrong by more than the limit; beyond lies a step of the device, left to the drift.
+            if abs(ratio - 1.0) <= self.config.scale_limit:
+                self._scale[key] = scale * (1.0 + self.config.scale_rate * (ratio - 1.0))
+                self.revision += 1
+        self._unit = self.unit_ms(degree, batch)
+        self._settled = not fresh and self._since_change >= self.config.settle
+        return None if fresh else ratio
 
     def _follow(self, ratio: float) -> None:
         recent, config = self._recent, self.config
@@ -183,12 +200,6 @@ class LatencyModel:
         for back in range(1, config.recent):
             self._window[self._place - back] *= before / median
         self._sort()
-
-    def _push(self, ratio: float) -> None:
-        self._window[self._place] = ratio
-        self._place = (self._place + 1) % self.config.window
-        if self._place % _SORT_EVERY == 0:
-            self._sort()
 
     def _sort(self) -> None:
         self._sorted = sorted(self._window)
