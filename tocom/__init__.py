@@ -14,11 +14,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Compensator": "tocom.compensator",
     "compress": "tocom.compression",
+    "evaluate": "tocom.evaluation",
     "load_model": "tocom.models",
     "train": "tocom.training",
 }
 
-__all__ = ["Compensator", "__version__", "compress", "load_model", "train"]
+__all__ = ["Compensator", "__version__", "compress", "evaluate", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -135,7 +135,7 @@ class Run:
                     config.seed, self._done, config.groups, config.source_degree, far=config.far_targets
                 )
                 rate = self.schedule.get_last_lr()[0]
-                loss, norm = self._step(distill, read, images, source, target)
+                loss, norm = self.step(distill, read, images, source, target)
                 self._done += 1
                 if self._done % self.places.checkpoint_every == 0 or self._done == config.steps:
                     self._save()
@@ -160,7 +160,7 @@ class Run:
         self.compensator.share_dropout(None)
         self.unreadable = set().union(*self.processes.gather(self.unreadable))
 
-    def _step(
+    def step(
         self, distill: nn.Module, numbers: Tensor, images: Tensor, source: int, target: int
     ) -> tuple[float, float]:
         """Make one optimizer step; return its loss and the norm of its gradient."""
