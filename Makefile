@@ -23,7 +23,7 @@ quickstart: $(VENV)/.stamp
 	$(BIN)/tocom quickstart --out quickstart-output
 
 test: lint typecheck
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
 
 test-slow: $(VENV)/.stamp
