@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_cuda import ScriptedCuda, cudaError_t
-from scripted_tensorrt import CLASSES, SIZE, ScriptedTensorRt, engine_bytes, reference
+from scripted_engines import CLASSES, SIZE, ScriptedTensorRt, engine_bytes, reference
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.bundle import Bundle
