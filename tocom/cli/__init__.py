@@ -30,7 +30,19 @@ app = typer.Typer(
 console = Console(stderr=True)
 output = Console(width=None if sys.stdout.isatty() else 120)
 
-VERBS = ("quickstart", "train", "evaluate", "export", "build", "plugins", "calibrate", "run", "inspect", "doctor")
+VERBS = (
+    "quickstart",
+    "train",
+    "evaluate",
+    "export",
+    "build",
+    "plugins",
+    "calibrate",
+    "run",
+    "bench",
+    "inspect",
+    "doctor",
+)
 
 
 def print_json(content: Any) -> None:
