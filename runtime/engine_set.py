@@ -20,11 +20,11 @@ from tocom.runtime.memory import best_subset, set_bytes, set_value
 from tocom.runtime.policy import rank_accuracies
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
 
-__all__ = ["EngineSet", "OpenOptions"]
+__all__ = ["FLOAT32", "EngineSet", "OpenOptions"]
 
 log = logging.getLogger("tocom.runtime")
 
-_FLOAT32 = np.dtype(np.float32)
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EngineSet:
         self._image_shape = bundle.image_shape
         self._batch_range = (bundle.batch[0], bundle.batch[2])
         # Shapes that passed every check: the next array of such a shape needs only a glance.
-        self._passed: set[tuple[int, ...]] = set()
+        self.passed: set[tuple[int, ...]] = set()
 
     @classmethod
     def load(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None = None) -> EngineSet:
@@ -164,14 +164,14 @@ class EngineSet:
         Raises:
             RequestError: They do not fit the engines.
         """
-        if type(images) is np.ndarray and images.dtype is _FLOAT32 and images.shape in self._passed:
+        if type(images) is np.ndarray and images.dtype is FLOAT32 and images.shape in self.passed:
             return images
         if type(images) is not np.ndarray:
             adopted = self.backend.adopt(images)
             images = images if adopted is None else adopted
         images = check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
         if not self._options.check_finite:
-            self._passed.add(images.shape)
+            self.passed.add(images.shape)
         return images
 
     def close(self) -> None:

@@ -94,6 +94,12 @@ class LatencyModel:
         self._window = array("d", _prior_ratios(base, self.config.window))
         self._place = 0
         self._size = self.config.window
+        # Observations in a row within the noise, and what counts as that.
+        self._calm = 0
+        self._recent_size = self.config.recent
+        self._low, self._high = 1.0 - self.config.jump, 1.0 + self.config.jump
+        # A single observation is noisier than a median of five: half the rate gives about the same smoothness.
+        self._calm_rate = self.config.drift_rate / 2
         self._quantile = quantile
         self._sorted = sorted(self._window)
         self._tail = self.tail(quantile)
@@ -140,7 +146,11 @@ class LatencyModel:
             if found is None:
                 return
             ratio = found
-        self._follow(ratio * self.drift)
+        if self._calm >= self._recent_size and self._low <= ratio <= self._high:
+            # Nothing odd lately: the same step towards the observation itself, without looking at the last few.
+            self.drift *= 1.0 + self._calm_rate * (ratio - 1.0)
+        else:
+            self._follow(ratio)
         place = self._place
         self._window[place] = ratio
         self._place = place = place + 1 if place + 1 < self._size else 0
@@ -186,13 +196,18 @@ class LatencyModel:
         return None if fresh else ratio
 
     def _follow(self, ratio: float) -> None:
+        """Follow the median of the last observations; jump to it when it leaves the noise."""
         recent, config = self._recent, self.config
-        recent.append(ratio)
+        if self._calm >= config.recent:
+            # The calm ones before were not kept: they lay around the drift.
+            recent.extend([self.drift] * config.recent)
+        recent.append(ratio * self.drift)
+        self._calm = self._calm + 1 if self._low <= ratio <= self._high else 0
         if len(recent) < config.recent:
             return
         median = sorted(recent)[config.recent // 2]
         distance = median / self.drift - 1.0
-        if -config.jump <= distance <= config.jump:
+        if abs(distance) <= config.jump:
             self.drift *= 1.0 + config.drift_rate * distance
             return
         # A step: what was observed since belongs to the new speed, so it must not count as tail of the old one.

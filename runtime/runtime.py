@@ -23,7 +23,7 @@ from tocom.profile import Profile
 from tocom.runtime.backends import Backend
 from tocom.runtime.checks import check_budget, check_deadline, check_open_options
 from tocom.runtime.controller import Controller, ControllerConfig
-from tocom.runtime.engine_set import EngineSet, OpenOptions
+from tocom.runtime.engine_set import FLOAT32, EngineSet, OpenOptions
 from tocom.runtime.policy import Decision
 from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
@@ -33,6 +33,8 @@ from tocom.runtime.submission import Submission, SubmissionQueue
 __all__ = ["Runtime", "State"]
 
 log = logging.getLogger("tocom.runtime")
+
+_NO_LIMIT = float("inf")
 
 Hook = Callable[[Result], None]
 
@@ -348,7 +350,8 @@ class Runtime:
     def _answer(self, images: NDArray[np.float32], start: float, budget_ms: float | None, degree: int | None) -> Result:
         """Answer images that arrived at ``start``; only a deadline can make the budget zero or less."""
         active = self._active
-        images = active.check(images)
+        if type(images) is not np.ndarray or images.dtype is not FLOAT32 or images.shape not in active.passed:
+            images = active.check(images)
         with self._lock:
             if self._state is not State.WARM:
                 raise self._unusable("infer")
@@ -362,7 +365,11 @@ class Runtime:
             queue_ms = (begin - start) * 1e3
             batch = len(images)
             before = controller.current
-            decision = _decide(active, controller, batch, None if budget_ms is None else budget_ms - queue_ms, degree)
+            left_ms = _NO_LIMIT if budget_ms is None else budget_ms - queue_ms
+            if degree is None:
+                decision = controller.decide(left_ms, batch)
+            else:
+                decision = _pinned(active, controller, batch, left_ms, degree)
             try:
                 outputs = active.engines[decision.degree].run(images)
             except EngineError:
@@ -395,15 +402,11 @@ class Runtime:
         return RequestError(f"Runtime.{call}() needs a warm runtime; this one is {self._state.value}. {todo}")
 
 
-def _decide(
-    active: EngineSet, controller: Controller, batch: int, left_ms: float | None, degree: int | None
-) -> Decision:
-    if degree is None:
-        return controller.decide(float("inf") if left_ms is None else left_ms, batch)
+def _pinned(active: EngineSet, controller: Controller, batch: int, left_ms: float, degree: int) -> Decision:
     if degree not in active.engines:
         raise DegreeError(f"The 'degree' parameter must be one of {list(active.engines)}. Got {degree!r} instead.")
     predicted = controller.predict(degree, batch)
-    return Decision(degree, predicted, left_ms is None or predicted <= left_ms)
+    return Decision(degree, predicted, predicted <= left_ms)
 
 
 @contextlib.contextmanager

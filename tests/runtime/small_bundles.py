@@ -48,7 +48,8 @@ def write_small_bundle(
 ) -> SmallBundle:
     """Write a bundle whose degree ``r`` has ``layers`` matrix products and adds ``r`` to every logit."""
     generator = np.random.default_rng(seed)
-    layers = layers or [2 * (len(degrees) - place) for place in range(len(degrees))]
+    # Far enough apart that a short measurement on a busy machine never orders them wrongly.
+    layers = layers or [3 ** (len(degrees) - place) for place in range(len(degrees))]
     inputs = 3 * SIZE * SIZE
     weights = {
         "embed": generator.standard_normal((inputs, width), np.float32) / np.sqrt(inputs),
