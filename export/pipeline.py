@@ -15,7 +15,7 @@ from torch import nn
 
 from tocom import __version__
 from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
-from tocom.compensator import Compensator, model_sha256
+from tocom.compensator import Compensator, model_name, model_sha256
 from tocom.compression import check_supported, compress, input_tokens
 from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.check import CheckResult, check_onnx, sample_images
@@ -81,7 +81,7 @@ def export(
         ExportError: Tracing failed, or an ONNX file does not compute what torch computes.
         OutputError: The bundle cannot be written.
     """
-    loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, _name_of(model), "memory")
+    loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, model_name(model), "memory")
     vit = loaded.model
     tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
     degrees = _check_request(vit, degrees, compensator, scale, source_degree, method, fuse, precision, batch, labels)
@@ -276,11 +276,6 @@ def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, 
 
 def _file_name(degree: int) -> str:
     return f"degree-{degree:02d}.onnx"
-
-
-def _name_of(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return str(config.get("architecture") or type(model).__name__)
 
 
 def _describe(compensator: Compensator | None, scale: float | None) -> dict[str, Any] | None:

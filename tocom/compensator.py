@@ -21,7 +21,7 @@ from tocom.files import sha256_file
 from tocom.tensors import save_tensors
 from tocom.tokens import check_method
 
-__all__ = ["FORMAT", "VERSION", "Compensator", "LowRank", "model_sha256"]
+__all__ = ["FORMAT", "VERSION", "Compensator", "LowRank", "model_name", "model_sha256"]
 
 FORMAT, VERSION = "tocom-compensator", "1"
 DROPOUT = 0.1
@@ -113,7 +113,7 @@ class Compensator(nn.Module):
     ) -> Compensator:
         """Return an untrained compensator (it changes nothing yet) that fits a timm Vision Transformer."""
         metadata = {
-            "model": _model_name(model),
+            "model": model_name(model),
             "image_size": "x".join(str(side) for side in model.patch_embed.img_size),
             "base_sha256": model_sha256(model),
         }
@@ -223,7 +223,7 @@ class Compensator(nn.Module):
             if getattr(self, name) != value:
                 raise CompensatorError(
                     f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) has {name} "
-                    f"{getattr(self, name)}, the model {_model_name(model)} has {value}. Use one trained for it."
+                    f"{getattr(self, name)}, the model {model_name(model)} has {value}. Use one trained for it."
                 )
         if method is not None and method != self.method:
             raise CompensatorError(
@@ -345,6 +345,7 @@ def model_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _model_name(model: nn.Module) -> str:
+def model_name(model: nn.Module) -> str:
+    """Return the timm name that a model was created by, or its class where it carries none."""
     config = getattr(model, "pretrained_cfg", None) or {}
     return str(config.get("architecture") or type(model).__name__)
