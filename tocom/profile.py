@@ -1,4 +1,4 @@
-"""The profile: measured latency quantiles, and accuracy where known, per degree on one device.
+"""The profile: what every degree costs and how right it is, measured on one device.
 
 Reading and writing need the standard library alone. A profile holds for one device, backend, batch, thread count and
 bundle; :attr:`Profile.fingerprint` names that combination and is the file's name under ``bundle/profiles/``.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,67 +15,22 @@ from typing import Any
 
 from tocom.errors import CalibrationError
 from tocom.files import write_json
+from tocom.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
 
-__all__ = ["PROFILES_FOLDER", "PROFILE_VERSION", "Accuracy", "DegreeProfile", "Latency", "Profile", "find_profiles"]
+__all__ = [
+    "PROFILES_FOLDER",
+    "PROFILE_VERSION",
+    "Accuracy",
+    "DegreeProfile",
+    "Latency",
+    "Profile",
+    "StateLog",
+    "find_profiles",
+]
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 PROFILES_FOLDER = "profiles"
 _MAX_PROFILE_BYTES = 1 << 20
-ACCURACY_KINDS = ("top1", "agreement")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Latency of one degree over ``count`` samples, in milliseconds."""
-
-    count: int
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-
-    def __post_init__(self) -> None:
-        _check_count("count", self.count)
-        quantiles = (self.p50_ms, self.p90_ms, self.p95_ms, self.p99_ms)
-        if not all(_is_number(q) and q > 0 for q in quantiles) or list(quantiles) != sorted(quantiles):
-            raise CalibrationError(
-                f"Latency quantiles must be positive, finite and ascending (p50, p90, p95, p99). Got {quantiles}."
-            )
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of right answers of one degree.
-
-    Attributes:
-        kind: ``top1`` (against labels), or ``agreement`` (with the answers of the lowest degree).
-        value: The share, 0…1.
-        count: Images it was measured on.
-        low: Lower end of the 95 % Wilson interval.
-        high: Upper end of it.
-    """
-
-    kind: str
-    value: float
-    count: int
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ACCURACY_KINDS:
-            raise CalibrationError(f"Accuracy kind must be one of {', '.join(ACCURACY_KINDS)}. Got {self.kind!r}.")
-        _check_count("count", self.count)
-        shares = (self.low, self.value, self.high)
-        if not all(_is_number(share) for share in shares) or not 0 <= self.low <= self.value <= self.high <= 1:
-            raise CalibrationError(f"Accuracy must hold 0 <= low <= value <= high <= 1. Got {shares}.")
-
-
-@dataclass(frozen=True)
-class DegreeProfile:
-    """What is known about one degree on one device."""
-
-    latency: Latency
-    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +47,8 @@ class Profile:
         model: timm name of the model.
         degrees: Per degree, ascending.
         interval: What one latency sample spans.
-        measured: When and how: ISO time, tocom version, seed, warm-up.
+        measured: When and how: ISO time, tocom version, seed, warm-up found.
+        device_state: Clocks, temperatures and power mode while it was measured; None where nothing was read.
     """
 
     device: Mapping[str, str]
@@ -106,9 +61,10 @@ class Profile:
     degrees: Mapping[int, DegreeProfile]
     interval: str
     measured: Mapping[str, Any] = field(default_factory=dict)
+    device_state: StateLog | None = None
 
     def __post_init__(self) -> None:
-        _check_count("batch", self.batch)
+        check_count("batch", self.batch)
         if not self.degrees:
             raise CalibrationError("A profile must hold at least one degree. Got none.")
         object.__setattr__(self, "degrees", dict(sorted(self.degrees.items())))
@@ -155,41 +111,34 @@ class Profile:
             "model": self.model,
             "interval": self.interval,
             "measured": dict(self.measured),
-            "degrees": [
-                {
-                    "degree": degree,
-                    "latency": asdict(entry.latency),
-                    "accuracy": None if entry.accuracy is None else asdict(entry.accuracy),
-                }
-                for degree, entry in self.degrees.items()
-            ],
+            "device_state": None if self.device_state is None else _state_json(self.device_state),
+            "degrees": [{"degree": degree, **entry.to_json()} for degree, entry in self.degrees.items()],
         }
 
     @classmethod
     def from_json(cls, content: Any, *, where: str = "the profile") -> Profile:
-        """Return the profile that ``content`` describes.
+        """Return the profile that ``content`` describes; version 1 is read as well.
 
         Raises:
             CalibrationError: A key is missing, unknown, of the wrong type or out of range; ``where`` is named.
         """
         version = content.get("profile_version") if isinstance(content, dict) else None
-        if version != PROFILE_VERSION:
+        if version == 1:
+            content = _from_version_1(content)
+        elif version != PROFILE_VERSION:
             raise CalibrationError(
-                f"{where} has profile version {version!r}, this tocom reads {PROFILE_VERSION}. "
+                f"{where} has profile version {version!r}, this tocom reads 1 and {PROFILE_VERSION}. "
                 "Measure it anew with 'tocom calibrate'."
             )
         try:
             degrees: dict[int, DegreeProfile] = {}
             for entry in content["degrees"]:
-                accuracy = entry["accuracy"]
                 degree = entry["degree"]
                 if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0 or degree in degrees:
                     raise CalibrationError(f"degree {degree!r} is no integer >= 0, or is twice there.")
-                degrees[degree] = DegreeProfile(
-                    Latency(**entry["latency"]), None if accuracy is None else Accuracy(**accuracy)
-                )
+                degrees[degree] = DegreeProfile.from_json(entry)
             texts = {key: _text(content, key) for key in ("backend", "precision", "model", "interval")}
-            threads = content["threads"]
+            threads, state = content["threads"], content["device_state"]
             if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
                 raise CalibrationError(f"'threads' must be an integer >= 0. Got {threads!r}.")
             profile = cls(
@@ -199,11 +148,12 @@ class Profile:
                 bundle_fingerprint=_text(content, "bundle_fingerprint"),
                 degrees=degrees,
                 measured=dict(content["measured"]),
+                device_state=None if state is None else _state_from_json(state),
                 **texts,
             )
         except CalibrationError as error:
             raise CalibrationError(f"{where}: {error} Measure it anew with 'tocom calibrate'.") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CalibrationError(
                 f"{where} is no valid profile ({type(error).__name__}: {error}). "
                 "Measure it anew with 'tocom calibrate'."
@@ -266,10 +216,18 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _state_json(state: StateLog) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(state).items()}
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CalibrationError(f"{name!r} must be an integer >= 1. Got {value!r}.")
+def _state_from_json(content: Mapping[str, Any]) -> StateLog:
+    return StateLog(content["start"], content["end"], tuple(content["readings"]), tuple(content["marks"]))
+
+
+def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content as version 2 has it: what version 1 did not measure is null."""
+    absent = {"agreement": None, "energy": None, "precisions": None, "dominated_by": None}
+    entries = content.get("degrees")
+    if isinstance(entries, list):
+        entries = [{**entry, **absent} if isinstance(entry, dict) else entry for entry in entries]
+    return {**content, "device_state": None, "degrees": entries}

@@ -8,25 +8,66 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tocom.schemas
 from tocom.errors import CalibrationError, OutputError
+from tocom.measurements import Energy, PrecisionCandidate, PrecisionComparison, StateLog
 from tocom.profile import Accuracy, DegreeProfile, Latency, Profile, find_profiles
 
-SCHEMA = json.loads((Path(tocom.schemas.__path__[0]) / "profile-v1.schema.json").read_text())
+SCHEMAS = Path(tocom.schemas.__path__[0])
+SCHEMA = json.loads((SCHEMAS / "profile-v2.schema.json").read_text())
 
 milliseconds = st.floats(1e-3, 1e5)
-latencies = st.tuples(st.integers(1, 10**6), st.lists(milliseconds, min_size=4, max_size=4).map(sorted)).map(
-    lambda pair: Latency(pair[0], *pair[1])
-)
-accuracies = st.tuples(
-    st.sampled_from(["top1", "agreement"]),
-    st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted),
-    st.integers(1, 10**6),
-).map(lambda t: Accuracy(t[0], t[1][1], t[2], t[1][0], t[1][2]))
+
+
+@st.composite
+def _latencies(draw: st.DrawFn) -> Latency:
+    count = draw(st.integers(1, 10**6))
+    quantiles = sorted(draw(st.lists(milliseconds, min_size=4, max_size=4)))
+    names = draw(st.sets(st.sampled_from(["p50", "p90", "p95", "p99"])))
+    intervals = {
+        name: (value * draw(st.floats(0.5, 1)), value * draw(st.floats(1, 2)))
+        for name, value in zip(("p50", "p90", "p95", "p99"), quantiles, strict=True)
+        if name in names
+    }
+    slowest = draw(st.none() | st.just(quantiles[-1] * 2))
+    return Latency(count, *quantiles, intervals, draw(st.integers(0, min(count - 1, 9))), slowest)
+
+
+latencies = _latencies()
+
+
+def _accuracies(*kinds: str) -> st.SearchStrategy[Accuracy]:
+    shares = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted)
+    return st.tuples(st.sampled_from(kinds), shares, st.integers(1, 10**6)).map(
+        lambda t: Accuracy(t[0], t[1][1], t[2], t[1][0], t[1][2])
+    )
+
+
+accuracies = _accuracies("top1", "agreement")
 texts = st.text(min_size=1, max_size=20)
+candidates = st.builds(
+    PrecisionCandidate,
+    p50_ms=st.floats(1e-3, 1),
+    p95_ms=st.floats(1, 10),
+    bytes=st.integers(1, 10**12),
+    accuracy=st.none() | accuracies,
+)
+comparisons = st.dictionaries(st.sampled_from(["fp32", "fp16", "int8"]), candidates, min_size=1).map(
+    lambda found: PrecisionComparison(found, next(iter(found)), "measured")
+)
+states = st.dictionaries(texts, st.floats(-1e6, 1e6) | st.integers(-9, 9) | st.text(max_size=9), max_size=3)
+entries = st.builds(
+    DegreeProfile,
+    latencies,
+    accuracy=st.none() | accuracies,
+    agreement=st.none() | _accuracies("agreement"),
+    energy=st.none() | st.builds(Energy, st.floats(1e-3, 1e6), st.integers(1, 1000), texts),
+    precisions=st.none() | comparisons,
+    dominated_by=st.none() | st.integers(0, 99),
+)
 profiles = st.builds(
     Profile,
     device=st.dictionaries(texts, st.text(max_size=20), max_size=4),
@@ -38,8 +79,10 @@ profiles = st.builds(
     model=texts,
     interval=texts,
     measured=st.dictionaries(texts, st.integers() | st.text(), max_size=3),
-    degrees=st.dictionaries(
-        st.integers(0, 500), st.builds(DegreeProfile, latencies, st.none() | accuracies), min_size=1, max_size=5
+    degrees=st.dictionaries(st.integers(0, 500), entries, min_size=1, max_size=5),
+    device_state=st.none()
+    | st.builds(
+        StateLog, states, states, st.lists(states, max_size=3).map(tuple), st.lists(texts, max_size=2).map(tuple)
     ),
 )
 
@@ -63,6 +106,7 @@ def one_profile(**changes: Any) -> Profile:
     return Profile(**{**arguments, **changes})
 
 
+@settings(max_examples=40)
 @given(profiles)
 def test_json_round_trip(profile: Profile) -> None:
     content = json.loads(json.dumps(profile.to_json(), allow_nan=False))
@@ -129,11 +173,42 @@ def _latency(**changes: Any) -> dict[str, Any]:
     return content
 
 
+ACCURACY = {"kind": "top1", "value": 0.5, "count": 10, "low": 0.4, "high": 0.6}
+
+
+def _entry(**changes: Any) -> dict[str, Any]:
+    content = one_profile().to_json()
+    content["degrees"][0].update(changes)
+    return content
+
+
+def _precisions(**changes: Any) -> dict[str, Any]:
+    candidate = {"p50_ms": 1.0, "p95_ms": 2.0, "bytes": 9, "accuracy": ACCURACY, "excluded": None, **changes}
+    return {"candidates": {"fp32": candidate}, "winner": "fp32", "reason": "the only one"}
+
+
+def test_version_1_is_read_and_written_anew_as_version_2(tmp_path: Path) -> None:
+    old = one_profile().to_json()
+    old["profile_version"] = 1
+    del old["device_state"]
+    for entry in old["degrees"]:
+        for key in ("agreement", "energy", "precisions", "dominated_by"):
+            del entry[key]
+        for key in ("intervals_ms", "outliers", "max_ms"):
+            del entry["latency"][key]
+    jsonschema.validate(old, json.loads((SCHEMAS / "profile-v1.schema.json").read_text()))
+    profile = Profile.from_json(old)
+    assert profile == one_profile()
+    jsonschema.validate(json.loads(profile.save(tmp_path).read_text()), SCHEMA)
+    with pytest.raises(CalibrationError, match="no valid profile"):
+        Profile.from_json({**old, "degrees": 3})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([], "profile version None"),
-        (_with(profile_version=2), "profile version 2, this tocom reads 1"),
+        (_with(profile_version=3), "profile version 3, this tocom reads 1 and 2"),
         *((_without(key), key) for key in ("device", "backend", "batch", "threads", "degrees", "measured", "model")),
         (_with(degrees=[]), "at least one degree"),
         (_with(degrees=[1]), "no valid profile"),
@@ -150,6 +225,22 @@ def _latency(**changes: Any) -> dict[str, Any]:
         (_latency(p99_ms=0.5), "positive, finite and ascending"),
         (_latency(count=0), "'count' must be an integer >= 1"),
         (_latency(mean_ms=1), "no valid profile"),
+        (_latency(intervals_ms={"p50": [3.0, 4.0]}), "low <= p50 <= high"),
+        (_latency(intervals_ms={"p51": [3.0, 4.0]}), "Got 'p51'"),
+        (_latency(intervals_ms={"p50": [3.0]}), "low and high"),
+        (_latency(intervals_ms=7), "no valid profile"),
+        (_latency(outliers=10), "'outliers' must be an integer in 0"),
+        (_latency(max_ms=1.0), "at least the p99"),
+        (_latency(p99_ms=10**400), "no valid profile"),
+        (_entry(agreement=ACCURACY), "must be of that kind"),
+        (_entry(dominated_by="0"), "must be a degree"),
+        (_entry(energy={"millijoules": 0, "count": 1, "source": "nvml"}), "positive, finite"),
+        (_entry(precisions={"candidates": {}, "winner": "fp32", "reason": ""}), "winning precision"),
+        (_entry(precisions=_precisions(excluded="below the floor")), "winning precision"),
+        (_entry(precisions=_precisions(p95_ms=0.5)), "0 < p50 <= p95"),
+        (_with(device_state={"start": {}, "end": {"clock_mhz": None}, "readings": [], "marks": []}), "device state"),
+        (_with(device_state={"start": {}, "end": {}, "readings": [], "marks": [1]}), "'marks' must be texts"),
+        (_with(device_state={"start": {}}), "no valid profile"),
     ],
 )
 def test_bad_content_is_refused_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
