@@ -22,7 +22,8 @@ from tocom.export.check import CheckResult, check_onnx, sample_images
 from tocom.export.graph import at_degree, make_retargetable
 from tocom.export.trace import DTYPES, trace
 from tocom.export.weights import WeightStore, projection_weights
-from tocom.files import atomic_folder, sha256_file, write_json
+from tocom.files import atomic_folder, sha256_file
+from tocom.json_files import write_sealed_json
 from tocom.macs import count_macs
 from tocom.models import LoadedModel, input_config
 from tocom.tokens import check_method, removal_schedule, token_counts
@@ -175,7 +176,7 @@ def export(
                 for file in sorted(folder.iterdir())
             },
         }
-        write_json(folder / MANIFEST_NAME, manifest)
+        write_sealed_json(folder / MANIFEST_NAME, manifest)
     # Every byte was hashed a moment ago.
     return Bundle(out, verify=False)
 

@@ -79,8 +79,19 @@ class EngineSet:
             EngineError: No backend, no degree fits, or one cannot be loaded.
             CalibrationError: The given profile does not hold here.
         """
-        bundle = Bundle(path)
+        bundle = Bundle(path, verify=False)
         wanted = _wanted_degrees(bundle, options.degrees)
+        # Hashed beside what follows; whoever parses or maps a file waits for its check, and the end does for all.
+        bundle.begin_verify()
+        try:
+            return cls._load(bundle, wanted, options, profile)
+        finally:
+            bundle.end_verify()
+
+    @classmethod
+    def _load(
+        cls, bundle: Bundle, wanted: Sequence[int], options: OpenOptions, profile: Profile | Path | str | None
+    ) -> EngineSet:
         backend = open_backend(options.backend, bundle, threads=options.threads)
         engines: dict[int, Engine] = {}
         try:
@@ -112,6 +123,7 @@ class EngineSet:
                 raise EngineError(
                     f"No degree of {bundle.path} fits into memory. Free some, or export at a lower precision."
                 )
+            bundle.check_unchanged()
         except BaseException:
             for engine in engines.values():
                 engine.close()

@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 
 from tocom.bundle import Bundle
 from tocom.errors import BundleError, EngineError
-from tocom.runtime.backends.onnx_wire import Tensor, read_tensors
+from tocom.onnx_wire import Tensor, read_tensors
 
 __all__ = ["Need", "SetValue", "best_subset", "needs_of", "set_bytes", "set_value"]
 
@@ -60,14 +60,16 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
     """Return what each degree needs, from the bundle's files alone.
 
     Raises:
-        BundleError: A file is no ONNX file.
+        BundleError: A file does not match the manifest, or is no ONNX file.
     """
     needs = {}
     for degree in degrees:
-        path = bundle.onnx_path(degree)
         try:
-            tensors = read_tensors(path.read_bytes())
+            tensors = read_tensors(bundle.read_onnx(degree))
         except ValueError as error:
+            if isinstance(error, BundleError):
+                raise
+            path = bundle.onnx_path(degree)
             raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle anew.") from error
         blobs = {tensor.place: tensor.bytes for tensor in tensors if tensor.place is not None}
         values = bundle.batch[2] * max(bundle.degrees[degree].token_counts) * _repeated_width(tensors)

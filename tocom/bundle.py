@@ -6,24 +6,27 @@ anything parses it, and nothing outside the manifest is opened.
 
 from __future__ import annotations
 
-import json
-import stat
-from collections.abc import Mapping
+import errno
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from tocom.errors import BundleError
-from tocom.files import sha256_file
+from tocom.files import FileState, file_state, open_regular, sha256_open
+from tocom.json_files import check_seal, parse_json
+from tocom.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
+from tocom.onnx_wire import external_places
 
 __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
 
-MANIFEST_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.bin"
-SCHEMA_VERSION = 1
 _MAX_MANIFEST_BYTES = 16 << 20
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+# protobuf's own limit.
+_MAX_ONNX_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class Bundle:
 
     Args:
         path: The bundle's folder.
-        verify: Check size and sha256 of every file now. Only a caller that just did so should turn it off.
+        verify: Check size and sha256 of every file now; without it, :meth:`require_verified` does.
+
+    Attributes:
+        manifest: The manifest's content.
+        fingerprint: sha256 of the manifest: names this exact bundle in profiles and engines.
 
     Raises:
         BundleError: The folder or manifest is missing, malformed, of another version, or a file does not match it.
@@ -58,7 +65,10 @@ class Bundle:
 
     def __init__(self, path: Path | str, *, verify: bool = True) -> None:
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        data = _read_manifest(self.path)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.manifest = _parse_manifest(self.path / MANIFEST_NAME, data)
+        self._checks: dict[str, Future[FileState]] = {}
         if verify:
             self.verify()
 
@@ -113,11 +123,6 @@ class Bundle:
         labels: list[str] | None = self.manifest.get("labels")
         return labels
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the manifest: names this exact bundle in profiles and engines."""
-        return sha256_file(self.path / MANIFEST_NAME)
-
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest names.
 
@@ -139,37 +144,139 @@ class Bundle:
             raise BundleError(f"Bundle {self.path} has no degree {degree}. It has: {have}. Export it to add it.")
         return self.file(self.degrees[degree].onnx)
 
-    def verify(self) -> None:
-        """Check size and sha256 of every file in the manifest.
+    def read_onnx(self, degree: int) -> bytes:
+        """Return a degree's ONNX file: the very bytes that were hashed, for whatever parses them.
+
+        Raises:
+            BundleError: The bundle does not hold the degree, the file does not match the manifest, or it takes
+                weights from somewhere that the manifest does not name.
+        """
+        name = self.onnx_path(degree).relative_to(self.path).as_posix()
+        if self.manifest["files"][name]["size"] > _MAX_ONNX_BYTES:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has more than {_MAX_ONNX_BYTES} bytes: that is no ONNX file."
+            )
+        try:
+            with _open_inside(self.path, name) as file:
+                data = _read_at_most(file, self.manifest["files"][name]["size"])
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
+        self._check_places(name, data)
+        return data
+
+    def begin_verify(self) -> None:
+        """Start to check every file, on threads of their own, beside whatever the caller does; once begun, do nothing.
+
+        :meth:`require_verified` waits for the end of it.
+        """
+        names = [name for name in self.manifest["files"] if name not in self._checks]
+        if names:
+            # Hashing lets go of the interpreter, so files are hashed side by side.
+            pool = ThreadPoolExecutor(min(len(names), os.cpu_count() or 1), "tocom-verify")
+            self._checks.update((name, pool.submit(self._check, name)) for name in names)
+            pool.shutdown(wait=False)
+
+    def end_verify(self) -> None:
+        """Wait for what was begun, whatever it found: no thread outlives the call."""
+        wait(self._checks.values())
+
+    def require_verified(self) -> None:
+        """Return once every file was checked since this object was made, now or before.
 
         Raises:
             BundleError: A file is missing or differs; the message names the file and both hashes.
         """
-        for name, expected in self.manifest["files"].items():
-            path = self.path / name
+        for error in self.problems().values():
+            if error is not None:
+                raise error
+
+    def verify(self) -> None:
+        """Check size and sha256 of every file in the manifest now.
+
+        Raises:
+            BundleError: A file is missing or differs; the message names the file and both hashes.
+        """
+        self.end_verify()
+        self._checks.clear()
+        self.require_verified()
+
+    def problems(self) -> dict[str, BundleError | None]:
+        """Return what is wrong with each file, or None, in the manifest's order; checked now or before."""
+        self.begin_verify()
+        self.end_verify()
+        found: dict[str, BundleError | None] = {}
+        for name in self.manifest["files"]:
+            error = self._checks[name].exception()
+            if error is not None and not isinstance(error, BundleError):
+                raise error
+            found[name] = error
+        return found
+
+    def check_unchanged(self) -> None:
+        """Check that no file was replaced or written to since it was hashed: call it when all files are in use.
+
+        Raises:
+            BundleError: One was, or does not match the manifest.
+        """
+        self.require_verified()
+        for name, check in self._checks.items():
             try:
-                if not path.resolve().is_relative_to(self.path.resolve()):
-                    raise BundleError(f"Bundle {self.path}: {name} is a link out of the bundle. Copy the bundle anew.")
-                status = path.stat()
-            except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
-                raise self._unreadable(name, error) from error
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"Bundle {self.path}: {name} is no regular file. Copy the bundle anew.")
-            size = status.st_size
-            if size != expected["size"]:
-                raise BundleError(
-                    f"Bundle {self.path}: {name} has {size} bytes, the manifest says {expected['size']}. "
-                    "The copy is incomplete or was changed; copy it again, or export it anew."
-                )
-            try:
-                got = sha256_file(path)
+                state = file_state((self.path / name).stat())
             except OSError as error:
                 raise self._unreadable(name, error) from error
-            if got != expected["sha256"]:
+            if state != check.result():
                 raise BundleError(
-                    f"Bundle {self.path}: {name} has sha256 {got}, the manifest says {expected['sha256']}. "
-                    "It was changed after the export; copy it again, or export it anew."
+                    f"Bundle {self.path}: {name} was changed while the bundle was opened. Open it again, and replace a "
+                    "bundle as a whole folder."
                 )
+
+    def _check(self, name: str) -> FileState:
+        try:
+            with _open_inside(self.path, name) as file:
+                status = os.fstat(file.fileno())
+                # The size first: it is free, and says more than a hash.
+                same_size = status.st_size == self.manifest["files"][name]["size"]
+                self._compare(name, status.st_size, sha256_open(file) if same_size else "")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        return file_state(status)
+
+    def _compare(self, name: str, size: int, sha256: str) -> None:
+        expected = self.manifest["files"][name]
+        if size != expected["size"]:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has {size} bytes, the manifest says {expected['size']}. "
+                "The copy is incomplete or was changed; copy it again, or export it anew."
+            )
+        if sha256 != expected["sha256"]:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has sha256 {sha256}, the manifest says {expected['sha256']}. "
+                "It was changed after the export; copy it again, or export it anew."
+            )
+
+    def _check_places(self, name: str, model: bytes) -> None:
+        """Check that an ONNX file takes weights from files of the manifest alone, and from within them."""
+        try:
+            for place in external_places(model):
+                file = (PurePosixPath(name).parent / place.location).as_posix()
+                if file not in self.manifest["files"]:
+                    raise BundleError(
+                        f"Bundle {self.path}: {name} takes weights from {place.location[:80]!r}, which the manifest "
+                        "does not name. Do not use this bundle."
+                    )
+                size = self.manifest["files"][file]["size"]
+                if place.offset + place.length > size or place.length != place.needed:
+                    raise BundleError(
+                        f"Bundle {self.path}: {name} takes {place.length} bytes at {place.offset} from {file}, which "
+                        f"has {size}, for a tensor of {place.needed} bytes. Do not use this bundle."
+                    )
+        except ValueError as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(
+                f"Bundle {self.path}: {name} is no ONNX file ({error}). Export the bundle anew."
+            ) from error
 
     def _unreadable(self, name: str, error: Exception) -> BundleError:
         reason = getattr(error, "strerror", None) or error
@@ -179,121 +286,55 @@ class Bundle:
         )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is no bundle manifest.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with _open_inside(folder, MANIFEST_NAME) as file:
+            data = _read_at_most(file, _MAX_MANIFEST_BYTES)
     except OSError as error:
         raise BundleError(
             f"No bundle at {folder}: {MANIFEST_NAME} cannot be read ({error.strerror}). Make one with 'tocom export'."
         ) from error
-    except (ValueError, RecursionError) as error:
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is no bundle manifest.")
+    return data
+
+
+def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        is_sealed = check_seal(data)
+    except ValueError as error:
+        raise BundleError(
+            f"{path} was changed after the export: {error}. Copy the bundle again, or export it anew."
+        ) from error
+    try:
+        manifest = parse_json(data)
+    except ValueError as error:
         raise BundleError(f"{path} is no valid JSON ({error}). Copy the bundle again, or export it anew.") from error
-    _check_manifest(path, manifest)
-    return manifest  # type: ignore[no-any-return]  # _check_manifest has seen that it is a dict
+    check_manifest(path, manifest, is_sealed=is_sealed)
+    return manifest  # type: ignore[no-any-return]  # check_manifest has seen that it is a dict
 
 
-def _check_manifest(path: Path, manifest: Any) -> None:
-    """Check what reading relies on. The JSON Schema beside this file says the same in full, for other tools."""
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version!r}, this tocom reads {SCHEMA_VERSION}. "
-            "Export the bundle anew, or install the tocom that wrote it."
-        )
-    _expect(path, manifest, "model", dict)
-    for key in ("name", "weights"):
-        _expect(path, manifest["model"], key, str)
-    for key, kind in (
-        ("method", str),
-        ("precision", str),
-        ("batch", dict),
-        ("input", dict),
-        ("outputs", list),
-        ("files", dict),
-    ):
-        _expect(path, manifest, key, kind)
-    for key in ("min", "opt", "max"):
-        _expect(path, manifest["batch"], key, int)
-    smallest, optimal, largest = (manifest["batch"][key] for key in ("min", "opt", "max"))
-    if not 1 <= smallest <= optimal <= largest:
-        raise BundleError(
-            f"{path}: batch must be 1 ≤ min ≤ opt ≤ max. Got {smallest}, {optimal}, {largest}. Export anew."
-        )
-    _check_input(path, manifest["input"])
-    labels = manifest.get("labels")
-    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle anew.")
-    for output in _items(path, manifest, "outputs"):
-        _expect(path, output, "name", str)
-    for name, entry in manifest["files"].items():
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or str(parts) in (".", MANIFEST_NAME) or "\0" in name:
-            raise BundleError(f"{path}: file name {name!r} points out of the bundle. Do not use this bundle.")
-        _expect(path, entry, "sha256", str)
-        _expect(path, entry, "size", int)
-    seen: set[int] = set()
-    for entry in _items(path, manifest, "degrees"):
-        _expect(path, entry, "onnx", str)
-        _expect(path, entry, "token_counts", list)
-        for key in ("degree", "macs"):
-            _expect(path, entry, key, int)
-        if not entry["token_counts"]:
-            raise BundleError(f"{path}: degree {entry['degree']} has no token counts. Export the bundle anew.")
-        check = entry.get("check")
-        if check is not None and not (isinstance(check, dict) and _is_number(check.get("max_abs_difference"))):
-            raise BundleError(
-                f"{path}: the check of degree {entry['degree']} must be null or hold a number. Export anew."
-            )
-        accuracy = entry.get("accuracy")
-        if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 1):
-            raise BundleError(
-                f"{path}: the accuracy of degree {entry['degree']} must be null or from 0 to 1. Export anew."
-            )
-        if entry["degree"] < 0 or entry["degree"] in seen or not all(_is_count(n) for n in entry["token_counts"]):
-            raise BundleError(f"{path}: degree {entry['degree']} is negative, twice there, or has bad token counts.")
-        if entry["onnx"] not in manifest["files"]:
-            raise BundleError(f"{path}: degree {entry['degree']} names {entry['onnx']!r}, which is not under files.")
-        seen.add(entry["degree"])
+def _open_inside(folder: Path, name: str) -> BinaryIO:
+    """Open a regular file of the folder; a link must stay inside.
+
+    Raises:
+        OSError: It is missing, unreadable, no regular file, or a link out of the folder.
+    """
+    try:
+        path = (folder / name).resolve()
+    except RuntimeError as error:  # a link to itself, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if not path.is_relative_to(folder.resolve()):
+        raise OSError(errno.EXDEV, "it is a link out of the bundle")
+    return open_regular(path)
 
 
-def _check_input(path: Path, entry: dict[str, Any]) -> None:
-    for key, kind in (("shape", list), ("mean", list), ("std", list), ("interpolation", str)):
-        _expect(path, entry, key, kind)
-    shape, mean, std = entry["shape"], entry["mean"], entry["std"]
-    crop: Any = entry.get("crop")
-    if len(shape) != 4 or not all(_is_count(n) for n in shape[1:]):
-        raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export anew.")
-    if not all(_is_number(value) for value in (*mean, *std)) or not len(mean) == len(std) == shape[1] or 0 in std:
-        raise BundleError(f"{path}: input.mean and input.std must be {shape[1]} numbers each, std not 0. Export anew.")
-    if entry["interpolation"] not in _INTERPOLATIONS:
-        raise BundleError(
-            f"{path}: input.interpolation must be one of {', '.join(_INTERPOLATIONS)}. Got {entry['interpolation']!r}."
-        )
-    if not (_is_number(crop) and 0 < crop <= 1):
-        raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {crop!r}. Export anew.")
-
-
-def _is_number(value: Any) -> bool:
-    # Compared, not converted: JSON knows integers that no float can hold, and NaN compares with nothing.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _expect(path: Path, mapping: Any, key: str, kind: type) -> None:
-    value = mapping.get(key) if isinstance(mapping, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BundleError(f"{path}: {key!r} must be of type {kind.__name__}. Got {value!r} instead. Export anew.")
-
-
-def _items(path: Path, manifest: dict[str, Any], key: str) -> list[Any]:
-    _expect(path, manifest, key, list)
-    items: list[Any] = manifest[key]
-    if not items:
-        raise BundleError(f"{path}: {key!r} is empty. Export the bundle anew.")
-    return items
+def _read_at_most(file: BinaryIO, size: int) -> bytes:
+    """Return the file's bytes, or one more than ``size`` of them where it is longer."""
+    pieces = []
+    left = size + 1
+    while left > 0 and (piece := file.read(min(left, 1 << 24))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)

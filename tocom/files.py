@@ -3,29 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tocom.errors import OutputError
 
-__all__ = ["atomic_folder", "atomic_path", "check_writable", "sha256_file", "write_json"]
+__all__ = [
+    "FileState",
+    "atomic_folder",
+    "atomic_path",
+    "check_writable",
+    "file_state",
+    "open_regular",
+    "sha256_file",
+    "sha256_open",
+    "write_json",
+]
 
 _CHUNK_BYTES = 1 << 20
+
+FileState = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times of the last change of content and of anything: equal for an untouched file."""
 
 
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_open(file)
+
+
+def sha256_open(file: BinaryIO) -> str:
+    """Return the sha256 of an open file, from where it stands to its end.
+
+    Read, not mapped: a mapped file that shrinks meanwhile would kill the process.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while size := file.readinto(buffer):  # type: ignore[attr-defined]  # typeshed knows it of the classes alone
+        digest.update(buffer[:size])
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, unbuffered; never follow a link, never wait for a pipe.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def file_state(status: os.stat_result) -> FileState:
+    """Return what changes when a file is replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager

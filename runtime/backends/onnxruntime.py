@@ -118,6 +118,8 @@ class OnnxRuntimeBackend:
         try:
             if not cache.ready():
                 cache.build(self._save_packed)
+                if not cache.ready():
+                    raise OutputError(f"the cache {cache.path} does not hold what was just written to it")
         except (OutputError, EngineError, MemoryError) as error:
             # Another process may have built the same cache meanwhile, which makes the rename fail.
             if not cache.ready():
@@ -132,14 +134,18 @@ class OnnxRuntimeBackend:
     def load(self, degree: int) -> OnnxRuntimeEngine:
         """Open a session for a degree."""
         options = self._options()
-        path = self._bundle.onnx_path(degree)
-        if self._cache is not None:
-            path = self._cache.model(degree)
+        if self._cache is None:
+            session = self._session(degree, options)
+        else:
             # The cached model is optimised already; doing it again would make private copies of the weights.
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if _shared_arena(self._ort):
                 options.add_session_config_entry("session.use_env_allocators", "1")
-        session = self._session(path, options, degree)
+            session = self._open(self._cache.model(degree), self._cache.path, options, degree)
+            if not self._cache.unchanged():
+                raise EngineError(
+                    f"The cache {self._cache.path} was changed while it was opened. Open the bundle again."
+                )
         if self.name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise EngineError("The CUDA provider is installed but does not start here. See 'tocom doctor'.")
         return OnnxRuntimeEngine(session, degree, self._bundle.output_names)
@@ -157,22 +163,29 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
-    def _save_packed(self, path: Path, config: dict[str, str], target: Path) -> None:
+    def _save_packed(self, degree: int, config: dict[str, str], target: Path) -> None:
         options = self._options()
         options.optimized_model_filepath = str(target)
         for key, value in config.items():
             options.add_session_config_entry(key, value)
-        self._session(path, options, None)
+        self._session(degree, options)
 
-    def _session(self, path: Path, options: Any, degree: int | None) -> Any:
+    def _session(self, degree: int, options: Any) -> Any:
+        """Open a session of the bundle's own ONNX file, whose weights are the bundle's."""
+        self._bundle.require_verified()
+        return self._open(self._bundle.read_onnx(degree), self._bundle.onnx_path(degree).parent, options, degree)
+
+    def _open(self, model: bytes, folder: Path, options: Any, degree: int) -> Any:
+        """Open a session of bytes that were hashed; a path could lead to others by now."""
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
-            return self._ort.InferenceSession(str(path), options, providers=self._providers)
+            return self._ort.InferenceSession(model, options, providers=self._providers)
         except Exception as error:  # see OnnxRuntimeEngine.run
             if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "Failed to allocate" in str(error):
                 raise MemoryError(f"degree {degree} does not fit: {_one_line(error)}") from error
             raise EngineError(
-                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_one_line(error)} "
-                "Check the bundle with 'tocom inspect', or export it anew."
+                f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {_one_line(error)} "
+                "Check the bundle with 'tocom verify', or export it anew."
             ) from error
 
 

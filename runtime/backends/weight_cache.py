@@ -6,7 +6,9 @@ degree, stores each distinct blob once in a file that all degrees share, and poi
 a mapped file exist once, however many sessions map them.
 
 The cache is a folder that anything may delete. Its key names the bundle, the degrees, the ONNX Runtime and the
-processor, since packed layouts differ by instruction set; its manifest holds the sha256 of every file.
+processor, since packed layouts differ by instruction set; its manifest holds the sha256 of every file, of the
+weights piece by piece, so that all cores check them. It is as safe as the account that owns it: a folder that others
+may write to is not used.
 """
 
 from __future__ import annotations
@@ -17,29 +19,34 @@ import logging
 import os
 import platform
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tocom.bundle import Bundle
 from tocom.errors import OutputError
-from tocom.files import atomic_folder, sha256_file, write_json
-from tocom.runtime.backends.onnx_wire import rewrite_external_data
+from tocom.files import FileState, atomic_folder, file_state, open_regular, write_json
+from tocom.json_files import parse_json
+from tocom.onnx_wire import rewrite_external_data
 
 __all__ = ["WeightCache", "default_cache_folder"]
 
 log = logging.getLogger("tocom.runtime")
 
-_VERSION = 1
+_VERSION = 2
 _MANIFEST = "cache.json"
 _WEIGHTS = "weights.bin"
 _EXTERNAL_FROM_BYTES = 1024
 _ALIGN_BYTES = 4096
+_PIECE_BYTES = 16 << 20
+_READ_BYTES = 1 << 20
 _PACKED = re.compile(r"\|(\d+);(\d+);")
 
-SaveSession = Callable[[Path, dict[str, str], Path], None]
-"""Opens a session of the ONNX file with the given session configuration, writing the optimised model to the path."""
+SaveSession = Callable[[int, dict[str, str], Path], None]
+"""Opens a session of a degree with the given session configuration, writing the optimised model to the path."""
 
 
 def default_cache_folder() -> Path:
@@ -53,7 +60,7 @@ class WeightCache:
     """The packed models of some degrees of a bundle.
 
     Args:
-        bundle: The bundle; its files were verified.
+        bundle: The bundle.
         degrees: Degrees that share weights.
         runtime_version: Version of ONNX Runtime.
         folder: Folder of all caches; None takes :func:`default_cache_folder`.
@@ -73,22 +80,44 @@ class WeightCache:
         }
         key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or default_cache_folder()) / "onnxruntime" / key
+        self._models: dict[int, bytes] = {}
+        self._weights: FileState | None = None
 
-    def model(self, degree: int) -> Path:
-        """Return the path of a degree's packed model."""
-        return self.path / f"degree-{degree:02d}.onnx"
+    def model(self, degree: int) -> bytes:
+        """Return a degree's packed model: the very bytes that :meth:`ready` checked. Its weights lie in :attr:`path`.
+
+        Raises:
+            KeyError: The cache was not found ready, or is not of that degree.
+        """
+        return self._models[degree]
 
     def ready(self) -> bool:
-        """Return whether the cache is there and every file has the size and sha256 of its manifest."""
+        """Return whether the cache is there, is its owner's alone, and every file has the hash in its manifest."""
         try:
-            manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            status = self.path.stat()
+            if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return False
+            manifest = parse_json((self.path / _MANIFEST).read_bytes())
             if manifest["identity"] != self._identity:
                 return False
-            return all(
-                (self.path / name).stat().st_size == entry["size"] and sha256_file(self.path / name) == entry["sha256"]
-                for name, entry in manifest["files"].items()
-            )
+            models = {degree: (self.path / _model_name(degree)).read_bytes() for degree in self._degrees}
+            for degree, model in models.items():
+                if hashlib.sha256(model).hexdigest() != manifest["models"][_model_name(degree)]:
+                    return False
+            with open_regular(self.path / _WEIGHTS) as file:
+                state = file_state(os.fstat(file.fileno()))
+                if _piece_hashes(file.fileno(), state[2]) != manifest["weights"]:
+                    return False
         except (OSError, ValueError, KeyError, TypeError):
+            return False
+        self._models, self._weights = models, state
+        return True
+
+    def unchanged(self) -> bool:
+        """Return whether the weights are those that :meth:`ready` checked: to be asked when they are mapped."""
+        try:
+            return file_state((self.path / _WEIGHTS).stat()) == self._weights
+        except OSError:
             return False
 
     def build(self, save: SaveSession) -> None:
@@ -98,18 +127,21 @@ class WeightCache:
             save: Opens one session so that ONNX Runtime saves its optimised model.
 
         Raises:
+            BundleError: A file of the bundle does not match its manifest.
             OutputError: The folder cannot be written, or the disk is full.
         """
+        self._bundle.require_verified()
         with atomic_folder(self.path, overwrite=True) as folder:
             with (folder / _WEIGHTS).open("wb") as weights:
                 store = _BlobStore(weights)
+                models = {}
                 for degree in self._degrees:
-                    (folder / self.model(degree).name).write_bytes(self._packed(degree, store, save, folder))
-            names = [_WEIGHTS, *(self.model(degree).name for degree in self._degrees)]
-            files = {
-                name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in names
-            }
-            write_json(folder / _MANIFEST, {"identity": self._identity, "files": files})
+                    model = self._packed(degree, store, save, folder)
+                    (folder / _model_name(degree)).write_bytes(model)
+                    models[_model_name(degree)] = hashlib.sha256(model).hexdigest()
+            with (folder / _WEIGHTS).open("rb") as file:
+                pieces = _piece_hashes(file.fileno(), os.fstat(file.fileno()).st_size)
+            write_json(folder / _MANIFEST, {"identity": self._identity, "models": models, "weights": pieces})
         log.info("packed the weights of %d degrees once into %s", len(self._degrees), self.path)
 
     def _packed(self, degree: int, store: _BlobStore, save: SaveSession, folder: Path) -> bytes:
@@ -120,7 +152,7 @@ class WeightCache:
                 "session.optimized_model_external_initializers_min_size_in_bytes": str(_EXTERNAL_FROM_BYTES),
                 "session.save_external_prepacked_constant_initializers": "1",
             }
-            save(self._bundle.onnx_path(degree), config, target)
+            save(degree, config, target)
             data = Path(name) / "model.bin"
             if not target.exists() or not data.exists():
                 raise OutputError("this ONNX Runtime does not save packed weights; install onnxruntime >= 1.21")
@@ -130,6 +162,23 @@ class WeightCache:
                     return {key: _moved(key, value, entries, source, store) for key, value in entries.items()}
 
                 return rewrite_external_data(target.read_bytes(), move)
+
+
+def _model_name(degree: int) -> str:
+    return f"degree-{degree:02d}.onnx"
+
+
+def _piece_hashes(descriptor: int, size: int) -> list[str]:
+    """Return the sha256 of each piece of an open file, hashed side by side."""
+
+    def piece(offset: int) -> str:
+        digest = hashlib.sha256()
+        for start in range(offset, min(offset + _PIECE_BYTES, size), _READ_BYTES):
+            digest.update(os.pread(descriptor, min(_READ_BYTES, offset + _PIECE_BYTES - start), start))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "tocom-verify") as pool:
+        return list(pool.map(piece, range(0, size, _PIECE_BYTES)))
 
 
 class _BlobStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tocom.bundle import MANIFEST_NAME, WEIGHTS_NAME
+from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME
 from tocom.files import sha256_file
+from tocom.json_files import write_sealed_json
 
 SIZE = 8
 CLASSES = 5
@@ -65,7 +65,7 @@ def write_small_bundle(
     names = [WEIGHTS_NAME, *map(_onnx_name, degrees)]
     accuracy = accuracy or [None] * len(degrees)
     manifest = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "created_by": "tests",
         "model": {"name": "small", "fingerprint": "0" * 64, "weights": "random", "prefix_tokens": 1},
         "method": "merge",
@@ -97,7 +97,7 @@ def write_small_bundle(
         ],
         "files": {name: {"sha256": sha256_file(path / name), "size": (path / name).stat().st_size} for name in names},
     }
-    (path / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2))
+    write_sealed_json(path / MANIFEST_NAME, manifest)
     return SmallBundle(path, weights, dict(zip(degrees, layers, strict=True)))
 
 

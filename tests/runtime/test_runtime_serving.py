@@ -20,6 +20,7 @@ import pytest
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.errors import BudgetError, BundleError, RequestError
+from tocom.json_files import write_sealed_json
 from tocom.runtime import Result, Runtime, State
 from tocom.runtime.logs import JsonFormatter
 from tocom.runtime.metrics import register_metrics
@@ -264,7 +265,7 @@ def test_a_failed_reload_keeps_the_old_bundle(
         (other.path / "degree-04.onnx").write_bytes(content)
         manifest = json.loads((other.path / "bundle.json").read_text())
         manifest["files"]["degree-04.onnx"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-        (other.path / "bundle.json").write_text(json.dumps(manifest))
+        write_sealed_json(other.path / "bundle.json", manifest)
     with caplog.at_level(logging.WARNING), pytest.raises(BundleError) as caught:
         runtime.reload(other.path)
     assert "\n" not in str(caught.value)

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.bundle import Bundle
+from tocom.onnx_wire import rewrite_external_data
 from tocom.runtime import Runtime
-from tocom.runtime.backends.onnx_wire import rewrite_external_data
 from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tocom.runtime.backends.weight_cache import WeightCache, default_cache_folder
 
@@ -124,7 +124,7 @@ def test_a_damaged_cache_is_built_anew(bundle: SmallBundle, tmp_path: Path, dama
     elif damage == "truncate":
         weights.write_bytes(bytes(content[:-1]))
     elif damage == "remove":
-        cache.model(4).unlink()
+        (cache.path / "degree-04.onnx").unlink()
     elif damage == "manifest":
         manifest.write_text("[]")
     else:

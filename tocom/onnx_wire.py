@@ -1,19 +1,44 @@
 """Where an ONNX file's tensors lie: reads and rewrites their external-data entries, without the onnx package.
 
-An ONNX file is one protobuf message. Only the path model → graph → initializer → external_data is walked; every
-other byte is passed through as it is. Field numbers are those of onnx.proto, which never change.
+An ONNX file is one protobuf message. What is asked for is walked; every other byte is passed over, or through as it
+is. Field numbers are those of onnx.proto, which never change.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Tensor", "read_tensors", "rewrite_external_data"]
+__all__ = ["Place", "Tensor", "external_places", "read_tensors", "rewrite_external_data"]
 
 _GRAPH, _INITIALIZER, _DIMS, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 1, 13, 1, 2
 _LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
+_DATA_TYPE = 2
+# Bits of an element, by TensorProto.DataType; strings (8) cannot lie outside the file.
+_BITS = {
+    **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
+    **dict.fromkeys((4, 5, 10, 16), 16),
+    **dict.fromkeys((1, 6, 12), 32),
+    **dict.fromkeys((7, 11, 13, 14), 64),
+    15: 128,
+    **dict.fromkeys((21, 22, 23), 4),
+    **dict.fromkeys((25, 26), 2),
+}
+# Which fields of which message lead to a tensor: also those in subgraphs, functions, attributes and sparse tensors.
+_CHILDREN = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_MAX_TENSORS = 100_000
+_MAX_NESTING = 32
+_MAX_DIMS = 64
 
 Change = Callable[[dict[str, str]], dict[str, str]]
 
@@ -26,11 +51,68 @@ class Tensor:
         dims: Its dimensions.
         place: File name and offset of the bytes; None inside the ONNX file.
         bytes: Their count; 0 inside the ONNX file.
+        kind: Type of its elements, as TensorProto.DataType numbers them.
     """
 
     dims: tuple[int, ...]
     place: tuple[str, int] | None
     bytes: int
+    kind: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie outside the ONNX file.
+
+    Attributes:
+        location: File name, relative to the ONNX file's folder.
+        offset: Of the first byte.
+        length: Count of bytes.
+        needed: Bytes that a tensor of its shape and type has.
+    """
+
+    location: str
+    offset: int
+    length: int
+    needed: int
+
+
+def external_places(model: bytes) -> Iterator[Place]:
+    """Yield the place of every tensor, wherever it stands in the model, that lies outside the ONNX file.
+
+    Raises:
+        ValueError: The bytes are no protobuf message, a place lacks a part or is no number, or the model has more
+            than 100,000 tensors or nests deeper than 32 levels.
+    """
+    for count, place in enumerate(_places(model, "model", 0)):
+        if count >= _MAX_TENSORS:
+            raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        yield place
+
+
+def _places(message: bytes, kind: str, depth: int) -> Iterator[Place]:
+    if depth > _MAX_NESTING:
+        raise ValueError(f"graphs nest more than {_MAX_NESTING} levels deep")
+    # Reading a place needs this key, so what lacks it, which is nearly all of a model, is passed over at once.
+    if b"location" not in message:
+        return
+    if kind == "tensor":
+        yield _place(message)
+        return
+    for number, header, content in _fields(message):
+        child = _CHILDREN[kind].get(number)
+        if child is not None and header[0] & 7 == _LENGTH_DELIMITED:
+            yield from _places(content, child, depth + 1)
+
+
+def _place(message: bytes) -> Place:
+    tensor = _tensor(message)
+    if tensor.place is None:
+        raise ValueError("a tensor's place is not readable")
+    bits = _BITS.get(tensor.kind)
+    if bits is None:
+        raise ValueError(f"tensors of type {tensor.kind} cannot lie outside the file")
+    return Place(*tensor.place, tensor.bytes, (math.prod(tensor.dims) * bits + 7) // 8)
 
 
 def read_tensors(model: bytes) -> list[Tensor]:
@@ -77,6 +159,7 @@ def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
 
 def _tensor(message: bytes) -> Tensor:
     dims: list[int] = []
+    kind = 0
     entries: dict[str, str] = {}
     for number, header, content in _fields(message):
         if number == _DIMS and header[0] & 7 == _LENGTH_DELIMITED:
@@ -86,12 +169,21 @@ def _tensor(message: bytes) -> Tensor:
                 dims.append(size)
         elif number == _DIMS:
             dims.append(_varint(content, 0)[0])
+        elif number == _DATA_TYPE:
+            kind = _varint(content, 0)[0]
         elif number == _EXTERNAL_DATA:
-            entries.update([_pair(content)])
+            key, value = _pair(content)
+            if key in entries:
+                raise ValueError(f"a tensor names its {key} twice")
+            entries[key] = value
+    if len(dims) > _MAX_DIMS:
+        raise ValueError(f"a tensor has more than {_MAX_DIMS} dimensions")
     if not entries:
-        return Tensor(tuple(dims), None, 0)
-    place_in_file = (entries.get("location", ""), int(entries.get("offset", "0")))
-    return Tensor(tuple(dims), place_in_file, int(entries.get("length", "0")))
+        return Tensor(tuple(dims), None, 0, kind)
+    offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
+    if offset < 0 or length < 0:
+        raise ValueError(f"a tensor lies at {offset} with {length} bytes")
+    return Tensor(tuple(dims), (entries.get("location", ""), offset), length, kind)
 
 
 def _pair(message: bytes) -> tuple[str, str]:
