@@ -1,9 +1,10 @@
-"""Accuracy per degree on images, and agreement with the lowest degree where there are no labels."""
+"""Accuracy per degree on images, and agreement with the lowest degree, at the precision of the engines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.calibration.latency import Progress
+from tocom.calibration.ranking import expected_accuracies
 from tocom.errors import DataError, RequestError
 from tocom.images import class_folders, image_files, preprocess, read_image
 from tocom.profile import Accuracy
 from tocom.runtime import Runtime
 
-__all__ = ["measure_accuracy", "wilson_interval"]
+__all__ = [
+    "Answers",
+    "check_interval",
+    "collect_answers",
+    "images_needed",
+    "measure_accuracy",
+    "read_samples",
+    "wilson_interval",
+]
+
+Samples = Path | str | Iterable[tuple[Any, int | None]]
+"""A folder with one subfolder per class; a folder of images; or pairs of an image and its class index or None."""
 
 _Z_95 = 1.959963984540054
 
 
 def wilson_interval(right: int, count: int, z: float = _Z_95) -> tuple[float, float]:
     """Return the Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Of the usual intervals it holds its level best on few images and near 0 and 1 (Brown, Cai, DasGupta 2001).
 
     Raises:
         RequestError: ``count`` is not positive, or ``right`` is not in 0…count.
@@ -38,66 +53,176 @@ def wilson_interval(right: int, count: int, z: float = _Z_95) -> tuple[float, fl
     return low, high
 
 
+def images_needed(share: float, half_width: float) -> int:
+    """Return how many images make the 95 % interval of a share at most ``half_width`` to either side.
+
+    Raises:
+        RequestError: ``share`` is not in 0…1, or ``half_width`` not above 0 and at most 0.5.
+    """
+    if not 0 <= share <= 1 or not 0 < half_width <= 0.5:
+        raise RequestError(f"Expected a share in 0…1 and a half width in 0…0.5. Got {share!r} and {half_width!r}.")
+
+    def half(count: int) -> float:
+        z = _Z_95
+        return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+
+    low, high = 0, 1
+    while half(high) > half_width:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if half(middle) > half_width else (low, middle)
+    return high
+
+
+def check_interval(accuracy: Mapping[int, Accuracy], points: float) -> None:
+    """Raise DataError when the 95 % interval of a degree is wider than ``points`` percentage points to either side.
+
+    The message says how many images are needed.
+    """
+    needed = {degree: images_needed(entry.value, points / 100) for degree, entry in accuracy.items()}
+    worst = max(needed, key=needed.__getitem__)
+    entry = accuracy[worst]
+    if needed[worst] > entry.count:
+        raise DataError(
+            f"{entry.count} images give the accuracy of degree {worst} to ±{50 * (entry.high - entry.low):.1f} points; "
+            f"±{points:g} needs about {needed[worst]}. Add {needed[worst] - entry.count} images, or ask for a wider "
+            "interval."
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every degree answered to the same images.
+
+    Attributes:
+        by_degree: Class indices [count], ascending by degree.
+        labels: Right class indices [count], or None.
+    """
+
+    by_degree: Mapping[int, NDArray[np.int64]]
+    labels: NDArray[np.int64] | None
+
+    def right(self) -> dict[int, NDArray[np.bool_]]:
+        """Return per degree which answers are right; without labels, which equal the lowest degree's."""
+        return self.agree() if self.labels is None else {d: a == self.labels for d, a in self.by_degree.items()}
+
+    def agree(self) -> dict[int, NDArray[np.bool_]]:
+        """Return per degree which answers equal the lowest degree's."""
+        dense = self.by_degree[min(self.by_degree)]
+        return {degree: answers == dense for degree, answers in self.by_degree.items()}
+
+    def accuracy(self) -> dict[int, Accuracy]:
+        """Return per degree the share of right answers (``top1``), or without labels the agreement."""
+        return _shares("agreement" if self.labels is None else "top1", self.right())
+
+    def agreement(self) -> dict[int, Accuracy]:
+        """Return per degree the share of answers that equal the lowest degree's."""
+        return _shares("agreement", self.agree())
+
+
 def measure_accuracy(
     runtime: Runtime,
-    samples: Path | str | Iterable[tuple[Any, int | None]],
+    samples: Samples,
     *,
     degrees: Sequence[int] | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> dict[int, Accuracy]:
-    """Return the accuracy per degree.
+    """Return the accuracy per degree; the arguments and errors are those of :func:`collect_answers`.
+
+    Returns:
+        Per degree: the share of right answers with its 95 % Wilson interval, and what to rank the degree by (see
+        :mod:`tocom.calibration.ranking`); without labels, the share of answers that equal the lowest degree's.
+    """
+    return collect_answers(runtime, samples, degrees=degrees, batch=batch, progress=progress).accuracy()
+
+
+def collect_answers(
+    runtime: Runtime,
+    samples: Samples,
+    *,
+    degrees: Sequence[int] | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> Answers:
+    """Run every degree on every image.
 
     Args:
         runtime: A warm runtime whose bundle gives logits.
-        samples: A folder with one subfolder per class (``top1``); a folder of images (``agreement``); or pairs of an
-            image (path, PIL image, or [channels, height, width] float32) and its class index, None without labels.
-        degrees: Degrees to measure; None takes the resident ones.
+        samples: A folder with one subfolder per class; a folder of images, without labels; or pairs of an image (path,
+            PIL image, or [channels, height, width] float32) and its class index, None without labels.
+        degrees: Degrees to run; None takes the resident ones.
         batch: Images per inference; None takes the bundle's optimal batch.
         progress: Called after every batch.
 
-    Returns:
-        Per degree: the share of right answers with its 95 % Wilson interval; without labels, the share of answers
-        that equal the lowest degree's.
-
     Raises:
-        DataError: No samples, an unreadable image, a label that the model does not have, some labels missing, or a
-            bundle without logits.
+        DataError: No samples, an unreadable image, a label that the model does not have, some labels missing, labels
+            of one class only, or a bundle without logits.
     """
     if "logits" not in runtime.bundle.output_names:
         raise DataError(
             f"{runtime.bundle.path} gives {', '.join(runtime.bundle.output_names)}, no logits: accuracy needs a "
             "classifier. Export a model with one, or calibrate latency alone (no --images)."
         )
+    pairs = read_samples(samples, runtime.bundle.labels)
+    labels = None if pairs[0][1] is None else np.array([label for _, label in pairs], np.int64)
+    chosen = sorted(runtime.degrees if degrees is None else degrees)
+    size = runtime.bundle.batch[1] if batch is None else batch
+    found: dict[int, list[NDArray[np.int64]]] = {degree: [] for degree in chosen}
+    for start, images in _grouped(runtime, pairs, size):
+        for degree in chosen:
+            logits = runtime.infer(images, degree=degree).outputs["logits"]
+            if labels is not None and int(labels.max()) >= logits.shape[-1]:
+                raise DataError(
+                    f"A sample has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. "
+                    "Give the class folders the names of the manifest's labels."
+                )
+            found[degree].append(logits.argmax(-1))
+        if progress is not None:
+            progress("accuracy", start + len(images), len(pairs))
+    return Answers({degree: np.concatenate(parts) for degree, parts in found.items()}, labels)
+
+
+def read_samples(samples: Samples, labels: Sequence[str] | None) -> list[tuple[Any, int | None]]:
+    """Return pairs of an image and its class index, or None where there are no labels.
+
+    Args:
+        samples: See :func:`collect_answers`.
+        labels: The model's class names.
+
+    Raises:
+        DataError: No samples, a folder that is no label, labels for some only, or of one class only.
+    """
     pairs: list[tuple[Any, int | None]] = (
-        _folder_samples(Path(samples), runtime.bundle.labels) if isinstance(samples, (str, Path)) else list(samples)
+        _folder_samples(Path(samples), labels) if isinstance(samples, (str, Path)) else list(samples)
     )
     if not pairs:
         raise DataError("The 'samples' parameter must hold at least one image. Got none.")
-    labelled = sum(label is not None for _, label in pairs)
-    if labelled not in (0, len(pairs)):
-        raise DataError(f"Either every sample has a label or none has. Got {labelled} labels for {len(pairs)} images.")
-    chosen = list(runtime.degrees if degrees is None else degrees)
-    size = runtime.bundle.batch[1] if batch is None else batch
-    right = dict.fromkeys(chosen, 0)
-    for start, images, labels in _grouped(runtime, pairs, size):
-        expected: NDArray[Any] | None = np.asarray(labels) if labelled else None
-        for degree in chosen:
-            logits = runtime.infer(images, degree=degree).outputs["logits"]
-            answers = logits.argmax(-1)
-            if expected is None:
-                expected = answers
-            elif labelled and int(expected.max()) >= logits.shape[-1]:
-                raise DataError(
-                    f"A sample has the class index {int(expected.max())}, the model has {logits.shape[-1]} classes. "
-                    "Give the class folders the names of the manifest's labels."
-                )
-            right[degree] += int((answers == expected).sum())
-        if progress is not None:
-            progress("accuracy", start + len(images), len(pairs))
-    kind = "top1" if labelled else "agreement"
+    known = [label for _, label in pairs if label is not None]
+    if len(known) not in (0, len(pairs)):
+        raise DataError(
+            f"Either every sample has a label or none has. Got {len(known)} labels for {len(pairs)} images."
+        )
+    if len(known) > 1 and len(set(known)) == 1:
+        name = f" ({labels[known[0]]})" if labels is not None and known[0] < len(labels) else ""
+        raise DataError(
+            f"All {len(known)} images are of one class, {known[0]}{name}: a model that always answers it would be "
+            "fully right. Give images of at least two classes, or without labels (a flat folder) for the agreement."
+        )
+    return pairs
+
+
+def _shares(kind: str, right: Mapping[int, NDArray[np.bool_]]) -> dict[int, Accuracy]:
+    expected = expected_accuracies(right)
     return {
-        degree: Accuracy(kind, hits / len(pairs), len(pairs), *wilson_interval(hits, len(pairs)))
+        degree: Accuracy(
+            kind,
+            float(hits.mean()),
+            len(hits),
+            *wilson_interval(int(hits.sum()), len(hits)),
+            expected=expected[degree],
+        )
         for degree, hits in right.items()
     }
 
@@ -110,15 +235,17 @@ def _folder_samples(folder: Path, labels: Sequence[str] | None) -> list[tuple[An
 
 def _grouped(
     runtime: Runtime, pairs: Sequence[tuple[Any, int | None]], size: int
-) -> Iterator[tuple[int, NDArray[np.float32], list[int | None]]]:
-    """Yield the start, images and labels of each batch; the last one is filled up only as far as the engines need."""
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the start and the images of each batch."""
     for start in range(0, len(pairs), size):
-        group = pairs[start : start + size]
-        yield start, np.stack([_as_input(runtime, image) for image, _ in group]), [label for _, label in group]
+        yield (
+            start,
+            np.stack([as_input(image, runtime.bundle.manifest["input"]) for image, _ in pairs[start : start + size]]),
+        )
 
 
-def _as_input(runtime: Runtime, image: Any) -> NDArray[np.float32]:
-    entry = runtime.bundle.manifest["input"]
+def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return an image (path, PIL image or array) as a model's input [channels, height, width], float32."""
     if isinstance(image, np.ndarray):
         return np.asarray(image, np.float32)
     if isinstance(image, (str, Path)):

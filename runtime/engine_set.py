@@ -207,7 +207,7 @@ def _wanted_degrees(bundle: Bundle, degrees: Sequence[int] | None) -> list[int]:
 
 def _accuracies(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
     entries = {} if profile is None else profile.degrees
-    measured = {d: None if e.accuracy is None else e.accuracy.value for d, e in entries.items()}
+    measured = {d: None if e.accuracy is None else e.accuracy.rank for d, e in entries.items()}
     exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
     return rank_accuracies(degrees, measured, exported)
 

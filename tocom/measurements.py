@@ -82,6 +82,8 @@ class Accuracy:
         count: Images it was measured on.
         low: Lower end of the 95 % Wilson interval.
         high: Upper end of it.
+        expected: What the runtime ranks the degrees by: the share as far as the images tell the degrees apart (see
+            ``tocom.calibration.ranking``); None where that was not worked out.
     """
 
     kind: str
@@ -89,6 +91,7 @@ class Accuracy:
     count: int
     low: float
     high: float
+    expected: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ACCURACY_KINDS:
@@ -97,6 +100,13 @@ class Accuracy:
         shares = (self.low, self.value, self.high)
         if not all(is_number(share) for share in shares) or not 0 <= self.low <= self.value <= self.high <= 1:
             raise CalibrationError(f"Accuracy must hold 0 <= low <= value <= high <= 1. Got {shares}.")
+        if self.expected is not None and not (is_number(self.expected) and -1 <= self.expected <= 1):
+            raise CalibrationError(f"'expected' must be null or a number up to 1. Got {self.expected!r}.")
+
+    @property
+    def rank(self) -> float:
+        """The number to rank degrees by: ``expected``, else ``value``."""
+        return self.value if self.expected is None else self.expected
 
 
 @dataclass(frozen=True)

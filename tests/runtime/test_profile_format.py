@@ -41,8 +41,9 @@ latencies = _latencies()
 
 def _accuracies(*kinds: str) -> st.SearchStrategy[Accuracy]:
     shares = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted)
-    return st.tuples(st.sampled_from(kinds), shares, st.integers(1, 10**6)).map(
-        lambda t: Accuracy(t[0], t[1][1], t[2], t[1][0], t[1][2])
+    expected = st.none() | st.floats(-0.1, 1)
+    return st.tuples(st.sampled_from(kinds), shares, st.integers(1, 10**6), expected).map(
+        lambda t: Accuracy(t[0], t[1][1], t[2], t[1][0], t[1][2], t[3])
     )
 
 
@@ -196,6 +197,8 @@ def test_version_1_is_read_and_written_anew_as_version_2(tmp_path: Path) -> None
             del entry[key]
         for key in ("intervals_ms", "outliers", "max_ms"):
             del entry["latency"][key]
+        if entry["accuracy"] is not None:
+            del entry["accuracy"]["expected"]
     jsonschema.validate(old, json.loads((SCHEMAS / "profile-v1.schema.json").read_text()))
     profile = Profile.from_json(old)
     assert profile == one_profile()
