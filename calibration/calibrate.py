@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom import __version__
-from tocom.calibration.accuracy import measure_accuracy
+from tocom.calibration.accuracy import check_interval, collect_answers
 from tocom.calibration.latency import Progress, measure_latency
 from tocom.profile import DegreeProfile, Profile
 from tocom.runtime import Runtime
@@ -26,6 +26,7 @@ def calibrate(
     backend: str = "auto",
     threads: int | None = None,
     degrees: Sequence[int] | None = None,
+    interval_points: float | None = None,
     seed: int = 0,
     save: bool = True,
     progress: Progress | None = None,
@@ -34,26 +35,32 @@ def calibrate(
 
     Args:
         bundle: The bundle's folder.
-        images: What :func:`measure_accuracy` takes; None measures latency alone.
+        images: What :func:`collect_answers` takes; None measures latency alone.
         samples: Timed inferences per degree.
         warmup: Inferences per degree before them.
         backend: A backend's name, or ``auto``.
         threads: CPU threads of one inference; None takes the usable physical cores.
         degrees: Degrees to measure; None takes all.
+        interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
+            percentage points; None takes what they give.
         seed: Of the order of measurement.
         save: Write the profile beside the bundle.
         progress: Called with the stage, the steps done and the steps in all.
 
     Raises:
         BundleError: The bundle is missing or was changed.
-        DataError: The images cannot be read or used.
+        DataError: The images cannot be read or used, or are too few for ``interval_points``.
         EngineError: A degree cannot be loaded or run.
         OutputError: The profile cannot be written.
     """
     with Runtime.open(bundle, backend, degrees=degrees, threads=threads, warm=False) as runtime:
         runtime.warm_up(expect_profile=False)
         # Accuracy first: bad images show within seconds, before minutes of timing.
-        accuracy = {} if images is None else measure_accuracy(runtime, images, progress=progress)
+        answers = None if images is None else collect_answers(runtime, images, progress=progress)
+        accuracy = {} if answers is None else answers.accuracy()
+        agreement = {} if answers is None or answers.labels is None else answers.agreement()
+        if interval_points is not None and accuracy:
+            check_interval(accuracy, interval_points)
         latency = measure_latency(runtime, samples=samples, warmup=warmup, seed=seed, progress=progress)
         identity = identity_of(runtime.bundle, runtime.backend)
         profile = Profile(
@@ -64,7 +71,10 @@ def calibrate(
             threads=identity["threads"],
             bundle_fingerprint=identity["bundle"],
             model=runtime.bundle.model_name,
-            degrees={degree: DegreeProfile(latency[degree], accuracy.get(degree)) for degree in latency},
+            degrees={
+                degree: DegreeProfile(latency[degree], accuracy.get(degree), agreement.get(degree))
+                for degree in latency
+            },
             interval=INTERVAL,
             measured={
                 "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bundle
 
-from tocom.calibration import calibrate, measure_accuracy, measure_latency, wilson_interval
+from tocom.calibration import calibrate, images_needed, measure_accuracy, measure_latency, wilson_interval
 from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
 from tocom.profile import Profile
 from tocom.runtime import Runtime
@@ -85,6 +85,46 @@ def test_accuracy_equals_the_reference(bundle: SmallBundle, batch: int) -> None:
         assert entry.value == pytest.approx(expected)
         assert entry.low < entry.value < entry.high or entry.value in (0.0, 1.0)
     assert accuracy[4].value == 0.75
+
+
+@given(st.floats(0, 1), st.floats(0.005, 0.5))
+def test_images_needed_is_the_least_that_suffices(share: float, half_width: float) -> None:
+    def half(count: int) -> float:
+        z = 1.959963984540054
+        return z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+
+    needed = images_needed(share, half_width)
+    assert half(needed) <= half_width
+    assert needed == 1 or half(needed - 1) > half_width
+
+
+def test_too_few_images_for_the_interval(bundle: SmallBundle) -> None:
+    images = images_of(20, seed=7)
+    samples = list(zip(images, (int(label) for label in bundle.reference(images, 4).argmax(-1)), strict=True))
+    with pytest.raises(DataError, match=r"20 images give the accuracy of degree \d+ to ±[\d.]+ points; ±2 needs about"):
+        calibrate(bundle.path, samples, interval_points=2.0, samples=2)
+    assert not (bundle.path / "profiles").exists()
+    profile = calibrate(bundle.path, samples, interval_points=50, samples=2)
+    assert profile.degrees[4].accuracy is not None
+    assert profile.degrees[4].accuracy.value == 1.0
+    dense = profile.degrees[0].agreement
+    assert dense is not None
+    assert (dense.kind, dense.value) == ("agreement", 1.0)
+
+
+def test_one_class_only(bundle: SmallBundle, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", classes=1)
+    with Runtime.open(bundle.path) as runtime, pytest.raises(DataError, match="All 4 images are of one class, 0"):
+        measure_accuracy(runtime, folder)
+
+
+def test_images_of_any_size_and_mode(bundle: SmallBundle, tmp_path: Path) -> None:
+    for index, (mode, size) in enumerate((("L", (30, 9)), ("RGBA", (8, 8)), ("P", (5, 40)), ("I;16", (16, 16)))):
+        folder = tmp_path / "images" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, 1).save(folder / f"{index}.png")
+    with Runtime.open(bundle.path) as runtime:
+        assert measure_accuracy(runtime, tmp_path / "images", degrees=[0])[0].count == 4
 
 
 def test_agreement_without_labels(bundle: SmallBundle) -> None:

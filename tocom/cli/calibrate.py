@@ -29,6 +29,10 @@ def calibrate(
     warmup: Annotated[int, typer.Option(help="Inferences per degree before them.")] = 5,
     backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the measuring order.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
@@ -44,6 +48,7 @@ def calibrate(
             warmup=warmup,
             backend=backend,
             threads=threads,
+            interval_points=interval,
             seed=seed,
             progress=progress,
         )
@@ -57,7 +62,16 @@ def calibrate(
 def _table(profile: Profile) -> Table:
     setting = f"{profile.backend}, {profile.precision}, batch {profile.batch}, {profile.threads} threads"
     table = Table(title=f"{profile.model}, {setting}")
-    for column in ("degree", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "samples", "accuracy (95 % interval)"):
+    for column in (
+        "degree",
+        "p50 ms",
+        "p90 ms",
+        "p95 ms",
+        "p99 ms",
+        "samples",
+        "accuracy (95 % interval)",
+        "agrees with the lowest",
+    ):
         table.add_column(column, justify="right")
     for degree, entry in profile.degrees.items():
         latency, accuracy = entry.latency, entry.accuracy
@@ -66,6 +80,7 @@ def _table(profile: Profile) -> Table:
             if accuracy is None
             else (f"{accuracy.kind} {accuracy.value:.3f} ({accuracy.low:.3f}–{accuracy.high:.3f}, n={accuracy.count})")
         )
+        agreed = "" if entry.agreement is None else f"{entry.agreement.value:.3f}"
         quantiles = (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)
-        table.add_row(str(degree), *(f"{q:.2f}" for q in quantiles), str(latency.count), share)
+        table.add_row(str(degree), *(f"{q:.2f}" for q in quantiles), str(latency.count), share, agreed)
     return table
