@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_calls import MODEL, Answer, Tocom
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,20 +14,6 @@ from tocom import load_model
 from tocom.cli import app, main
 
 torch.set_num_threads(1)
-
-MODEL = "test_vit3"  # timm's own small model: nine blocks of 96 channels
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command did: its exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-Tocom = Callable[..., Answer]
 
 
 @pytest.fixture

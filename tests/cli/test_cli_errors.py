@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, Answer, Tocom
+from cli_calls import MODEL, Answer, Tocom
 from safetensors.torch import load_file, save_file
 from small_vits import busy_compensator, small_vit
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, Tocom
+from cli_calls import MODEL, Tocom
 
 from tocom import Compensator
 from tocom.bundle import Bundle

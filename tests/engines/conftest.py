@@ -4,23 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from op_plugin_fixtures import op_plugin, op_plugin_cache  # noqa: F401
-from timm.models.vision_transformer import VisionTransformer
+from tiny_engine_models import tiny_vit
 
 from tocom.bundle import Bundle
 from tocom.errors import EngineError
 from tocom.export import export
 from tocom.export.engine_backend import find_backend, find_device
-
-DEPTH = 3
-
-
-def tiny_vit() -> VisionTransformer:
-    torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=DEPTH, num_heads=2, num_classes=10, mlp_ratio=2.0
-    ).eval()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import shutil
 
 import onnx
 import pytest
-from conftest import DEPTH, tiny_vit
+from tiny_engine_models import DEPTH, tiny_vit
 
 from tocom.bundle import Bundle
 from tocom.errors import BundleError, EngineError, OutputError, RequestError
