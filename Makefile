@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-slow lint typecheck format clean
+.PHONY: help quickstart test test-slow fuzz soak lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
 	@echo "make test        lint, types and all tests that need no GPU"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make fuzz        damaged manifests, profiles and compensators; MINUTES=10 in all"
+	@echo "make soak        an hour of budgets, faults and reloads; MINUTES=60"
 	@echo "make format      format Python and C++"
 
 # The stamp is as old as the environment; a changed pyproject.toml makes it anew.
@@ -28,6 +30,9 @@ test: lint typecheck
 
 test-slow: $(VENV)/.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+soak: $(VENV)/.stamp
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60)
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .

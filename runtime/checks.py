@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tocom.errors import RequestError
+from tocom.errors import EngineError, RequestError
 from tocom.runtime.device.interop import DeviceImages
 
-__all__ = ["check_budget", "check_deadline", "check_images", "check_open_options"]
+__all__ = ["check_budget", "check_deadline", "check_images", "check_open_options", "check_outputs", "check_timeout"]
 
 
 def check_budget(budget_ms: Any) -> float:
@@ -56,6 +58,38 @@ def check_open_options(**options: Any) -> None:
             raise RequestError(f"The {name!r} parameter must be an integer >= 1. Got {value!r} instead.")
 
 
+def check_timeout(timeout_s: Any) -> None:
+    """Check the seconds that a silent device is waited for.
+
+    Raises:
+        RequestError: It is neither ``auto``, None, nor a number greater than 0.
+    """
+    if timeout_s is None or timeout_s == "auto":
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e6:
+        raise RequestError(
+            f"The 'timeout_s' parameter must be a number of seconds greater than 0, None or 'auto'. Got {timeout_s!r}."
+        )
+
+
+def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int) -> None:
+    """Check that every value is finite; an argmax over NaN would be an answer like any other.
+
+    Raises:
+        RequestError: The images are not finite, and so nothing that is computed from them is.
+        EngineError: The images are finite or lie in GPU memory, and a value is not.
+    """
+    for name, value in outputs.items():
+        if not np.isfinite(value).all():
+            if isinstance(images, np.ndarray):
+                _check_finite(images, "the answer to them is not")
+            bad = int(value.size - np.isfinite(value).sum())
+            raise EngineError(
+                f"Degree {degree} answered {bad} of {value.size} values of {name!r} with NaN or infinity; the answer "
+                "is dropped. At half precision export with --precision bf16 or fp32, else check the device's memory."
+            )
+
+
 def check_images(
     images: Any, image_shape: tuple[int, int, int], batch_range: tuple[int, int], *, finite: bool = False
 ) -> Any:
@@ -88,12 +122,15 @@ def check_images(
             "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
         )
     _check_shape(shape, image_shape, batch_range)
-    if finite and not np.isfinite(images).all():
-        bad = int(images.size - np.isfinite(images).sum())
-        raise RequestError(
-            f"The 'images' parameter must be finite (check_finite is on). Got {bad} NaN or infinite values."
-        )
+    if finite:
+        _check_finite(images, "check_finite is on")
     return images
+
+
+def _check_finite(images: NDArray[Any], why: str) -> None:
+    bad = int(images.size - np.isfinite(images).sum())
+    if bad:
+        raise RequestError(f"The 'images' parameter must be finite ({why}). Got {bad} NaN or infinite values.")
 
 
 def _check_shape(shape: tuple[int, ...], image_shape: tuple[int, int, int], batch_range: tuple[int, int]) -> None:

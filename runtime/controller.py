@@ -137,7 +137,8 @@ class Controller:
             batch: Images in it.
             pinned: The caller chose the degree, so it says nothing about the policy's choices.
         """
-        self.model.observe(degree, compute_ms, batch)
+        if compute_ms > 0.0:  # a clock that stood still or went back measured nothing
+            self.model.observe(degree, compute_ms, batch)
         if pinned:
             return
         self._hits.append(met)

@@ -16,6 +16,7 @@ from tocom.profile import Profile
 from tocom.runtime.backends import Backend, Engine, open_backend
 from tocom.runtime.checks import check_images
 from tocom.runtime.controller import Controller, ControllerConfig
+from tocom.runtime.guard import Guard, GuardedEngine
 from tocom.runtime.memory import best_subset, set_bytes, set_value
 from tocom.runtime.policy import rank_accuracies
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
@@ -38,6 +39,7 @@ class OpenOptions:
         memory_limit_bytes: Most memory that the engines may take; None sets no limit.
         check_finite: Refuse images with NaN or infinity.
         controller: How degrees are chosen.
+        timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
     """
 
     backend: str = "auto"
@@ -46,6 +48,7 @@ class OpenOptions:
     memory_limit_bytes: int | None = None
     check_finite: bool = False
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    timeout_s: float | str | None = "auto"
 
 
 class EngineSet:
@@ -54,7 +57,13 @@ class EngineSet:
     def __init__(self, bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], options: OpenOptions) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.engines = dict(sorted(engines.items()))
+        timeout_s = backend.timeout_s if options.timeout_s == "auto" else options.timeout_s
+        self._guard = None if timeout_s is None else Guard(float(timeout_s))
+        self.engines: dict[int, Engine] = dict(sorted(engines.items()))
+        if self._guard is not None:
+            self.engines = {
+                degree: GuardedEngine(engine, self._guard, degree) for degree, engine in self.engines.items()
+            }
         self.profile: Profile | None = None
         self.estimated_bytes = 0
         self.controller: Controller | None = None
@@ -187,11 +196,21 @@ class EngineSet:
         return images
 
     def close(self) -> None:
-        """Release the engines and the backend."""
-        for engine in self.engines.values():
-            engine.close()
+        """Release the engines and the backend. What a lost device refuses is logged: nobody could do more."""
+        engines = list(self.engines.values())
         self.engines.clear()
-        self.backend.close()
+
+        def release() -> None:
+            for close in (*(engine.close for engine in engines), self.backend.close):
+                try:
+                    close()
+                except EngineError as error:
+                    log.warning("while closing %s: %s", self.bundle.path, error)
+
+        if self._guard is None:
+            release()
+        else:
+            self._guard.close(release)
 
 
 def _wanted_degrees(bundle: Bundle, degrees: Sequence[int] | None) -> list[int]:

@@ -21,7 +21,7 @@ from tocom.bundle import Bundle
 from tocom.errors import DegreeError, EngineError, RequestError, TocomError
 from tocom.profile import Profile
 from tocom.runtime.backends import Backend
-from tocom.runtime.checks import check_budget, check_deadline, check_open_options
+from tocom.runtime.checks import check_budget, check_deadline, check_open_options, check_outputs, check_timeout
 from tocom.runtime.controller import Controller, ControllerConfig
 from tocom.runtime.engine_set import FLOAT32, EngineSet, OpenOptions
 from tocom.runtime.policy import Decision
@@ -88,6 +88,7 @@ class Runtime:
         memory_limit_bytes: int | None = None,
         check_finite: bool = False,
         queue_limit: int = 64,
+        timeout_s: float | str | None = "auto",
         warm: bool = True,
     ) -> Runtime:
         """Open a bundle: check every file's hash, load the degrees, find or measure a profile, warm up.
@@ -106,6 +107,9 @@ class Runtime:
                 policy within it is kept. None sets no limit.
             check_finite: Refuse images with NaN or infinity.
             queue_limit: Most submissions that may wait.
+            timeout_s: Seconds until an inference is given up as lost, with an EngineError; None waits for ever.
+                ``auto`` is 60 on a GPU and None on the CPU, where the caller's own thread computes. A number moves
+                inferences to a thread of the runtime's own, which costs about 30 µs each.
             warm: Call :meth:`warm_up` now.
 
         Raises:
@@ -116,6 +120,7 @@ class Runtime:
             RequestError: Another argument is out of its range.
         """
         check_open_options(threads=threads, memory_limit_bytes=memory_limit_bytes, queue_limit=queue_limit)
+        check_timeout(timeout_s)
         options = OpenOptions(
             backend=backend,
             degrees=None if degrees is None else tuple(degrees),
@@ -123,6 +128,7 @@ class Runtime:
             memory_limit_bytes=memory_limit_bytes,
             check_finite=check_finite,
             controller=ControllerConfig(quantile=quantile, hysteresis=hysteresis, on_infeasible=on_infeasible),
+            timeout_s=timeout_s,
         )
         runtime = cls(EngineSet.load(bundle_path, options, profile), options, queue_limit=queue_limit)
         if warm:
@@ -209,7 +215,7 @@ class Runtime:
             RequestError: An argument is out of its range, or the runtime is not warm or is closed.
             DegreeError: ``degree`` is not resident.
             BudgetError: No degree meets the budget and the runtime was opened with ``on_infeasible="raise"``.
-            EngineError: The device failed.
+            EngineError: The device failed, fell silent, or gave values that are not finite.
         """
         start = self._clock()
         if deadline is not None:
@@ -361,7 +367,7 @@ class Runtime:
             controller = active.controller
             if controller is None:
                 raise self._unusable("infer")
-            begin = self._clock()
+            begin = max(self._clock(), start)  # an injected clock may go back; a request never waits less than nothing
             queue_ms = (begin - start) * 1e3
             batch = len(images)
             before = controller.current
@@ -372,10 +378,11 @@ class Runtime:
                 decision = _pinned(active, controller, batch, left_ms, degree)
             try:
                 outputs = active.engines[decision.degree].run(images)
+                check_outputs(outputs, images, decision.degree)
             except EngineError:
                 self._counters.failures += 1
                 raise
-            end = self._clock()
+            end = max(self._clock(), begin)
             latency_ms = (end - start) * 1e3
             met = budget_ms is None or latency_ms <= budget_ms
             controller.observe(decision.degree, (end - begin) * 1e3, met, batch, pinned=degree is not None)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from tocom.runtime.memory import Need
 
-__all__ = ["Backend", "Engine"]
+__all__ = ["DEVICE_TIMEOUT_S", "Backend", "Engine"]
+
+DEVICE_TIMEOUT_S = 60.0
 
 
 class Engine(Protocol):
@@ -39,12 +41,15 @@ class Backend(Protocol):
         device: What identifies the device.
         threads: CPU threads of one inference; 0 where that has no meaning.
         shares_weights: Degrees that are loaded together keep one copy of equal weights.
+        timeout_s: Seconds until a device that does not answer is given up, where the caller says nothing; None where
+            the inference is computed on the caller's own thread and there is no device to fall silent.
     """
 
     name: str
     reason: str
     device: Mapping[str, str]
     threads: int
+    timeout_s: float | None
 
     @property
     def shares_weights(self) -> bool:

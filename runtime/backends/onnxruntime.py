@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
 from tocom.errors import EngineError, OutputError
+from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.weight_cache import WeightCache
 from tocom.runtime.device.interop import host_array
 from tocom.runtime.identity import cpu_identity, usable_cores
@@ -86,6 +87,7 @@ class OnnxRuntimeBackend:
         self._cache: WeightCache | None = None
         self.name = "onnxruntime-cuda" if cuda else "onnxruntime"
         self.reason = reason
+        self.timeout_s = DEVICE_TIMEOUT_S if cuda else None
         self.threads = usable_cores() if threads is None else threads
         self.device: Mapping[str, str] = {**cpu_identity(), "onnxruntime": onnxruntime.__version__}
         self._providers = ["CPUExecutionProvider"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tocom.bundle import Bundle
 from tocom.errors import EngineError
 from tocom.files import sha256_file
+from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.engine_files import EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt_library import LogCapture, import_tensorrt
 from tocom.runtime.device import Device, open_device
@@ -234,6 +235,7 @@ class TensorRtBackend:
 
     threads = 0
     shares_weights = False
+    timeout_s: float | None = DEVICE_TIMEOUT_S
 
     def __init__(
         self, bundle: Bundle, *, name: str, reason: str = "", trt: Any = None, device: Device | None = None

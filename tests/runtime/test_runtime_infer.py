@@ -161,7 +161,10 @@ def test_nan_images_are_refused_when_asked(small_bundle: SmallBundle) -> None:
     ):
         runtime.infer(images)
     with Runtime.open(small_bundle.path) as runtime:
-        assert runtime.infer(images).outputs["logits"].shape == (1, 5)
+        # What is computed from them is not finite either, and no answer.
+        with pytest.raises(RequestError, match=r"must be finite \(the answer to them is not\)\. Got 2 NaN or infinite"):
+            runtime.infer(images)
+        assert np.isfinite(runtime.infer(images_of(1)).outputs["logits"]).all()
 
 
 def test_images_of_another_layout_in_memory_give_the_same_answer(small_bundle: SmallBundle) -> None:
