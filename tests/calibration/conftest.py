@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-# The small bundles live with the runtime's tests.
-sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))
-
 
 # Deadlines of hypothesis measure a shared machine, not the code.
 settings.register_profile("tocom", deadline=None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_cuda import ScriptedCuda, cudaError_t
-from scripted_engines import CLASSES, SIZE, ScriptedTensorRt, engine_bytes, reference
+from scripted_engines import CLASSES, DEGREES, SIZE, ScriptedTensorRt, engine_bytes, reference, write_engines
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.bundle import Bundle
@@ -23,35 +23,6 @@ from tocom.runtime.backends.tensorrt import TensorRtBackend
 from tocom.runtime.device import Device, open_device
 from tocom.runtime.device.cuda_python import CudaPythonDevice
 from tocom.runtime.device.pycuda import PycudaDevice
-
-DEGREES = (0, 4, 8)
-
-
-def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-gpu-sm87", **changes: Any) -> Path:
-    """Write engines and sidecars as ``tocom build`` does; ``changes`` go into every sidecar."""
-    manifest = Bundle(bundle.path).manifest
-    path = bundle.path / "engines" / folder
-    path.mkdir(parents=True, exist_ok=True)
-    for degree in DEGREES:
-        content = engine_bytes(degree)
-        (path / f"degree-{degree:02d}.engine").write_bytes(content)
-        record = {
-            "schema_version": 1,
-            "backend": "tensorrt",
-            "backend_version": "10.13.2",
-            "device": {"name": "Scripted GPU", "compute_capability": "8.7"},
-            "op_plugin": None,
-            "options": {"version_compatible": False, "hardware_compatible": False},
-            "degree": degree,
-            "onnx": {
-                "sha256": manifest["files"][f"degree-{degree:02d}.onnx"]["sha256"],
-                "weights_sha256": manifest["files"]["weights.bin"]["sha256"],
-            },
-            "engine": {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
-            **changes,
-        }
-        (path / f"degree-{degree:02d}.json").write_text(json.dumps(record))
-    return path
 
 
 def replace_engine(folder: Path, degree: int, content: bytes) -> None:

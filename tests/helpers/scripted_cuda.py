@@ -1,7 +1,8 @@
 """``cuda.bindings.runtime`` in host memory: the functions that the device layer calls, with CUDA's own rules.
 
 Pointers must lie in live allocations, streams must be live, a capturing stream records in place of running, and
-forbidden calls during a capture fail. ``fail_next`` makes a call return an error once.
+forbidden calls during a capture fail. ``fail_next`` makes a call return an error once; while ``lost``, every call
+fails, as after an error that CUDA calls sticky.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class ScriptedCuda:
         self.plain: dict[int, list[Callable[[], None]]] = {}
         self.calls: list[str] = []
         self.fail: dict[str, list[cudaError_t]] = {}
+        self.lost = False
         self._next = 1000
 
     def fail_next(self, name: str, error: cudaError_t) -> None:
@@ -64,11 +66,18 @@ class ScriptedCuda:
 
         def called(*arguments: Any) -> Any:
             self.calls.append(name)
+            if self.lost and name != "cudaGetErrorString":
+                return (cudaError_t.cudaErrorIllegalAddress, None)
             if self.fail.get(name):
                 return (self.fail[name].pop(0), None)
             return value(*arguments)
 
         return called
+
+    def forget(self) -> None:
+        """Lose all memory, streams and graphs, as a device does that was reset."""
+        for held in (self.device, self.host, self.streams, self.recording, self.graphs, self.plain):
+            held.clear()
 
     def used(self) -> int:
         return sum(len(buffer) for buffer in self.device.values())
@@ -131,6 +140,8 @@ class ScriptedCuda:
         return OK, Handle(self._next)
 
     def cudaStreamDestroy(self, stream: Any) -> Any:
+        if int(stream) not in self.streams:
+            return (cudaError_t.cudaErrorInvalidResourceHandle,)
         self.streams.remove(int(stream))
         return (OK,)
 
@@ -179,6 +190,8 @@ class ScriptedCuda:
         return (OK if graph in self.graphs else cudaError_t.cudaErrorInvalidResourceHandle,)
 
     def cudaGraphExecDestroy(self, graph: int) -> Any:
+        if graph not in self.graphs:
+            return (cudaError_t.cudaErrorInvalidResourceHandle,)
         self.graphs.remove(graph)
         del self.plain[graph]
         return (OK,)

@@ -6,14 +6,20 @@ As in TensorRT, nothing raises: a refused call returns False or None and logs a 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from scripted_cuda import ScriptedCuda
+from small_bundles import SmallBundle
+
+from tocom.bundle import Bundle
 
 CLASSES, SIZE = 5, 8
+DEGREES = (0, 4, 8)
 WEIGHTS = np.random.default_rng(3).standard_normal((3 * SIZE * SIZE, CLASSES)).astype(np.float32)
 
 
@@ -23,6 +29,33 @@ def reference(images: np.ndarray, degree: int) -> np.ndarray:
 
 def engine_bytes(degree: int, **changes: Any) -> bytes:
     return json.dumps({"degree": degree, "scratch": 1000 * (degree + 1), "max_batch": 4, **changes}).encode()
+
+
+def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-gpu-sm87", **changes: Any) -> Path:
+    """Write engines and sidecars as ``tocom build`` does; ``changes`` go into every sidecar."""
+    manifest = Bundle(bundle.path).manifest
+    path = bundle.path / "engines" / folder
+    path.mkdir(parents=True, exist_ok=True)
+    for degree in DEGREES:
+        content = engine_bytes(degree)
+        (path / f"degree-{degree:02d}.engine").write_bytes(content)
+        record = {
+            "schema_version": 1,
+            "backend": "tensorrt",
+            "backend_version": "10.13.2",
+            "device": {"name": "Scripted GPU", "compute_capability": "8.7"},
+            "op_plugin": None,
+            "options": {"version_compatible": False, "hardware_compatible": False},
+            "degree": degree,
+            "onnx": {
+                "sha256": manifest["files"][f"degree-{degree:02d}.onnx"]["sha256"],
+                "weights_sha256": manifest["files"]["weights.bin"]["sha256"],
+            },
+            "engine": {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+            **changes,
+        }
+        (path / f"degree-{degree:02d}.json").write_text(json.dumps(record))
+    return path
 
 
 class ILogger:
