@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +32,8 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
+_SUFFIX = ".tocom-part"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 FileState = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of the last change of content and of anything: equal for an untouched file."""
@@ -74,17 +79,19 @@ def file_state(status: os.stat_result) -> FileState:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it is synced and takes the name, on an error it is removed.
 
+    A kill leaves the old file or the new one, and at most a hidden file beside, which the next call for the same path
+    removes.
+
     Raises:
         OutputError: The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        _remove_stale(path)
+        beside, lock = _claim(path, folder=False)
     except OSError as error:
         raise _unwritable(path, error) from error
-    beside = Path(name)
     try:
         yield beside
         _sync(beside)
@@ -95,11 +102,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+        os.close(lock)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` to fill; on success it takes the name, on an error it is removed.
+
+    A kill leaves the old folder or the new one, and at most a hidden folder beside, which the next call for the same
+    path removes.
 
     Args:
         path: The folder to make.
@@ -115,20 +126,19 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         raise OutputError(f"Cannot write the folder {path}: it is not empty. Choose another, or pass --overwrite.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _remove_stale(path)
+        beside, lock = _claim(path, folder=True)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         yield beside
-        for file in beside.rglob("*"):
+        for file in (*beside.rglob("*"), beside):
             _sync(file)
         beside.chmod(0o755)
         if path.exists():
-            # rename() replaces only an empty folder, so the old one moves aside first and goes last.
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old)
-            beside.replace(path)
-            shutil.rmtree(old)
+            if not overwrite and any(path.iterdir()):
+                raise OutputError(f"Cannot write the folder {path}: another process wrote it meanwhile. It was kept.")
+            _swap(beside, path)  # the old folder is now beside, and goes in the end
         else:
             beside.replace(path)
         _sync(path.parent)
@@ -136,6 +146,7 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        os.close(lock)
 
 
 def check_writable(folder: Path | str) -> None:
@@ -158,6 +169,69 @@ def write_json(path: Path | str, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
+    """Make a hidden file or folder beside ``path`` and lock it; return it and the descriptor that holds the lock.
+
+    The kernel drops the lock when this process dies, however it dies: that is how the next one knows it for stale.
+    """
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+            descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+        _lock(descriptor, wait=True)
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(name)):
+                return Path(name), descriptor
+        except FileNotFoundError:
+            pass  # taken for stale between its making and its lock
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what dead processes left beside ``path``: everything of our naming that nobody holds a lock on."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_SUFFIX}"):
+        try:
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone meanwhile, or not ours to touch
+        try:
+            if _lock(descriptor, wait=False):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock; return whether it worked. A file system that knows no locks refuses: nothing is taken for stale there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Exchange two folders in one step, so that at every moment one of them stands at ``path``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    exchange = getattr(libc, "renameat2", None)
+    if exchange is not None:
+        if exchange(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), str(path))
+    # A file system that cannot exchange: the old one moves aside first, under a name that nothing removes by itself.
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    path.replace(old)
+    new.replace(path)
+    shutil.rmtree(old)
 
 
 def _sync(path: Path) -> None:

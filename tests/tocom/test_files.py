@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import resource
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tocom import files
 from tocom.errors import OutputError
 from tocom.files import atomic_folder, atomic_path, check_writable, sha256_file, write_json
 
@@ -145,3 +151,78 @@ def test_sha256_is_of_every_byte(tmp_path: Path, size: int) -> None:
     content = bytes(index % 251 for index in range(1000)) * (size // 1000 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256_file(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tocom.files import atomic_folder, atomic_path
+with (atomic_folder if sys.argv[1] == "folder" else atomic_path)(Path(sys.argv[2])) as beside:
+    (beside / "half" if sys.argv[1] == "folder" else beside).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.fault(
+    "a process killed while it writes", outcome="the old output stays; the next run removes what the dead one left"
+)
+def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "out", tmp_path / "out.other"
+    for target in (path, other):
+        killed = subprocess.run([sys.executable, "-c", KILLED, kind, str(target)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    (others,) = tmp_path.glob(".out.other.*")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not path.exists()
+    writer = atomic_folder if kind == "folder" else atomic_path
+    with writer(path) as living:
+        (living / "whole" if kind == "folder" else living).write_text("living")
+        with writer(path) as quicker:  # another writer of the same name, while the first one lives
+            (quicker / "whole" if kind == "folder" else quicker).write_text("quicker")
+            assert living.exists()
+        if kind == "folder":
+            shutil.rmtree(path)
+    # Only what belongs to this name was looked at.
+    assert sorted(tmp_path.iterdir()) == sorted([path, others])
+    assert ((path / "whole") if kind == "folder" else path).read_text() == "living"
+
+
+@pytest.mark.fault("two processes that write one folder", outcome="the first one's stays whole; the other is told")
+def test_the_slower_of_two_writers_is_told(tmp_path: Path) -> None:
+    with (  # noqa: PT012
+        pytest.raises(OutputError, match="another process wrote it meanwhile"),
+        atomic_folder(tmp_path / "out") as slower,
+    ):
+        (slower / "file").write_text("slower")
+        with atomic_folder(tmp_path / "out") as quicker:
+            (quicker / "file").write_text("quicker")
+    assert (tmp_path / "out" / "file").read_text() == "quicker"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "where the file system cannot"])
+def test_an_overwritten_folder_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *arguments, **options: object())
+    path = tmp_path / "bundle"
+    for text in ("first", "second"):
+        with atomic_folder(path, overwrite=True) as beside:
+            (beside / "file").write_text(text)
+    assert (path / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_works_and_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, "file", str(tmp_path / "out")], check=False)
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with atomic_path(tmp_path / "out") as beside:
+        beside.write_text("whole")
+    assert (tmp_path / "out").read_text() == "whole"
+    assert len(list(tmp_path.iterdir())) == 2
