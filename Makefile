@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-slow fuzz soak lint typecheck format clean
+.PHONY: help quickstart test test-slow coverage docs bench fuzz soak lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
@@ -12,6 +12,9 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make fuzz        damaged manifests, profiles and compensators; MINUTES=10 in all"
 	@echo "make soak        an hour of budgets, faults and reloads; MINUTES=60"
+	@echo "make coverage    the tests, and which lines they run"
+	@echo "make docs        the documentation as a site, into build/site/"
+	@echo "make bench       the comparison of docs/benchmarks.md on this machine; about 20 idle minutes on two cores"
 	@echo "make format      format Python and C++"
 
 # The stamp is as old as the environment; a changed pyproject.toml makes it anew.
@@ -33,6 +36,20 @@ test-slow: $(VENV)/.stamp
 
 soak: $(VENV)/.stamp
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60)
+
+coverage: $(VENV)/.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial" \
+		--cov=tocom --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+# Warnings are errors.
+docs: $(VENV)/.stamp
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+bench: $(VENV)/.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/compare_page.py
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check .

@@ -21,17 +21,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from measuring import pss_bytes
 
 from tocom.bundle import Bundle
 from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
-
-
-def pss_mb() -> float:
-    """Return this process's proportional set size in MB."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("/proc/self/smaps_rollup has no Pss line")
 
 
 def images_for(bundle: Bundle) -> np.ndarray:
@@ -64,7 +57,7 @@ def child(arguments: argparse.Namespace) -> None:
     for _ in range(3):
         for engine in engines.values():
             engine.run(images)
-    print(pss_mb())
+    print(pss_bytes() / 1e6)
 
 
 def speed(arguments: argparse.Namespace, cache: Path) -> dict[str, Any]:

@@ -14,8 +14,6 @@ an idle machine.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import statistics
 import time
@@ -23,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from measuring import RESULTS, machine
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -35,7 +33,7 @@ from tocom.files import write_json
 from tocom.training import TrainingConfig
 from tocom.training_run import Places, Run
 
-RESULT = Path(__file__).parent / "results" / "training_step.json"
+RESULT = RESULTS / "training_step.json"
 
 
 def baseline(model: VisionTransformer, images: Tensor, source: int, target: int) -> None:
@@ -139,13 +137,7 @@ def measure(name: str, batch: int, rounds: int, seed: int) -> dict[str, Any]:
         "processor_time": against_baseline(processor),
         "limit": 1.05,
         "kept_for_backward_bytes_at_degrees_0_to_8": kept,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "load_average": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
+        "machine": {**machine(), "threads": torch.get_num_threads()},
     }
 
 

@@ -1,0 +1,320 @@
+"""Write docs/benchmarks.md and its pictures from the JSON files in ``benchmarks/results``.
+
+    make bench                            # measures, then runs this
+    python benchmarks/compare_page.py     # writes the page anew from the committed JSON
+
+Everything on the page comes from those files; what they lack is said to be not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from compare_pictures import draw_accuracy, draw_speed
+from measuring import RESULTS, ROOT, median_interval, paired_ratio
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
+
+SYSTEMS = {
+    "tocom": "**tocom bundle, ONNX Runtime**",
+    "onnxruntime": "plain dense ONNX, ONNX Runtime",
+    "torch": "torch, eager (merging at r > 0)",
+    "torch-compiled": "torch.compile (merging at r > 0)",
+    "openvino": "plain dense ONNX, OpenVINO",
+    "openvino-tocom": "tocom's ONNX, OpenVINO",
+    "smaller": "next smaller model, dense, ONNX Runtime",
+}
+NOT_MEASURED = "Not measured yet."
+
+
+def page(results: Path) -> str:
+    """Return the page's text."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    parts = [_HEAD]
+    compare = found.get("compare-cpu")
+    if compare is None:
+        parts.append(f"## On the CPU\n{NOT_MEASURED} `make bench` on an idle machine does it.")
+    else:
+        parts += [_setting(compare), _ratios(compare), _pictures(compare), _latencies(compare), _smaller(compare)]
+        parts += [_making(compare), _first_answers(compare)]
+    parts.append(_accuracy(found.get("quickstart"), found.get("accuracy_against_cost")))
+    parts.append(_gpu(found))
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+_HEAD = """
+# Benchmarks
+Made by `benchmarks/compare_page.py` from the JSON files in `benchmarks/results`; a test compares the two. Do not edit
+it by hand. `make bench` measures the CPU part anew on your machine (at most 20 minutes on two cores; nothing else may
+run meanwhile) and writes this page.
+"""
+
+
+def _setting(compare: dict[str, Any]) -> str:
+    machine = compare["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    quick = " **A quick run: it shows that the harness works and nothing else.**" if compare["quick"] else ""
+    return f"""
+## On the CPU
+{machine["threads"]} threads on {machine["cores"]} cores of {machine["processor"]} ({machine["architecture"]},
+{machine["memory_gib"]:.0f} GiB), load average {machine["load_average"]} at the start; measured {machine["measured"]} in
+{compare["minutes"]:.0f} minutes with Python {machine["python"]}, {versions}.{quick}
+
+- **Weights are random**: right for latency, meaningless for accuracy. Accuracy stands further down.
+- All systems of one model and batch are timed **in turns in one process**, in an order drawn anew each round. A ratio
+  is the median over rounds of the ratio within a round. Brackets hold 95 % intervals (order statistics; below six
+  rounds the whole range).
+- Every system gets the same threads and float32; the rest is its default (OpenVINO: latency hint). This project's part
+  is timed through `Runtime.infer`, its overhead included.
+- Eager and compiled torch merge tokens by this project's `compress`. OpenVINO reads a degree's ONNX only after
+  `onnx.inliner` has put the bodies of the two ops in place: it knows no model-local functions.
+"""
+
+
+def _by_name(group: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(row["system"], row["degree"]): row for row in group["rows"]}
+
+
+def _fastest_degree(group: dict[str, Any]) -> int:
+    return max(row["degree"] for row in group["rows"] if row["system"] == "tocom" and "samples_ms" in row)
+
+
+def _ratios(compare: dict[str, Any]) -> str:
+    lines = [
+        "### How many times as fast",
+        "The bundle at its highest degree against each system in the same round; above 1 the bundle is faster.",
+        "",
+        "| model | batch | degree | eager torch, merging | compiled torch, merging | eager torch, dense | "
+        "compiled torch, dense | plain dense ONNX | own degree 0 | OpenVINO, dense | OpenVINO, same degree | "
+        "next smaller model, dense |",
+        "| --- | ---: | ---: | " + " | ".join(["---:"] * 9) + " |",
+    ]
+    for group in compare["groups"]:
+        rows, degree = _by_name(group), _fastest_degree(group)
+        against = [("torch", degree), ("torch-compiled", degree), ("torch", 0), ("torch-compiled", 0)]
+        against += [("onnxruntime", 0), ("tocom", 0), ("openvino", 0), ("openvino-tocom", degree), ("smaller", 0)]
+        own = rows["tocom", degree]["samples_ms"]
+        cells = [_ratio(rows.get(key), own) for key in against]
+        lines.append(f"| {group['model']} | {group['batch']} | {degree} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(row: dict[str, Any] | None, own: list[float]) -> str:
+    if row is None or "samples_ms" not in row:
+        return "–"
+    median, low, high = paired_ratio(row["samples_ms"], own)
+    return f"{median:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _pictures(compare: dict[str, Any]) -> str:
+    batches = sorted({group["batch"] for group in compare["groups"]})
+    return "\n".join(
+        f"![Images per second over the degree, batch {b}](images/benchmark-batch-{b}.svg)\n" for b in batches
+    )
+
+
+def _latencies(compare: dict[str, Any]) -> str:
+    parts = ["### Milliseconds per inference"]
+    for group in compare["groups"]:
+        degrees = sorted({row["degree"] for row in group["rows"]})
+        rows = _by_name(group)
+        rounds = len(rows["tocom", 0]["samples_ms"])
+        parts += [
+            f"\n**{group['model']}, batch {group['batch']}**, {rounds} rounds",
+            "",
+            "| system | " + " | ".join(f"r = {degree}" for degree in degrees) + " |",
+            "| --- |" + " ---: |" * len(degrees),
+        ]
+        notes = []
+        for system, title in SYSTEMS.items():
+            if not any(name == system for name, _ in rows):
+                continue
+            cells = []
+            for degree in degrees:
+                row = rows.get((system, degree))
+                if row is not None and "samples_ms" in row:
+                    median, low, high = median_interval(row["samples_ms"])
+                    cells.append(f"{_short(median)} [{_short(low)}, {_short(high)}]")
+                else:
+                    cells.append("–" if row is None else "failed")
+                    if row is not None:
+                        notes.append(f"{title} at degree {degree}: {row['error']}")
+            parts.append(f"| {title} | " + " | ".join(cells) + " |")
+        compiled = {d: r["ready_s"] for (s, d), r in rows.items() if s == "torch-compiled" and "ready_s" in r}
+        if compiled:
+            took = ", ".join(f"{seconds:.0f} s at degree {degree}" for degree, seconds in sorted(compiled.items()))
+            notes.append(f"torch.compile took {took}.")
+        parts += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value < 100 else f"{value:.0f}"
+
+
+def _smaller(compare: dict[str, Any]) -> str:
+    lines = ["### The next smaller dense model"]
+    for group in compare["groups"]:
+        rows, degree = _by_name(group), _fastest_degree(group)
+        if "samples_ms" not in rows.get(("smaller", 0), {}):
+            continue
+        own, other = rows["tocom", degree]["samples_ms"], rows["smaller", 0]["samples_ms"]
+        ratio, low, high = paired_ratio(own, other)
+        times = f"{ratio:.2f} times [{low:.2f}, {high:.2f}] as fast as {group['model']} at degree {degree}"
+        lines.append(f"- Batch {group['batch']}: the next smaller model, dense, is {times}.")
+    lines += [
+        "",
+        "So where a smaller model of the family has been fine-tuned and its accuracy is enough, it is the better",
+        "choice. Degrees win where there is one fine-tuned model, where the budget moves, or where its accuracy is",
+        "needed while the budget allows it. Whether DeiT-S at degree 16 is more accurate than dense DeiT-Ti on a task",
+        "cannot be shown here: no weights of either are on PyPI.",
+    ]
+    return "\n".join(lines) if len(lines) > 6 else ""
+
+
+def _making(compare: dict[str, Any]) -> str:
+    lines = [
+        "### From a checkpoint to bundle and engines",
+        "| model | degrees | trace, once | write a degree | check a degree | all | bundle | plain dense ONNX |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for entry in compare["exports"]:
+        kinds: dict[str, list[float]] = {"tracing": [], "writing": [], "checking": []}
+        for what, seconds in entry["seconds"].items():
+            kinds.setdefault(what.split()[0], []).append(seconds)
+        mean = {kind: sum(values) / max(1, len(values)) for kind, values in kinds.items()}
+        lines.append(
+            f"| {entry['model']} | {', '.join(map(str, entry['degrees']))} | {mean['tracing']:.1f} s | "
+            f"{mean['writing']:.2f} s | {mean['checking']:.1f} s | {entry['total_s']:.1f} s | "
+            f"{entry['bundle_bytes'] / 2**20:.1f} MiB | {entry['dense_onnx_bytes'] / 2**20:.1f} MiB |"
+        )
+    engines = compare["engines"]
+    if "error" in engines:
+        lines += ["", f"Engines: {engines['error']}"]
+    elif engines:
+        lines += [
+            "",
+            f"TensorRT-RTX engines of {engines['model']}, built without a GPU in {engines['total_s']:.1f} s "
+            "(the op plugin library included where it was not cached):",
+            "",
+            "| degree | lowering | seconds | engine |",
+            "| ---: | --- | ---: | ---: |",
+        ]
+        for row in engines["degrees"]:
+            lowering = row["lowering"] if row["degree"] else "–"
+            lines.append(f"| {row['degree']} | {lowering} | {row['build_s']:.1f} | {row['bytes'] / 2**20:.1f} MiB |")
+    return "\n".join(lines)
+
+
+def _first_answers(compare: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for entry in compare["first_answers"]:
+        lines += [
+            "### The first answer",
+            f"{entry['model']}, batch 1, each in a process of its own. *Open* is all that a service does before it is "
+            "ready: hashes, weights, sessions, warm-up. The very first start also packs the weights for all degrees. "
+            f"A profile was there; measuring it took {entry['calibrate_10_samples_s']:.1f} s (10 samples per degree).",
+            "",
+            "| what | import | open | first answer | second answer | memory (PSS) |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for row in entry["rows"]:
+            if "error" in row:
+                lines.append(f"| {row['what']} | failed: {row['error']} | | | | |")
+                continue
+            lines.append(
+                f"| {row['what']} | {row['import_s']:.2f} s | {row['open_s']:.2f} s | {row['first_ms']:.1f} ms | "
+                f"{row['second_ms']:.1f} ms | {row['pss_mib']:.0f} MiB |"
+            )
+    return "\n".join(lines)
+
+
+def _accuracy(quickstart: dict[str, Any] | None, cost: dict[str, Any] | None) -> str:
+    if quickstart is None:
+        return f"## Accuracy against cost\n{NOT_MEASURED}"
+    cells = quickstart["cells"]["test"]
+    lines = [
+        "## Accuracy against cost",
+        f"The quickstart's task: ViT-S/14 with a linear head on photographs of solar cells, {cells} test cells, "
+        "95 % intervals. Latencies are of the quickstart's own calibration, batch 1.",
+        "",
+        "| degree | GMACs | p50 ms | with compensator | without |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in quickstart["degrees"]:
+        lines.append(
+            f"| {row['degree']} | {row['macs'] / 1e9:.2f} | {row['p50_ms']:.1f} | {_share(row['accuracy'])} | "
+            f"{_share(row['accuracy_without_compensator'])} |"
+        )
+    if cost is not None:
+        lines += [
+            "",
+            f"`benchmarks/accuracy_against_cost.py` measures further ways on the same {cost['cells']} cells, in torch: "
+            "pruning in place of merging, and the honest cheap alternative, the **dense model on a smaller image** "
+            "with its head fitted anew. ΔDense is the difference to dense on the same cells, with the interval of a "
+            "paired bootstrap.",
+            "",
+            "| way | GMACs | accuracy | ΔDense, points |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for row in cost["rows"]:
+            value, low, high = (100 * row["difference_to_dense"][key] for key in ("value", "low", "high"))
+            lines.append(
+                f"| {row['way']} | {row['macs'] / 1e9:.2f} | {_share(row['accuracy'])} | "
+                f"{value:+.1f} [{low:+.1f}, {high:+.1f}] |"
+            )
+        lines += ["", "![Accuracy over cost](images/accuracy-against-cost.svg)"]
+    lines += [
+        "",
+        "What this cannot show: there is one pretrained backbone on PyPI that fits, so no smaller dense *model* can be "
+        "put beside it, and with so few cells accuracies a few points apart cannot be told apart.",
+    ]
+    return "\n".join(lines)
+
+
+def _share(value: dict[str, Any]) -> str:
+    return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+
+
+def _gpu(found: dict[str, Any]) -> str:
+    lines = ["## On a GPU"]
+    compare = found.get("compare-cuda")
+    if compare is None:
+        lines.append(f"{NOT_MEASURED} On a machine with one: `python benchmarks/compare.py --device cuda`.")
+    else:
+        lines += [f"{compare['machine']['gpu']}, measured {compare['machine']['measured']}.", "", _ratios(compare), ""]
+        lines.append(_latencies(compare))
+    for name, report in found.items():
+        if name.startswith("op_plugin-"):
+            lines += ["", f"### The op plugin's kernels on {report['gpu']}", f"Unit: {report['unit']}.", ""]
+            lines += ["| op | batch | tokens | channels | r | type | kernels | eager | compiled | share of bandwidth |"]
+            lines += ["| --- |" + " ---: |" * 4 + " --- |" + " ---: |" * 4]
+            for row in report["rows"]:
+                times = [
+                    f"{row[k]['us']:.1f}" if "us" in row[k] else "failed" for k in ("kernels", "eager", "compiled")
+                ]
+                shown = [row[key] for key in ("op", "batch", "tokens", "channels", "r", "dtype")]
+                share = row["kernels"].get("share", "–")
+                lines.append("| " + " | ".join(map(str, [*shown, *times, share])) + " |")
+            break
+    else:
+        lines.append("The op plugin's kernels: not measured. On a GPU: `python benchmarks/op_plugin.py`.")
+    return "\n\n".join(lines) if compare is None else "\n".join(lines)
+
+
+def main() -> None:
+    PAGE.write_text(page(RESULTS), encoding="utf-8")
+    IMAGES.mkdir(exist_ok=True)
+    for name, drawing in (("compare-cpu", draw_speed), ("accuracy_against_cost", draw_accuracy)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            drawing(json.loads(path.read_text(encoding="utf-8")), IMAGES)
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The pictures of docs/benchmarks.md as SVG; each carries the sha256 of the figures that it was drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from measuring import median_interval
+
+COLOURS = {
+    "tocom": "#0b6e99",
+    "torch": "#c2571a",
+    "torch-compiled": "#e0a458",
+    "onnxruntime": "#444444",
+    "openvino": "#3f7d3a",
+    "openvino-tocom": "#8fbf6a",
+    "smaller": "#8a4fa3",
+}
+WAYS = {"merge with compensator": "#0b6e99", "merge": "#c2571a", "prune": "#8a4fa3", "smaller image": "#444444"}
+
+
+def digest(content: Any) -> str:
+    """Return the sha256 of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _figure(columns: int) -> Any:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Equal figures give equal files.
+    matplotlib.rcParams["svg.hashsalt"] = "tocom"
+    figure = Figure(figsize=(4.2 * columns, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path, content: Any) -> None:
+    figure.savefig(path, format="svg", metadata={"Date": None, "Description": f"drawn from {digest(content)}"})
+
+
+def draw_speed(compare: dict[str, Any], folder: Path) -> None:
+    """Draw images per second over the degree, one picture per batch."""
+    for batch in sorted({group["batch"] for group in compare["groups"]}):
+        groups = [group for group in compare["groups"] if group["batch"] == batch]
+        figure = _figure(len(groups))
+        for place, group in enumerate(groups):
+            axes = figure.add_subplot(1, len(groups), place + 1)
+            for system, colour in COLOURS.items():
+                rows = sorted(
+                    (row for row in group["rows"] if row["system"] == system and "samples_ms" in row),
+                    key=lambda row: row["degree"],
+                )
+                if not rows:
+                    continue
+                speeds = [[1e3 * batch / ms for ms in median_interval(row["samples_ms"])] for row in rows]
+                if len(rows) == 1:  # no degrees: a level to compare with
+                    axes.axhline(speeds[0][0], color=colour, lw=1, ls="--", label=system)
+                    continue
+                spread = [[s[0] - s[2] for s in speeds], [s[1] - s[0] for s in speeds]]
+                degrees = [row["degree"] for row in rows]
+                axes.errorbar(degrees, [s[0] for s in speeds], yerr=spread, fmt="o-", ms=3, color=colour, label=system)
+            axes.set(xlabel="degree", ylabel="images/s", title=f"{group['model']}, batch {batch}", ylim=(0, None))
+            axes.grid(alpha=0.25)
+            axes.legend(fontsize=7)
+        _save(figure, folder / f"benchmark-batch-{batch}.svg", compare)
+
+
+def draw_accuracy(cost: dict[str, Any], folder: Path) -> None:
+    """Draw accuracy over GMACs, one line per way."""
+    figure = _figure(2)
+    axes = figure.add_subplot(1, 1, 1)
+    for shift, (kind, colour) in enumerate(WAYS.items()):
+        rows = sorted((row for row in cost["rows"] if row["kind"] in (kind, "dense")), key=lambda row: row["macs"])
+        accuracies = [row["accuracy"] for row in rows]
+        spread = [
+            [100 * (a["value"] - a["low"]) for a in accuracies],
+            [100 * (a["high"] - a["value"]) for a in accuracies],
+        ]
+        axes.errorbar(
+            [row["macs"] / 1e9 + 0.02 * shift for row in rows],
+            [100 * a["value"] for a in accuracies],
+            yerr=spread,
+            fmt="o-",
+            ms=3,
+            lw=1.2,
+            elinewidth=0.5,
+            capsize=2,
+            color=colour,
+            label=kind,
+        )
+    axes.set(
+        xlabel="GMACs", ylabel="accuracy %", title=f"Accuracy over cost, {cost['cells']} test cells, 95 % intervals"
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    _save(figure, folder / "accuracy-against-cost.svg", cost)

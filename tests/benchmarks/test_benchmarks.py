@@ -1,0 +1,160 @@
+"""The benchmarks' shared parts, the comparison at a small size, and the page against the committed figures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_vits import busy_compensator, small_vit
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accuracy_against_cost  # noqa: E402
+import compare  # noqa: E402
+import compare_page  # noqa: E402
+import compare_pictures  # noqa: E402
+import measuring  # noqa: E402
+
+from tocom.quickstart.cells import Cell  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def test_the_page_is_what_the_committed_figures_make():
+    assert compare_page.PAGE.read_text(encoding="utf-8") == compare_page.page(measuring.RESULTS), (
+        "docs/benchmarks.md does not follow benchmarks/results: run python benchmarks/compare_page.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "pictures"), [("compare-cpu", "benchmark-batch-*.svg"), ("accuracy_against_cost", "accuracy-*.svg")]
+)
+def test_the_pictures_are_of_the_committed_figures(result, pictures):
+    path, drawn = measuring.RESULTS / f"{result}.json", sorted(compare_page.IMAGES.glob(pictures))
+    assert bool(drawn) == path.exists()
+    for picture in drawn:
+        expected = compare_pictures.digest(json.loads(path.read_text(encoding="utf-8")))
+        assert expected in picture.read_text(encoding="utf-8"), f"{picture.name} is of other figures"
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Figures of a small model: everything but compiling and starting processes."""
+    out = tmp_path_factory.mktemp("quick") / "compare-cpu.json"
+    small = ["--quick", "--compile-minutes", "0", "--starts", "0", "--share", "0", "--threads", "1", "--out"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "QUICK", compare.QUICK[:1])
+        for name in (
+            "TORCHINDUCTOR_CACHE_DIR",
+            "TOCOM_CACHE",
+        ):  # main() sets them; the tests after this one keep theirs
+            patch.setenv(name, "")
+        compare.main([*small, str(out)])
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_the_comparison_times_every_system(quick):
+    group = quick["groups"][0]
+    timed = {(row["system"], row["degree"]) for row in group["rows"] if "samples_ms" in row}
+    assert {("tocom", 0), ("tocom", 4), ("torch", 0), ("torch", 4), ("onnxruntime", 0)} <= timed
+    samples = [row["samples_ms"] for row in group["rows"] if "samples_ms" in row]
+    assert all(len(values) == 3 and min(values) > 0 for values in samples)
+    failed = {row["system"]: row["error"] for row in group["rows"] if "error" in row}
+    assert failed.pop("torch-compiled") == "not compiled: the time for compiling was used up"
+    assert all("openvino" in error for error in failed.values()), failed
+    assert quick["machine"]["cores"]
+    assert quick["exports"][0]["bundle_bytes"] > quick["exports"][0]["dense_onnx_bytes"] * 0.5
+
+
+def test_the_page_shows_the_figures_that_it_is_given(quick, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(measuring.RESULTS / "quickstart.json", results)
+    changed = copy.deepcopy(quick)
+    row = next(r for r in changed["groups"][0]["rows"] if r["system"] == "torch" and r["degree"] == 4)
+    own = next(r for r in changed["groups"][0]["rows"] if r["system"] == "tocom" and r["degree"] == 4)
+    own["samples_ms"], row["samples_ms"] = [2.0, 4.0, 3.0], [6.0, 14.0, 9.0]
+    (results / "compare-cpu.json").write_text(json.dumps(changed), encoding="utf-8")
+    text = compare_page.page(results)
+    assert "| 3.00 [2.00, 4.00] |" in text
+    assert "9.00 [6.00, 14.0]" in text
+    assert "3.00 [3.00, 3.50]" in text
+    assert "A quick run" in text
+    compare_pictures.draw_speed(changed, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["benchmark-batch-1.svg"]
+
+
+def test_a_missing_measurement_is_said_to_be_missing(tmp_path):
+    text = compare_page.page(tmp_path)
+    assert text.count("Not measured yet") == 3
+
+
+def test_variants_are_timed_in_turns():
+    calls = []
+    variants = {name: lambda name=name: (calls.append(name), time.sleep(0.002)) for name in "abc"}
+    times = measuring.interleave(variants, seconds=0, least_rounds=4, settle_s=0)
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 4)
+    assert all(value >= 2.0 for values in times.values() for value in values)
+    turns = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
+    orders = {tuple(turns[start : start + 3]) for start in range(0, len(turns) - 2, 3)}
+    assert len(orders) > 1, "the order is not drawn anew"
+
+
+def test_median_interval_holds_what_it_promises():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        median, low, high = measuring.median_interval(generator.exponential(size=12).tolist())
+        assert low <= median <= high
+        hits += low <= np.log(2) <= high
+    assert 0.945 < hits / 2000 < 0.985
+    assert measuring.median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert measuring.median_interval(list(map(float, range(1, 7))))[1:] == (1.0, 6.0)
+
+
+def test_ratios_are_within_a_round():
+    # The machine is twice as slow in the second round; the ratio does not see it.
+    assert measuring.paired_ratio([10.0, 20.0, 10.0], [5.0, 10.0, 5.0]) == (2.0, 2.0, 2.0)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    generator = np.random.default_rng(0)
+    made = []
+    for index in range(12):
+        label = index % 2
+        pixels = generator.integers(0, 120, (40, 40, 3)) + 120 * label
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        made.append(Cell(path, label))
+    return made
+
+
+def test_accuracy_against_cost_measures_every_way(cells):
+    model = small_vit(num_classes=2)
+    model.dynamic_img_size = False
+    rows = accuracy_against_cost.measure(model, busy_compensator(model), [4], [48], cells, cells)
+    assert [row["kind"] for row in rows] == ["dense", "merge with compensator", "merge", "prune", "smaller image"]
+    by_kind = {row["kind"]: row for row in rows}
+    assert by_kind["smaller image"]["macs"] < by_kind["merge"]["macs"] < by_kind["dense"]["macs"]
+    # Its head was fitted to these very cells, which differ in brightness.
+    assert by_kind["smaller image"]["accuracy"]["value"] == 1.0
+    assert by_kind["dense"]["difference_to_dense"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_difference_is_paired():
+    dense = np.array([True] * 60 + [False] * 40)
+    same = accuracy_against_cost.difference(dense, dense)
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
+    worse = accuracy_against_cost.difference(np.array([True] * 50 + [False] * 50), dense)
+    assert worse["value"] == pytest.approx(-0.1)
+    assert worse["low"] < -0.1 < worse["high"] < 0
