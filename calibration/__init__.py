@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tocom.calibration.accuracy import check_interval, collect_answers, images_needed, measure_accuracy, wilson_interval
 from tocom.calibration.bench import bench
-from tocom.calibration.calibrate import calibrate
-from tocom.calibration.latency import measure_latency
+from tocom.calibration.calibrate import calibrate, saved_profile
+from tocom.calibration.latency import measure_latency, run_latency
 from tocom.calibration.ranking import expected_accuracies, mcnemar
+from tocom.calibration.suggest import Suggestion, suggest_degrees
 
 __all__ = [
+    "Suggestion",
     "bench",
     "calibrate",
     "check_interval",
@@ -18,5 +20,8 @@ __all__ = [
     "mcnemar",
     "measure_accuracy",
     "measure_latency",
+    "run_latency",
+    "saved_profile",
+    "suggest_degrees",
     "wilson_interval",
 ]

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tocom import __version__
 from tocom.calibration.accuracy import check_interval, collect_answers
-from tocom.calibration.latency import Progress, measure_latency
-from tocom.profile import DegreeProfile, Profile
+from tocom.calibration.energy import measure_energy
+from tocom.calibration.latency import LatencyRun, Progress, run_latency
+from tocom.calibration.state import open_reader
+from tocom.calibration.suggest import mark_dominated
+from tocom.errors import CalibrationError
+from tocom.files import atomic_path
+from tocom.profile import PROFILES_FOLDER, DegreeProfile, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "saved_profile"]
 
 
 def calibrate(
     bundle: Path | str,
     images: Path | str | Iterable[tuple[Any, int | None]] | None = None,
     *,
-    samples: int = 200,
-    warmup: int = 5,
+    samples: int = 400,
+    tolerance: float = 0.03,
     backend: str = "auto",
     threads: int | None = None,
     degrees: Sequence[int] | None = None,
@@ -36,15 +42,15 @@ def calibrate(
     Args:
         bundle: The bundle's folder.
         images: What :func:`collect_answers` takes; None measures latency alone.
-        samples: Timed inferences per degree.
-        warmup: Inferences per degree before them.
+        samples: Most timed inferences per degree after the warm-up.
+        tolerance: Half-width of the quantiles' 95 % intervals that is narrow enough to stop before, as a share.
         backend: A backend's name, or ``auto``.
         threads: CPU threads of one inference; None takes the usable physical cores.
         degrees: Degrees to measure; None takes all.
         interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
             percentage points; None takes what they give.
         seed: Of the order of measurement.
-        save: Write the profile beside the bundle.
+        save: Write the profile beside the bundle, and all samples as CSV beside the profile.
         progress: Called with the stage, the steps done and the steps in all.
 
     Raises:
@@ -61,8 +67,16 @@ def calibrate(
         agreement = {} if answers is None or answers.labels is None else answers.agreement()
         if interval_points is not None and accuracy:
             check_interval(accuracy, interval_points)
-        latency = measure_latency(runtime, samples=samples, warmup=warmup, seed=seed, progress=progress)
         identity = identity_of(runtime.bundle, runtime.backend)
+        reader = open_reader(identity["device"])
+        try:
+            run = run_latency(
+                runtime, samples=samples, tolerance=tolerance, seed=seed, reader=reader, progress=progress
+            )
+            energy = measure_energy(runtime, reader, seed=seed, progress=progress)
+        finally:
+            reader.close()
+        latency = run.latency
         profile = Profile(
             device=identity["device"],
             backend=identity["backend"],
@@ -72,18 +86,57 @@ def calibrate(
             bundle_fingerprint=identity["bundle"],
             model=runtime.bundle.model_name,
             degrees={
-                degree: DegreeProfile(latency[degree], accuracy.get(degree), agreement.get(degree))
+                degree: DegreeProfile(
+                    latency[degree], accuracy.get(degree), agreement.get(degree), energy=energy.get(degree)
+                )
                 for degree in latency
             },
             interval=INTERVAL,
             measured={
                 "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "tocom": __version__,
-                "how": "interleaved over the degrees in random order",
                 "seed": seed,
-                "warmup": warmup,
+                **run.described(),
             },
+            device_state=run.state,
         )
+        profile = _with_marks(profile, runtime)
         if save:
             profile.save(runtime.bundle.path)
+            _save_samples(run, runtime.bundle.path / PROFILES_FOLDER / f"{profile.fingerprint}.csv")
+    return profile
+
+
+def _with_marks(profile: Profile, runtime: Runtime) -> Profile:
+    exported = {degree: entry.accuracy for degree, entry in runtime.bundle.degrees.items()}
+    dominated = mark_dominated(profile, exported)
+    degrees = {degree: replace(e, dominated_by=dominated.get(degree)) for degree, e in profile.degrees.items()}
+    return replace(profile, degrees=degrees)
+
+
+def _save_samples(run: LatencyRun, path: Path) -> None:
+    """Write every sample in the order of the rounds, warm-up included: outliers are to be looked at, not dropped."""
+    header = ",".join(["round", "seconds", "warmup", *(f"degree_{degree}_ms" for degree in run.degrees)])
+    lines = [header]
+    for place, (seconds, row) in enumerate(zip(run.seconds, run.rounds_ms, strict=True)):
+        warmup = int(place < run.steadiness.warmup_rounds)
+        lines.append(",".join([str(place), f"{seconds:.3f}", str(warmup), *(f"{ms:.4f}" for ms in row)]))
+    with atomic_path(path) as beside:
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def saved_profile(bundle: Path | str, *, backend: str = "auto", threads: int | None = None) -> Profile:
+    """Return the saved profile that holds for this bundle, device and power mode; measure nothing.
+
+    Raises:
+        BundleError: The bundle is missing or was changed.
+        CalibrationError: No saved profile holds here.
+    """
+    with Runtime.open(bundle, backend, threads=threads, warm=False) as runtime:
+        profile = runtime.profile
+    if profile is None:
+        raise CalibrationError(
+            f"No profile beside {bundle} holds for this device, backend and power mode. Measure one: "
+            f"tocom calibrate {bundle}."
+        )
     return profile

@@ -9,7 +9,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-__all__ = ["cpu_identity", "usable_cores"]
+__all__ = ["cpu_identity", "power_mode", "usable_cores"]
+
+_GOVERNORS = "devices/system/cpu/cpufreq/policy*/scaling_governor"
 
 
 def usable_cores() -> int:
@@ -26,16 +28,37 @@ def usable_cores() -> int:
 
 @cache
 def cpu_identity() -> dict[str, str]:
-    """Return what identifies this CPU device: processor, architecture, cores, system, power mode where one is set."""
-    identity = {
+    """Return what identifies this CPU device: processor, architecture, cores, system. It does not change."""
+    return {
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores": str(usable_cores()),
         "system": platform.system(),
     }
-    if mode := _power_mode():
-        identity["power_mode"] = mode
-    return identity
+
+
+def power_mode(root: Path | str = "/") -> str | None:
+    """Return the power mode that is set now; None where the system has none.
+
+    On a Jetson the one that ``nvpmodel`` reports. Elsewhere the platform profile and the CPU governor, as far as the
+    system has them, such as ``balanced, powersave``.
+
+    Args:
+        root: Where ``/sys`` lies; another folder in tests.
+    """
+    if mode := _nvpmodel():
+        return mode
+    sys = Path(root) / "sys"
+    governors = sorted({text for path in sys.glob(_GOVERNORS) if (text := _read(path))})
+    profile = _read(sys / "firmware" / "acpi" / "platform_profile")
+    return ", ".join([*([profile] if profile else []), *governors]) or None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:
@@ -50,7 +73,7 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _power_mode() -> str | None:
+def _nvpmodel() -> str | None:
     """Return the mode that ``nvpmodel`` reports on a Jetson, None elsewhere."""
     tool = shutil.which("nvpmodel")
     if tool is None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tocom.errors import BudgetError, RequestError
 
-__all__ = ["ON_INFEASIBLE", "Candidate", "Decision", "choose", "frontier", "rank_accuracies"]
+__all__ = ["ON_INFEASIBLE", "Candidate", "Decision", "choose", "dominators", "frontier", "rank_accuracies"]
 
 ON_INFEASIBLE = ("fastest", "raise")
 
@@ -63,11 +63,24 @@ def frontier(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
     Of two equal ones the lower degree stays.
     """
-    kept: list[Candidate] = []
+    dominated = dominators(candidates)
+    kept = [candidate for candidate in candidates if candidate.degree not in dominated]
+    return tuple(sorted(kept, key=lambda c: c.latency_ms, reverse=True))
+
+
+def dominators(candidates: Sequence[Candidate]) -> dict[int, int]:
+    """Return the dominated degrees, each with the degree of the frontier that is at least as accurate and not slower.
+
+    Of two equal ones the lower degree dominates.
+    """
+    dominated: dict[int, int] = {}
+    best: Candidate | None = None
     for candidate in sorted(candidates, key=lambda c: (-c.accuracy, c.latency_ms, c.degree)):
-        if not kept or candidate.latency_ms < kept[-1].latency_ms:
-            kept.append(candidate)
-    return tuple(kept)
+        if best is None or candidate.latency_ms < best.latency_ms:
+            best = candidate
+        else:
+            dominated[candidate.degree] = best.degree
+    return dominated
 
 
 def choose(

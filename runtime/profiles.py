@@ -17,6 +17,7 @@ from tocom.bundle import Bundle
 from tocom.errors import CalibrationError
 from tocom.profile import DegreeProfile, Latency, Profile, find_profiles
 from tocom.runtime.backends import Backend, Engine
+from tocom.runtime.identity import power_mode
 
 __all__ = ["INTERVAL", "identity_of", "latency_of", "matching_profile", "short_profile"]
 
@@ -28,9 +29,10 @@ _SHORT_SECONDS = 5.0
 
 
 def identity_of(bundle: Bundle, backend: Backend, batch: int | None = None) -> dict[str, Any]:
-    """Return what a profile must hold for, to be used with this bundle and backend."""
+    """Return what a profile must hold for, to be used with this bundle and backend, in the power mode set now."""
+    mode = power_mode()
     return {
-        "device": dict(backend.device),
+        "device": {**backend.device, "power_mode": mode} if mode else dict(backend.device),
         "backend": backend.name,
         "precision": bundle.precision,
         "batch": bundle.batch[1] if batch is None else batch,
@@ -62,16 +64,22 @@ def matching_profile(
                 f"The profile {profile.fingerprint} does not hold here: {why}. Measure one with 'tocom calibrate'."
             )
         return profile
+    ignored = []
     for path in find_profiles(bundle.path):
         try:
             profile = Profile.load(path)
         except CalibrationError as error:
-            log.warning("ignored a profile: %s", error)
+            ignored.append(str(error))
             continue
         why = _unfit(profile, identity, degrees)
         if why is None:
+            for mark in () if profile.device_state is None else profile.device_state.marks:
+                log.warning("the profile %s is doubtful: %s. Measure it anew with 'tocom calibrate'.", path, mark)
             return profile
-        log.warning("ignored the profile %s: %s", path, why)
+        ignored.append(f"{path}: {why}")
+    # Beside the one that holds, profiles of other devices and modes are no news.
+    for why in ignored:
+        log.warning("ignored a profile: %s", why)
     return None
 
 

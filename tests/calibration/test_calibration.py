@@ -14,7 +14,14 @@ from PIL import Image
 from scipy.stats import binomtest
 from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bundle
 
-from tocom.calibration import calibrate, images_needed, measure_accuracy, measure_latency, wilson_interval
+from tocom.calibration import (
+    calibrate,
+    images_needed,
+    measure_accuracy,
+    measure_latency,
+    run_latency,
+    wilson_interval,
+)
 from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
 from tocom.profile import Profile
 from tocom.runtime import Runtime
@@ -54,17 +61,34 @@ def test_wilson_interval_refuses_nonsense() -> None:
 def test_latency_orders_degrees_by_their_work(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "b", width=512, layers=[16, 8, 2])
     rounds: list[tuple[str, int, int]] = []
-    latency = measure_latency(bundle.path, samples=20, warmup=2, progress=lambda *step: rounds.append(step))
+    latency = measure_latency(bundle.path, samples=20, progress=lambda *step: rounds.append(step))
     assert list(latency) == [0, 4, 8]
     assert latency[0].p50_ms > latency[4].p50_ms > latency[8].p50_ms > 0
-    assert all(entry.count == 20 for entry in latency.values())
-    assert rounds[-1] == ("latency", 22, 22)
+    assert all(20 <= entry.count <= 30 for entry in latency.values())
+    assert {entry.count for entry in latency.values()} == {latency[0].count}
+    assert rounds[-1][1] == rounds[-1][2] >= 20
+    assert all(done < total for _, done, total in rounds[:-1])
 
 
-@pytest.mark.parametrize("argument", [{"samples": 0}, {"samples": 1.5}, {"samples": True}, {"warmup": -1}])
+@pytest.mark.parametrize(
+    "argument", [{"samples": 0}, {"samples": 1.5}, {"samples": True}, {"tolerance": 0}, {"tolerance": 1.5}]
+)
 def test_bad_sample_counts(bundle: SmallBundle, argument: dict[str, Any]) -> None:
-    with Runtime.open(bundle.path) as runtime, pytest.raises(RequestError, match="must be an integer >="):
+    with (
+        Runtime.open(bundle.path) as runtime,
+        pytest.raises(RequestError, match=r"must be an integer >=|must be a share"),
+    ):
         measure_latency(runtime, **argument)
+
+
+def test_measuring_stops_when_the_intervals_are_narrow_and_all_samples_are_kept(bundle: SmallBundle) -> None:
+    with Runtime.open(bundle.path) as runtime:
+        run = run_latency(runtime, samples=3000, tolerance=0.9)
+        again = run_latency(runtime, samples=5, tolerance=0.001)
+    assert run.stopped.startswith("all intervals within")
+    assert 72 <= run.latency[0].count < 3000
+    assert run.rounds_ms.shape == (run.latency[0].count + run.steadiness.warmup_rounds, 3)
+    assert again.stopped == "5 samples per degree reached (some have no interval, wanted ± 0.1%)"
 
 
 def test_an_absent_degree(bundle: SmallBundle) -> None:
@@ -181,7 +205,11 @@ def test_calibrate_saves_what_the_runtime_then_uses(bundle: SmallBundle, tmp_pat
 def test_calibrate_twice_replaces(bundle: SmallBundle) -> None:
     calibrate(bundle.path, samples=3)
     calibrate(bundle.path, samples=4)
-    (path,) = (bundle.path / "profiles").iterdir()
+    (path,) = (bundle.path / "profiles").glob("*.json")
+    (samples,) = (bundle.path / "profiles").glob("*.csv")
+    lines = samples.read_text().splitlines()
+    assert lines[0] == "round,seconds,warmup,degree_0_ms,degree_4_ms,degree_8_ms"
+    assert len(lines) == 5
     assert Profile.load(path).degrees[0].latency.count == 4
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt_library import import_tensorrt
-from tocom.runtime.identity import _power_mode, cpu_identity, usable_cores
+from tocom.runtime.identity import cpu_identity, power_mode, usable_cores
 
 
 def test_usable_cores_follow_the_affinity() -> None:
@@ -48,7 +48,16 @@ def test_the_power_mode_of_a_jetson(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert _power_mode() == mode
+    empty = tmp_path / "empty"
+    assert power_mode(empty) == mode
+    for policy, governor in enumerate(["powersave", "powersave"]):
+        folder = empty / f"sys/devices/system/cpu/cpufreq/policy{policy}"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(governor + "\n")
+    assert power_mode(empty) == (mode or "powersave")
+    (empty / "sys/firmware/acpi").mkdir(parents=True)
+    (empty / "sys/firmware/acpi/platform_profile").write_text("balanced\n")
+    assert power_mode(empty) == (mode or "balanced, powersave")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tocom.cli import console, output, print_json, steps
 from tocom.profile import Profile
+
+if TYPE_CHECKING:
+    from tocom.bundle import Bundle
+    from tocom.calibration import Suggestion
 
 __all__ = ["register"]
 
@@ -25,8 +29,10 @@ def calibrate(
         Path | None,
         typer.Option(help="Images: one subfolder per class measures accuracy, a flat folder agreement with degree 0."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Timed inferences per degree.")] = 200,
-    warmup: Annotated[int, typer.Option(help="Inferences per degree before them.")] = 5,
+    samples: Annotated[int, typer.Option(help="Most timed inferences per degree after the warm-up.")] = 400,
+    tolerance: Annotated[
+        float, typer.Option(help="Stop before, once the 95 % intervals of p50, p90 and p95 are this narrow: ± 0.03.")
+    ] = 0.03,
     backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
     interval: Annotated[
@@ -34,44 +40,67 @@ def calibrate(
         typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the measuring order.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Measure nothing: take the saved profile of this device and power mode.")
+    ] = False,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Say which degrees to export for this device, and why.")
+    ] = False,
+    max_loss: Annotated[
+        float, typer.Option(help="Points of accuracy that the suggestion may lose on average over the budgets.")
+    ] = 0.05,
+    most: Annotated[int | None, typer.Option(help="Suggest at most so many degrees.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the profile (with --suggest: and the suggestion) as JSON.")
+    ] = False,
 ) -> None:
     """Measure latency (and accuracy, with --images) per degree, and save the profile beside the bundle."""
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
+    from tocom.bundle import Bundle
     from tocom.calibration import calibrate as measure
+    from tocom.calibration import saved_profile, suggest_degrees
 
-    with steps() as progress:
-        profile = measure(
-            bundle,
-            images,
-            samples=samples,
-            warmup=warmup,
-            backend=backend,
-            threads=threads,
-            interval_points=interval,
-            seed=seed,
-            progress=progress,
-        )
+    if reuse:
+        profile = saved_profile(bundle, backend=backend, threads=threads)
+    else:
+        with steps() as progress:
+            profile = measure(
+                bundle,
+                images,
+                samples=samples,
+                tolerance=tolerance,
+                backend=backend,
+                threads=threads,
+                interval_points=interval,
+                seed=seed,
+                progress=progress,
+            )
+    opened = Bundle(bundle, verify=False)
+    suggestion = None
+    if suggest:
+        exported = {degree: entry.accuracy for degree, entry in opened.degrees.items()}
+        suggestion = suggest_degrees(profile, exported, max_loss=max_loss / 100, most=most)
     if as_json:
-        print_json(profile.to_json())
+        content: dict[str, Any] = profile.to_json()
+        print_json(content if suggestion is None else {"profile": content, "suggestion": suggestion.to_json()})
         return
     output.print(_table(profile))
-    console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", highlight=False, soft_wrap=True)
+    for mark in () if profile.device_state is None else profile.device_state.marks:
+        console.print(f"doubtful: {mark}", style="yellow", highlight=False, soft_wrap=True)
+    if suggestion is not None:
+        output.print(_suggestion_table(suggestion, opened))
+        _conclude(suggestion)
+    if not reuse:
+        console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", highlight=False, soft_wrap=True)
 
 
 def _table(profile: Profile) -> Table:
     setting = f"{profile.backend}, {profile.precision}, batch {profile.batch}, {profile.threads} threads"
-    table = Table(title=f"{profile.model}, {setting}")
-    for column in (
-        "degree",
-        "p50 ms",
-        "p90 ms",
-        "p95 ms",
-        "p99 ms",
-        "samples",
-        "accuracy (95 % interval)",
-        "agrees with the lowest",
-    ):
+    mode = profile.device.get("power_mode")
+    table = Table(title=f"{profile.model}, {setting}{f', {mode}' if mode else ''}")
+    energy = any(entry.energy for entry in profile.degrees.values())
+    columns = ["degree", "p50 ms (95 % interval)", "p90 ms", "p95 ms (95 % interval)", "p99 ms", "samples", "outliers"]
+    for column in [*columns, *(["mJ"] if energy else []), "accuracy (95 % interval)", "agrees with the lowest"]:
         table.add_column(column, justify="right")
     for degree, entry in profile.degrees.items():
         latency, accuracy = entry.latency, entry.accuracy
@@ -81,6 +110,48 @@ def _table(profile: Profile) -> Table:
             else (f"{accuracy.kind} {accuracy.value:.3f} ({accuracy.low:.3f}–{accuracy.high:.3f}, n={accuracy.count})")
         )
         agreed = "" if entry.agreement is None else f"{entry.agreement.value:.3f}"
-        quantiles = (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)
-        table.add_row(str(degree), *(f"{q:.2f}" for q in quantiles), str(latency.count), share, agreed)
+        table.add_row(
+            str(degree) if entry.dominated_by is None else f"{degree} (brings nothing: {entry.dominated_by})",
+            _quantile(latency, "p50"),
+            f"{latency.p90_ms:.2f}",
+            _quantile(latency, "p95"),
+            f"{latency.p99_ms:.2f}",
+            str(latency.count),
+            str(latency.outliers),
+            *([f"{entry.energy.millijoules:.1f}" if entry.energy else "–"] if energy else []),
+            share,
+            agreed,
+        )
     return table
+
+
+def _quantile(latency: Any, name: str) -> str:
+    interval = latency.intervals_ms.get(name)
+    value = f"{getattr(latency, f'{name}_ms'):.2f}"
+    return f"{value} (too few)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
+
+
+def _suggestion_table(suggestion: Suggestion, bundle: Bundle) -> Table:
+    table = Table(title="Which degrees to export for this device")
+    for column in ("degree", "tokens out", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    for degree, reason in suggestion.reasons.items():
+        entry = bundle.degrees.get(degree)
+        tokens = "–" if entry is None else str(entry.token_counts[-1])
+        table.add_row(str(degree), tokens, reason, style="bold" if degree in suggestion.degrees else "dim")
+    return table
+
+
+def _conclude(suggestion: Suggestion) -> None:
+    degrees = ",".join(map(str, suggestion.degrees))
+    low, high = suggestion.budgets_ms
+    output.print(f"tocom export … --degrees {degrees}", highlight=False, soft_wrap=True)
+    if suggestion.accuracy == "degree":
+        output.print("accuracy was not measured (--images): chosen by latency alone", highlight=False, soft_wrap=True)
+    else:
+        lost = f"{100 * suggestion.mean_loss:.3f} points on average, at most {100 * suggestion.worst_loss:.2f}"
+        output.print(
+            f"loses {lost}, over budgets of {low:.1f} … {high:.1f} ms, against all {len(suggestion.reasons)} degrees",
+            highlight=False,
+            soft_wrap=True,
+        )
