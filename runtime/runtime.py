@@ -220,7 +220,7 @@ class Runtime:
         start = self._clock()
         if deadline is not None:
             budget_ms = (check_deadline(deadline, budget_ms) - start) * 1e3
-        elif budget_ms is not None:
+        elif budget_ms is not None and not (type(budget_ms) is float and budget_ms > 0.0):
             budget_ms = check_budget(budget_ms)
         return self._answer(images, start, budget_ms, degree)
 
@@ -367,7 +367,9 @@ class Runtime:
             controller = active.controller
             if controller is None:
                 raise self._unusable("infer")
-            begin = max(self._clock(), start)  # an injected clock may go back; a request never waits less than nothing
+            begin = self._clock()
+            if begin < start:  # an injected clock may go back; a request never waits less than nothing
+                begin = start
             queue_ms = (begin - start) * 1e3
             batch = len(images)
             before = controller.current
@@ -382,7 +384,9 @@ class Runtime:
             except EngineError:
                 self._counters.failures += 1
                 raise
-            end = max(self._clock(), begin)
+            end = self._clock()
+            if end < begin:
+                end = begin
             latency_ms = (end - start) * 1e3
             met = budget_ms is None or latency_ms <= budget_ms
             controller.observe(decision.degree, (end - begin) * 1e3, met, batch, pinned=degree is not None)
