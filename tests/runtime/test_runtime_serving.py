@@ -210,7 +210,9 @@ def test_a_stream_paces_a_source_that_does_not_block(runtime: Runtime) -> None:
     begin = time.monotonic()
     frames = list(runtime.stream([images_of(1)] * 6, fps=50))
     assert time.monotonic() - begin >= 5 / 50
-    assert [frame.index for frame in frames] == list(range(6))
+    # A busy machine may drop some, never the last one.
+    assert frames[-1].index == 5
+    assert len(frames) + frames[-1].dropped == 6
     assert all(frame.result.budget_ms == pytest.approx(20.0) for frame in frames)
 
 
