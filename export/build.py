@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.bundle import Bundle
+from tocom.engine_store import engine_name
 from tocom.errors import EngineError, RequestError, TocomError
 from tocom.export.engine_backend import BackendFound, Device, find_backend, find_device
 from tocom.export.engine_options import BuildOptions
@@ -53,6 +54,7 @@ def build(
     version_compatible: bool = False,
     hardware_compatible: bool = False,
     embed_op_plugin: bool = False,
+    compact: bool | None = None,
     timing_cache: Path | str | None = None,
     op_plugin: Path | str | None = None,
     progress: Progress | None = None,
@@ -71,6 +73,8 @@ def build(
         version_compatible: Engines that newer TensorRT versions of the same major load.
         hardware_compatible: Engines for other architectures too.
         embed_op_plugin: Put the op plugin library into the engines; TensorRT does so only with ``version_compatible``.
+        compact: Store engines with their text deflated, for the runtime; False stores them as TensorRT wrote them, for
+            other tools. None: compact for TensorRT-RTX, whose engines are a sixth text.
         timing_cache: File that keeps measured timings; None keeps one beside the engines.
         op_plugin: A library built elsewhere; None builds or takes the cached one.
         progress: Called with what is being done, the steps done, and all steps.
@@ -87,6 +91,7 @@ def build(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     tell = say or (lambda line: None)
+    found = find_backend(backend)
     options = BuildOptions(
         lowering=lowering or "plugin",
         batch=_batch_range(bundle, batch),
@@ -95,10 +100,10 @@ def build(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
         embed_op_plugin=embed_op_plugin,
+        compact=found.name == "tensorrt-rtx" if compact is None else compact,
     )
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
-    found = find_backend(backend)
     if embed_op_plugin and found.name == "tensorrt" and not version_compatible:
         raise RequestError("The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds only there.")
     device = find_device()
@@ -149,6 +154,7 @@ def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, prog
     # An engine that is being replaced has no valid sidecar until the new one stands.
     for plan in stale.values():
         plan.sidecar.unlink(missing_ok=True)
+        (folder / engine_name(plan.degree, compact=not plan.options.compact)).unlink(missing_ok=True)
     # The op plugin is loaded for all jobs of a child or for none; degrees without ops build the same either way.
     library = next((plan.library for plan in stale.values() if plan.library is not None), None)
     if library is not None and not plans[0].options.embed_op_plugin:

@@ -25,6 +25,7 @@ class BuildOptions:
         version_compatible: Engines that newer versions of the same TensorRT major version load.
         hardware_compatible: Engines that run on GPUs of other architectures too (Ampere and newer).
         embed_op_plugin: Put the op plugin library into the engine.
+        compact: Store the engine in a ZIP file with its text deflated (:mod:`tocom.engine_store`).
     """
 
     lowering: str = "plugin"
@@ -34,6 +35,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     embed_op_plugin: bool = False
+    compact: bool = False
 
     def __post_init__(self) -> None:
         """Check every option.

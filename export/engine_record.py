@@ -9,6 +9,7 @@ from typing import Any
 
 from tocom import __version__
 from tocom.bundle import WEIGHTS_NAME, Bundle
+from tocom.engine_store import engine_name
 from tocom.export.engine_backend import BackendFound, Device
 from tocom.export.engine_options import BuildOptions
 from tocom.export.engine_source import OnnxSource
@@ -18,7 +19,6 @@ from tocom.files import sha256_file, write_json
 __all__ = [
     "SCHEMA_VERSION",
     "Plan",
-    "engine_name",
     "is_current",
     "library_name",
     "read_record",
@@ -26,12 +26,8 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA_VERSION = 1
-
-
-def engine_name(degree: int) -> str:
-    """Return the file name of a degree's engine, such as ``degree-08.engine``."""
-    return f"degree-{degree:02d}.engine"
+# Version 2 knows compact engines.
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,12 @@ class Plan:
     @property
     def engine(self) -> Path:
         """The engine's file."""
-        return self.folder / engine_name(self.degree)
+        return self.folder / engine_name(self.degree, compact=self.options.compact)
 
     @property
     def sidecar(self) -> Path:
         """The engine's sidecar."""
-        return self.engine.with_suffix(".json")
+        return (self.folder / engine_name(self.degree)).with_suffix(".json")
 
     def made_from(self) -> dict[str, Any]:
         """Return what the engine depends on besides the ONNX file, as the sidecar says it."""
@@ -142,6 +138,7 @@ def write_record(plan: Plan, built: dict[str, Any]) -> dict[str, Any]:
             "file": plan.engine.name,
             "sha256": built["sha256"],
             "size_bytes": built["size_bytes"],
+            "content_bytes": built["content_bytes"],
             "modified_ns": plan.engine.stat().st_mtime_ns,
         },
         "build_seconds": built["build_seconds"],

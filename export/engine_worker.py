@@ -7,7 +7,6 @@ that the request names. Whatever native code prints goes to standard error, whic
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
 import json
 import os
@@ -17,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
+from tocom.engine_store import pack_engine
 from tocom.errors import EngineError, OutputError
-from tocom.files import atomic_path
+from tocom.files import atomic_path, sha256_file
 
 __all__ = ["main"]
 
@@ -103,14 +103,18 @@ def _build_one(
         raise reporter.fail(f"TensorRT could not build degree {job['degree']}")
     view = memoryview(serialized)
     with atomic_path(job["engine"]) as beside:
-        beside.write_bytes(view)
+        if request["options"]["compact"]:
+            pack_engine(view, beside)
+        else:
+            beside.write_bytes(view)
+        stored = {"size_bytes": beside.stat().st_size, "sha256": sha256_file(beside)}
     if cache is not None:
         with atomic_path(request["timing_cache"]) as beside:
             beside.write_bytes(memoryview(cache.serialize()))
     return {
         **facts,
-        "size_bytes": view.nbytes,
-        "sha256": hashlib.sha256(view).hexdigest(),
+        **stored,
+        "content_bytes": view.nbytes,
         "build_seconds": round(time.perf_counter() - begin, 3),
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.bundle import Bundle
+from tocom.engine_store import engine_name, unpack_engine
 from tocom.errors import EngineError
 from tocom.files import sha256_file
 
@@ -32,8 +33,14 @@ class EngineFile:
     path: Path
     record: Mapping[str, Any]
 
-    def read(self) -> bytes:
-        """Return the engine's bytes.
+    @property
+    def content_bytes(self) -> int:
+        """Bytes that TensorRT is given: more than the file has where it is compact."""
+        engine = self.record["engine"]
+        return int(engine.get("content_bytes", engine["size_bytes"]))
+
+    def read(self) -> bytes | bytearray:
+        """Return the engine as TensorRT wrote it.
 
         Raises:
             EngineError: The file is missing, or is not what its sidecar says.
@@ -54,6 +61,8 @@ class EngineFile:
                 f"The engine {self.path} has sha256 {got}, its sidecar says {expected['sha256']}. Engines can carry "
                 "code, so it is not loaded. Build it again."
             )
+        if self.record["options"].get("compact"):
+            return unpack_engine(content, self.content_bytes, self.path)
         return content
 
 
@@ -99,7 +108,8 @@ def find_engines(bundle: Bundle, backend: str, version: str, device: Mapping[str
             if why is not None:
                 refused.append(f"{folder.name}/{sidecar.name}: {why}")
                 continue
-            engines[entry["degree"]] = EngineFile(entry["degree"], sidecar.with_suffix(".engine"), entry)
+            file = folder / engine_name(entry["degree"], compact=bool(entry["options"].get("compact")))
+            engines[entry["degree"]] = EngineFile(entry["degree"], file, entry)
         if engines:
             return EngineFolder(folder, dict(sorted(engines.items())))
     build = _BUILD.format(bundle=bundle.path, backend=backend)

@@ -273,7 +273,7 @@ class TensorRtBackend:
         needs = {}
         for degree in degrees:
             record = self._file(degree).record
-            size = int(record["engine"]["size_bytes"])
+            size = self._file(degree).content_bytes
             scratch = int(record["engine"].get("device_memory_bytes", size // 4))
             images = 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
             needs[degree] = Need(degree, {(self._file(degree).path.name, 0): size}, scratch, images)

@@ -12,6 +12,7 @@ import pytest
 from tiny_engine_models import DEPTH, tiny_vit
 
 from tocom.bundle import Bundle
+from tocom.engine_store import unpack_engine
 from tocom.errors import BundleError, EngineError, OutputError, RequestError
 from tocom.export import build as build_module
 from tocom.export import export
@@ -59,7 +60,7 @@ def test_native_lowering_has_no_op_plugin_layer_and_keeps_the_dense_engine(bundl
 def test_the_sidecar_tells_everything(bundle, built, op_plugin):
     record = json.loads((built.folder / "degree-02.json").read_text())
     assert record == built.records[2]
-    engine = (built.folder / "degree-02.engine").read_bytes()
+    engine = (built.folder / "degree-02.engine.zip").read_bytes()
     assert record["engine"]["sha256"] == hashlib.sha256(engine).hexdigest()
     assert record["engine"]["size_bytes"] == len(engine)
     assert record["onnx"]["sha256"] == bundle.manifest["files"]["degree-02.onnx"]["sha256"]
@@ -77,6 +78,21 @@ def test_the_sidecar_tells_everything(bundle, built, op_plugin):
     assert record["build_seconds"] > 0
 
 
+def test_compact_engines_hold_what_tensorrt_wrote(bundle, built, op_plugin):
+    packed = built.folder / "degree-02.engine.zip"
+    engine = built.records[2]["engine"]
+    content = unpack_engine(packed.read_bytes(), engine["content_bytes"], packed)
+    plain = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2], compact=False)
+    assert plain.built == (2,)
+    # Building is not deterministic to the byte; its size and the kernels' text are.
+    written = (built.folder / "degree-02.engine").read_bytes()
+    assert plain.records[2]["engine"]["size_bytes"] == len(written)
+    assert written.count(b"__global__") == content.count(b"__global__") > 0
+    assert engine["size_bytes"] < 0.5 * len(written)
+    # One engine per degree: the other form is gone.
+    assert not packed.exists()
+
+
 def test_a_second_build_does_nothing(bundle, built, op_plugin, monkeypatch):
     monkeypatch.setattr(build_module, "build_engines", pytest.fail)
     again = build(Bundle(bundle.path), backend="tensorrt-rtx", op_plugin=op_plugin.path)
@@ -85,20 +101,25 @@ def test_a_second_build_does_nothing(bundle, built, op_plugin, monkeypatch):
 
 
 def test_only_what_changed_is_built_again(bundle, built, op_plugin):
-    (built.folder / "degree-02.engine").write_bytes(b"cut off")
+    (built.folder / "degree-02.engine.zip").write_bytes(b"cut off")
     (built.folder / "degree-04.json").write_text("{")
     again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path)
     assert again.built == (2, 4)
     # A copied engine has another time, and the same content.
-    (built.folder / "degree-00.engine").touch()
+    (built.folder / "degree-00.engine.zip").touch()
     assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == ()
 
 
 def test_what_a_killed_build_left_behind_is_removed(bundle, built, op_plugin):
-    for name in (".degree-02.engine.x7k2", ".degree-02.json.abcd", ".libtocom_op_plugin-0123.so.q", ".timing.cache.zz"):
+    for name in (
+        ".degree-02.engine.zip.x7k2",
+        ".degree-02.json.abcd",
+        ".libtocom_op_plugin-0123.so.q",
+        ".timing.cache.zz",
+    ):
         (built.folder / name).write_bytes(b"half")
     # The engine was replaced, and the sidecar still speaks of the one before.
-    (built.folder / "degree-02.engine").write_bytes(b"a whole engine of another build")
+    (built.folder / "degree-02.engine.zip").write_bytes(b"a whole engine of another build")
     assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == (2,)
     assert [path.name for path in built.folder.glob(".*")] == [".lock"]
 
@@ -125,9 +146,9 @@ def test_a_degree_that_joins_the_bundle_leaves_the_others_alone(bundle, built, o
 
 
 def test_the_op_plugin_is_embedded_on_request(bundle, built, op_plugin):
-    plain = built.records[4]["engine"]["size_bytes"]
+    plain = built.records[4]["engine"]["content_bytes"]
     again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[4], embed_op_plugin=True)
-    assert again.records[4]["engine"]["size_bytes"] >= plain + op_plugin.path.stat().st_size
+    assert again.records[4]["engine"]["content_bytes"] >= plain + op_plugin.path.stat().st_size
     assert again.records[4]["op_plugin"]["file"] is None
 
 
@@ -173,7 +194,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(OutputError, match=r"Cannot write .*degree-00.engine: File too large"):
+        with pytest.raises(OutputError, match=r"Cannot write .*degree-00.engine.zip: File too large"):
             build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

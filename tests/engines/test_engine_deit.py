@@ -1,4 +1,4 @@
-"""DeiT-S at the quickstart's degrees as TensorRT-RTX engines: what they hold, and where asked time and size."""
+"""DeiT-S at the quickstart's degrees as TensorRT-RTX engines: what they hold, their size, and where asked the time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tocom.models import load_model
 DEGREES = (0, 4, 8, 12, 16)
 DEPTH = 12
 BUILD_SECONDS, SECOND_BUILD_SECONDS = 15.0, 1.0
+LARGEST_SHARE = 1.03
 
 pytestmark = pytest.mark.usefixtures("rtx", "no_gpu")
 
@@ -39,15 +40,22 @@ def test_one_op_plugin_layer_per_merging_block_and_static_token_counts(built):
     assert {record["tensors_dynamic_beyond_batch"] for record in engines.records.values()} == {0}
 
 
+def test_engines_are_no_larger_than_the_dense_one(built):
+    engines, _ = built
+    sizes = {degree: record["engine"]["size_bytes"] for degree, record in engines.records.items()}
+    assert max(sizes.values()) <= LARGEST_SHARE * sizes[0]
+    # Unpacked they are: TensorRT-RTX keeps 130 kB of CUDA source for each of its own kernels, and every block of a
+    # compressed model has its own shapes. This holds what was measured.
+    contents = {degree: record["engine"]["content_bytes"] for degree, record in engines.records.items()}
+    assert sizes[0] < contents[0]
+    assert max(contents.values()) <= 1.15 * contents[0]
+
+
 @pytest.mark.slow
 @pytest.mark.serial
-def test_time_and_size(deit, built, op_plugin):
-    engines, seconds = built
-    sizes = {degree: record["engine"]["size_bytes"] for degree, record in engines.records.items()}
-    print(f"\nfive engines in {seconds:.1f} s; bytes {sizes}")
-    # TensorRT-RTX keeps CUDA source for every kernel of every shape: about 1.2 MB for each block whose token count no
-    # other block has. So the goal of 3 % over the dense engine is out of reach there; this holds what was measured.
-    assert max(sizes.values()) <= 1.17 * sizes[0]
+def test_build_time(deit, built, op_plugin):
+    _, seconds = built
+    print(f"\nfive engines in {seconds:.1f} s")
     assert seconds <= BUILD_SECONDS
 
     begin = time.perf_counter()

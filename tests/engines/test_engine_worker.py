@@ -59,6 +59,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     assert (tmp_path / "x.engine").read_bytes() == b"engine"
     done = events[-1]
     assert (done["event"], done["degree"], done["size_bytes"], done["op_plugin_layers"]) == ("done", 4, 6, 1)
+    assert done["content_bytes"] == 6
     assert [event["event"] for event in events[:3]] == ["stage", "begin", "phase"]
     assert {"event": "log", "level": "WARNING", "text": "a warning"} in events
 

@@ -17,6 +17,7 @@ from scripted_cuda import ScriptedCuda
 from small_bundles import SmallBundle
 
 from tocom.bundle import Bundle
+from tocom.engine_store import engine_name, pack_engine
 
 CLASSES, SIZE = 5, 8
 DEGREES = (0, 4, 8)
@@ -36,9 +37,15 @@ def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-
     manifest = Bundle(bundle.path).manifest
     path = bundle.path / "engines" / folder
     path.mkdir(parents=True, exist_ok=True)
+    compact = changes.get("options", {}).get("compact", False)
     for degree in DEGREES:
         content = engine_bytes(degree)
-        (path / f"degree-{degree:02d}.engine").write_bytes(content)
+        file = path / engine_name(degree, compact=compact)
+        if compact:
+            pack_engine(memoryview(content), file)
+        else:
+            file.write_bytes(content)
+        stored = file.read_bytes()
         record = {
             "schema_version": 1,
             "backend": "tensorrt",
@@ -51,7 +58,11 @@ def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-
                 "sha256": manifest["files"][f"degree-{degree:02d}.onnx"]["sha256"],
                 "weights_sha256": manifest["files"]["weights.bin"]["sha256"],
             },
-            "engine": {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+            "engine": {
+                "size_bytes": len(stored),
+                "sha256": hashlib.sha256(stored).hexdigest(),
+                "content_bytes": len(content),
+            },
             **changes,
         }
         (path / f"degree-{degree:02d}.json").write_text(json.dumps(record))

@@ -274,6 +274,15 @@ def test_a_damaged_engine_is_never_deserialized(
         backend.load(4)
 
 
+def test_compact_engines_answer_as_plain_ones(bundle: SmallBundle, opened: Callable[[], TensorRtBackend]) -> None:
+    folder = write_engines(bundle, options={"compact": True})
+    assert (folder / "degree-04.engine.zip").exists()
+    engine = opened().load(4)
+    images = images_of(2)
+    np.testing.assert_allclose(engine.run(images)["logits"], reference(images, 4), rtol=1e-5)
+    engine.close()
+
+
 def test_what_tensorrt_logs_goes_into_the_error(bundle: SmallBundle, opened: Callable[[], TensorRtBackend]) -> None:
     folder = write_engines(bundle)
     replace_engine(folder, 0, b"no engine")

@@ -40,6 +40,14 @@ def build(
         bool,
         typer.Option(help="Put the op plugin library into the engines; TensorRT needs --version-compatible for it."),
     ] = False,
+    compact: Annotated[
+        bool | None,
+        typer.Option(
+            "--compact/--plain",
+            help="Engines with their text deflated, or as TensorRT wrote them, for trtexec and other tools; "
+            "default: compact for TensorRT-RTX.",
+        ),
+    ] = None,
     op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
 ) -> None:
@@ -59,6 +67,7 @@ def build(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             embed_op_plugin=embed_op_plugin,
+            compact=compact,
             timing_cache=timing_cache,
             op_plugin=op_plugin,
             progress=progress,
