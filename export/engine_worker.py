@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from tocom.errors import EngineError, OutputError
 from tocom.files import atomic_path, sha256_file
 
 __all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Reporter:
@@ -232,5 +235,11 @@ def _parser_error(error: Any) -> str:
     return f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}"
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: nobody would write the sidecar of what it builds."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    _die_with_parent()
     sys.exit(main())
