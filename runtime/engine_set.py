@@ -88,6 +88,15 @@ class EngineSet:
             EngineError: No backend, no degree fits, or one cannot be loaded.
             CalibrationError: The given profile does not hold here.
         """
+        try:
+            return cls._open(path, options, profile)
+        except MemoryError as error:
+            raise EngineError(
+                f"Out of memory while opening {path}. Free some, or keep fewer degrees resident."
+            ) from error
+
+    @classmethod
+    def _open(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None) -> EngineSet:
         bundle = Bundle(path, verify=False)
         wanted = _wanted_degrees(bundle, options.degrees)
         # Hashed beside what follows; whoever parses or maps a file waits for its check, and the end does for all.

@@ -130,6 +130,9 @@ def main() -> None:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+    except MemoryError:
+        console.print("[bold red]error:[/] out of memory; free some, or ask for fewer degrees or images at once")
+        sys.exit(1)
     except KeyboardInterrupt:
         console.print("interrupted; nothing half-written was left behind")
         sys.exit(130)

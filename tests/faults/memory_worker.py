@@ -1,0 +1,34 @@
+"""Open a bundle with only so many MiB of address space left, and answer from it. Run by tests.
+
+Usage: memory_worker.py BUNDLE MIB
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime  # noqa: F401  loaded before the limit: it is the bundle that must not fit
+from small_bundles import SIZE
+
+from tocom.errors import EngineError
+from tocom.runtime import Runtime
+
+
+def main(bundle: str, mib: str) -> None:
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = now + int(float(mib) * (1 << 20))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    images = np.ones((1, 3, SIZE, SIZE), np.float32)
+    try:
+        with Runtime.open(bundle, threads=1) as runtime:
+            result = runtime.infer(images)
+            print("served", len(runtime.degrees), result.degree, *map(float, result.outputs["logits"][0]))
+    except EngineError as error:
+        print("refused", error)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
