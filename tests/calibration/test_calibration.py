@@ -213,6 +213,7 @@ def test_calibrate_twice_replaces(bundle: SmallBundle) -> None:
     assert Profile.load(path).degrees[0].latency.count == 4
 
 
+@pytest.mark.fault("images that cannot be read while calibrating", outcome="DataError; no profile is saved")
 def test_an_unreadable_image_stops_before_anything_is_saved(bundle: SmallBundle, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images")
     (folder / "class1" / "9.png").write_bytes(b"no image")

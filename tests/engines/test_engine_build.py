@@ -110,6 +110,7 @@ def test_only_what_changed_is_built_again(bundle, built, op_plugin):
     assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == ()
 
 
+@pytest.mark.fault("parts of a killed build", outcome="the next build removes them")
 def test_what_a_killed_build_left_behind_is_removed(bundle, built, op_plugin):
     for name in (
         ".degree-02.engine.zip.x7k2",
@@ -190,6 +191,7 @@ def test_without_a_library_the_lowering_is_native_and_says_so(bundle, monkeypatc
         build(bundle, backend="tensorrt-rtx", degrees=[2], lowering="plugin")
 
 
+@pytest.mark.fault("a build that may write no more", outcome="OutputError; no engine is left; the next build works")
 def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -243,6 +245,9 @@ def test_a_library_that_is_cut_off(bundle, op_plugin, tmp_path):
         build(bundle, backend="tensorrt-rtx", op_plugin=broken, degrees=[2])
 
 
+@pytest.mark.fault(
+    "an op plugin library that crashes the process", outcome="EngineError that names the signal; the caller lives"
+)
 def test_a_library_that_ends_the_process_is_one_error(bundle, op_plugin, tmp_path, monkeypatch):
     """The content is checked before, so this takes a library that is damaged between the check and its use."""
     broken = tmp_path / "libbroken.so"

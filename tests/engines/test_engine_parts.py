@@ -104,6 +104,7 @@ def test_device_slug():
     assert Device("NVIDIA GeForce RTX 4090", (8, 9)).slug == "nvidia-geforce-rtx-4090-sm89"
 
 
+@pytest.mark.fault("two builds of one folder", outcome="one waits for the other, and says so")
 def test_a_lock_is_exclusive_and_waiting_is_told(tmp_path):
 
     order, waiting = [], threading.Event()

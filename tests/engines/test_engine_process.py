@@ -70,6 +70,9 @@ for job in request["jobs"]:
         ("events.write('{cut'); events.flush(); os.abort()", r"SIGABRT while .* Its log: .*\{cut"),
     ],
 )
+@pytest.mark.fault(
+    "a native crash, a kill or an exit in a build", outcome="EngineError with the captured log; the caller lives"
+)
 def test_a_death_is_one_error_with_the_log(script, message):
     with pytest.raises(EngineError, match=message) as caught:
         follow(f"send(event='begin', degree=0)\nsend(event='log', level='ERROR', text='last words')\n{script}")

@@ -87,6 +87,7 @@ def wrong_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "projection_weights", wrong)
 
 
+@pytest.mark.fault("an export whose ONNX does not compute what torch computes", outcome="ExportError; nothing is left")
 def test_a_wrong_export_is_an_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrong_weights(monkeypatch)
     with pytest.raises(ExportError, match=r"degree-03\.onnx differs from torch") as caught:
@@ -96,6 +97,7 @@ def test_a_wrong_export_is_an_error_and_leaves_nothing(monkeypatch: pytest.Monke
     assert not export(small_vit(), tmp_path / "bundle", degrees=(0, 3), check=False).manifest["degrees"][1]["check"]
 
 
+@pytest.mark.fault("an export over an old bundle that fails", outcome="the old bundle stays")
 def test_a_failed_overwrite_keeps_the_old_bundle(
     plain: Exported, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_places_that_cannot_be_written(plain: Exported, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.fault("an export that may write no more", outcome="OutputError; nothing is left")
 def test_no_room_is_an_output_error_and_leaves_nothing(plain: Exported, tmp_path: Path) -> None:
     """A limit on the size of files stops the writing half-way, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -146,6 +149,7 @@ def test_no_room_is_an_output_error_and_leaves_nothing(plain: Exported, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("Ctrl-C during an export", outcome="nothing is left")
 def test_an_interrupt_leaves_nothing(plain: Exported, tmp_path: Path) -> None:
     def press_ctrl_c(what: str, done: int, total: int) -> None:
         assert 0 <= done < total

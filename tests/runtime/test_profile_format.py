@@ -246,6 +246,7 @@ def test_version_1_is_read_and_written_anew_as_version_2(tmp_path: Path) -> None
         (_with(device_state={"start": {}}), "no valid profile"),
     ],
 )
+@pytest.mark.fault("profile fields of the wrong type or range", outcome="CalibrationError in one line")
 def test_bad_content_is_refused_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))

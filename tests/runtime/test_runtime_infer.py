@@ -93,6 +93,9 @@ def test_a_short_profile_is_measured_with_a_warning(
     assert "tocom calibrate" in caplog.text
 
 
+@pytest.mark.fault(
+    "a profile of another device", outcome="a warning that names the difference; given by name: CalibrationError"
+)
 def test_a_saved_profile_is_found_and_a_foreign_one_ignored_by_name(
     own_bundle: SmallBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_saved_profile_is_found_and_a_foreign_one_ignored_by_name(
         Runtime.open(own_bundle.path, profile=foreign)
 
 
+@pytest.mark.fault("a broken profile beside the bundle", outcome="a warning that names it; a short one is measured")
 def test_a_broken_profile_beside_the_bundle_is_ignored_by_name(
     own_bundle: SmallBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,6 +156,7 @@ def test_bad_images(small_bundle: SmallBundle, images: object, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("images with NaN or infinity", outcome="RequestError; no answer is made of them")
 def test_nan_images_are_refused_when_asked(small_bundle: SmallBundle) -> None:
     images = images_of(1)
     images[0, 0, 0, :2] = (np.nan, np.inf)

@@ -216,6 +216,9 @@ def test_a_stream_paces_a_source_that_does_not_block(runtime: Runtime) -> None:
     assert all(frame.result.budget_ms == pytest.approx(20.0) for frame in frames)
 
 
+@pytest.mark.fault(
+    "a camera that raises in the middle of a stream", outcome="its error reaches the consumer; no thread stays"
+)
 def test_a_stream_ends_with_its_source_or_its_consumer(runtime: Runtime) -> None:
     assert list(runtime.stream([])) == []
 
@@ -254,6 +257,10 @@ def test_reload_serves_the_new_bundle(runtime: Runtime, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "tampered", "broken model"])
+@pytest.mark.fault(
+    "a reload of a bundle that is missing, tampered with or no model",
+    outcome="the error for who reloads; the old bundle serves on",
+)
 def test_a_failed_reload_keeps_the_old_bundle(
     runtime: Runtime, small_bundle: SmallBundle, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,6 +363,7 @@ def _soak(paths: list[SmallBundle], threads: int, requests: int, reloads: int) -
         return wrong, runtime.stats()
 
 
+@pytest.mark.fault("eight threads, random budgets and reloads", outcome="no wrong answer, no failure")
 def test_many_threads_mixed_budgets_and_reloads_give_no_wrong_answer(tmp_path: Path) -> None:
     paths = [write_small_bundle(tmp_path / "a"), write_small_bundle(tmp_path / "b", seed=9)]
     wrong, stats = _soak(paths, threads=8, requests=4000, reloads=4)

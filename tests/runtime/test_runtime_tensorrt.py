@@ -226,6 +226,10 @@ def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
         ("tensorrt-rtx-1.7.1-portable", {}, "has no tensorrt engines"),
     ],
 )
+@pytest.mark.fault(
+    "an engine for another device, TensorRT or bundle",
+    outcome="EngineError that names what differs and the command to build",
+)
 def test_engines_that_do_not_fit_are_named_with_the_reason(
     bundle: SmallBundle,
     opened: Callable[[], TensorRtBackend],
@@ -259,6 +263,7 @@ def test_a_missing_degree_names_the_command(bundle: SmallBundle, opened: Callabl
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.fault("an engine that is flipped, cut or gone", outcome="EngineError; TensorRT never sees a byte of it")
 def test_a_damaged_engine_is_never_deserialized(
     bundle: SmallBundle, opened: Callable[[], TensorRtBackend], damage: str
 ) -> None:
@@ -300,6 +305,9 @@ def test_what_tensorrt_logs_goes_into_the_error(bundle: SmallBundle, opened: Cal
     engine.close()
 
 
+@pytest.mark.fault(
+    "a device that refuses while a CUDA graph is captured", outcome="EngineError; the next request is answered right"
+)
 def test_a_failed_capture_leaves_a_usable_stream(
     bundle: SmallBundle, cuda: ScriptedCuda, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend]
 ) -> None:
@@ -317,6 +325,9 @@ def test_a_failed_capture_leaves_a_usable_stream(
     assert not cuda.graphs
 
 
+@pytest.mark.fault(
+    "out of GPU memory at the nth engine", outcome="that degree is left out; what it had taken is given back"
+)
 def test_out_of_device_memory_is_a_memory_error_and_leaves_nothing(bundle: SmallBundle) -> None:
     write_engines(bundle)
     cuda = ScriptedCuda(memory=9000 + 4 * 4 * (3 * SIZE * SIZE + CLASSES) + 100)
@@ -334,6 +345,10 @@ def test_out_of_device_memory_is_a_memory_error_and_leaves_nothing(bundle: Small
     assert nothing_is_left(cuda)
 
 
+@pytest.mark.fault(
+    "the op plugin missing, or another than the engines were built with",
+    outcome="EngineError that names the library; it is not loaded",
+)
 def test_the_op_plugin_library_is_checked_then_loaded(
     bundle: SmallBundle, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend]
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_second_start_reuses_the_cache(bundle: SmallBundle, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "foreign"])
+@pytest.mark.fault("a cache of packed weights that is flipped, cut, emptied or foreign", outcome="it is built anew")
 def test_a_damaged_cache_is_built_anew(bundle: SmallBundle, tmp_path: Path, damage: str) -> None:
     opened(bundle, tmp_path / "cache")
     cache = cache_of(bundle, tmp_path / "cache")
@@ -138,6 +139,7 @@ def test_a_damaged_cache_is_built_anew(bundle: SmallBundle, tmp_path: Path, dama
     np.testing.assert_allclose(backend.load(4).run(images)["logits"], bundle.reference(images, 4), atol=1e-4)
 
 
+@pytest.mark.fault("no place for the cache of packed weights", outcome="a warning; every degree serves")
 def test_nowhere_to_cache_is_a_warning_and_every_degree_still_answers(
     bundle: SmallBundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -143,6 +143,10 @@ FILE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", FILE_DAMAGE)
+@pytest.mark.fault(
+    "files of a bundle that are missing, truncated, empty, longer, flipped, links or pipes",
+    outcome="BundleError that names the file and both sizes or hashes, before anything parses it",
+)
 def test_damaged_files_are_refused_by_name(folder: Path, kind: str) -> None:
     damage, message = FILE_DAMAGE[kind]
     damage(folder / "weights.bin")
@@ -169,6 +173,7 @@ def test_files_that_the_manifest_does_not_name_are_never_opened(folder: Path) ->
 @pytest.mark.parametrize(
     "name", ["../outside", "a/../../outside", "/etc/passwd", "..", "", ".", "./bundle.json", "bundle.json", "a\0b"]
 )
+@pytest.mark.fault("names in the manifest that point out of the bundle", outcome="BundleError; nothing is opened")
 def test_names_that_point_out_of_the_bundle(folder: Path, name: str) -> None:
     manifest = manifest_of(FILES)
     manifest["files"][name] = {"sha256": "0" * 64, "size": 1}
@@ -199,6 +204,9 @@ def test_names_that_point_out_of_the_bundle(folder: Path, name: str) -> None:
         (b'{"schema_version": 1}', "'model' must be of type dict. Got None instead"),
     ],
 )
+@pytest.mark.fault(
+    "a manifest that is missing, empty, cut, no JSON, too deep or of another version", outcome="BundleError in one line"
+)
 def test_manifests_that_are_none(folder: Path, content: bytes | None, message: str) -> None:
     (folder / "bundle.json").unlink()
     if content is not None:
@@ -216,6 +224,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
             Bundle(path)
 
 
+@pytest.mark.fault("a manifest of many megabytes", outcome="BundleError before it is read")
 def test_a_manifest_too_large_is_not_read(folder: Path) -> None:
     with (folder / "bundle.json").open("wb") as file:
         file.truncate(17 << 20)
@@ -237,6 +246,9 @@ JSON = st.recursive(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.fault(
+    "random changes of a manifest's fields", outcome="BundleError, or a bundle that says what the manifest says"
+)
 def test_any_change_of_a_manifest_is_an_error_or_still_a_bundle(folder: Path, data: st.DataObject) -> None:
     manifest = copy.deepcopy(manifest_of(FILES))
     for _ in range(data.draw(st.integers(1, 2))):

@@ -115,6 +115,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.fault("a compensator whose tensors or metadata are wrong", outcome="CompensatorError in one line")
 def test_damage_is_one_readable_line(kind: str, saved: Path) -> None:
     change, message = DAMAGE[kind]
     tensors, metadata = read(saved)
@@ -142,6 +143,9 @@ def test_missing_or_a_folder(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
+@pytest.mark.fault(
+    "a compensator cut or flipped anywhere", outcome="CompensatorError, or a compensator of the same shape"
+)
 def test_a_file_cut_or_flipped_anywhere_is_refused_or_the_same_size(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -54,6 +54,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException]
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault("no room while a file is written", outcome="OutputError; the old file stays")
 def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -44,6 +44,9 @@ def _lines(process: subprocess.Popen[str], until: int | None = None) -> list[lis
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.fault(
+    "a training killed three times", outcome="it ends with the weights of the run that was never killed, bit for bit"
+)
 def test_killed_three_times_the_run_ends_the_same(worker: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     model = small_vit(depth=2)
     config = TrainingConfig(**CONFIG, steps=STEPS)  # type: ignore[arg-type]
@@ -183,6 +186,10 @@ def test_a_checkpoint_of_another_backbone_or_other_images_is_refused(
         train(model, list(small_images(model, 12)), config, checkpoint=checkpoint, resume=True)
 
 
+@pytest.mark.fault(
+    "a checkpoint that is cut, empty, of another version, or a pickle that runs code",
+    outcome="TrainingError; no code of it runs, and it is kept",
+)
 def test_a_checkpoint_is_neither_overwritten_nor_invented(
     model: VisionTransformer, images: list[Tensor], checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_an_empty_folder_and_a_single_image_are_refused(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.fault("images that cannot be read while training", outcome="they are passed over and counted")
 def test_corrupt_images_are_passed_over_and_counted(
     model: VisionTransformer, folder: Callable[[int], Path], workers: int
 ) -> None:
@@ -212,6 +213,7 @@ def test_corrupt_images_are_passed_over_and_counted(
         train(model, files, config)
 
 
+@pytest.mark.fault("a loss that is not finite", outcome="TrainingError; the last good checkpoint stays")
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     model: VisionTransformer, images: list[Tensor], tmp_path: Path
 ) -> None:

@@ -1,0 +1,128 @@
+"""Write docs/reliability.md from the tests: one row per ``@pytest.mark.fault``.
+
+    python tests/faults/reliability_page.py
+
+The tests are read, not run: what stands in the page is what the suites run. A test compares the page with this.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+PAGE = TESTS.parent / "docs" / "reliability.md"
+
+# The first pattern that fits decides.
+SECTIONS = (
+    ("Serving", ("faults/test_serving*", "faults/test_memory*", "runtime/test_runtime_[!tw]*")),
+    ("Engines and the op plugin", ("engines/*", "plugins/*", "runtime/test_runtime_tensorrt*")),
+    ("The disk, and processes that die", ("faults/test_no_space*", "faults/test_kills*", "tocom/test_files*",
+                                          "export/*", "training/*", "calibration/*", "runtime/*cache*")),
+    ("Files that are damaged or hostile", ("faults/*", "tocom/*", "runtime/*", "cli/*", "packaging/*", "docs/*")),
+)  # fmt: skip
+
+_HEAD = """\
+# Reliability
+
+What can go wrong, what must follow, and the test that proves it. Made by `python tests/faults/reliability_page.py` from
+the marker `fault` of the tests; a test compares this page with what the script writes. Do not edit it by hand.
+
+`make test` runs every test named here; those marked *long* run in `make test-slow` too, with more repetitions.
+`make fuzz` feeds damaged manifests, profiles and compensators to their readers for ten minutes; `make soak` serves for
+an hour under random budgets, faults and reloads and writes `benchmarks/results/soak.json`.
+
+**A device that falls silent** cannot be interrupted: a call into a driver returns when it returns. So `Runtime.open`
+takes `timeout_s`: inferences then run on a thread of the runtime's own, and a request that is not answered in time ends
+in EngineError, as do all further ones until the device answers again or `reload()` opened it anew. On a GPU the limit
+is 60 s unless another is given. On the CPU there is none unless one is given: there the caller's own thread computes,
+and a thread in between costs about 30 µs a request.
+
+**Parts of dead processes.** Outputs are written beside their place, under a hidden name ending in `.tocom-part` that
+its writer holds a lock on. The lock dies with the process, so the next run for the same output knows the part for
+stale and removes it. An existing folder is exchanged for the new one in one step where the file system can.
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row.
+
+    Attributes:
+        name: What goes wrong.
+        outcome: What must follow.
+        test: File below ``tests/`` and function.
+        long: A longer variant runs in the long suite.
+        default: A variant runs in the default suite.
+    """
+
+    name: str
+    outcome: str
+    test: str
+    long: bool
+    default: bool
+
+    @property
+    def section(self) -> str:
+        """The title that it stands under."""
+        path = self.test.split("::")[0]
+        return next(title for title, patterns in SECTIONS if any(fnmatch.fnmatch(path, p) for p in patterns))
+
+
+@cache
+def faults() -> tuple[Fault, ...]:
+    """Return every fault that a test is marked with, in the order of the files."""
+    return tuple(fault for path in sorted(TESTS.rglob("test_*.py")) for fault in _faults_of(path))
+
+
+def page() -> str:
+    """Return the page."""
+    found = faults()
+    parts = [_HEAD]
+    for title, _ in SECTIONS:
+        rows = [
+            f"| {fault.name} | {fault.outcome} | `{fault.test}`{_when(fault)} |"
+            for fault in found
+            if fault.section == title
+        ]
+        parts.append(
+            f"\n## {title}\n| fault | must follow | proved by |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        )
+    return "".join(parts)
+
+
+def _when(fault: Fault) -> str:
+    if not fault.long:
+        return ""
+    return ", *long*" if fault.default else ", *long* only"
+
+
+def _faults_of(path: Path) -> Iterator[Fault]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    shared = {  # decorators that a module names once
+        target.id: statement.value
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef) or not function.name.startswith("test_"):
+            continue
+        decorators = [shared.get(d.id, d) if isinstance(d, ast.Name) else d for d in function.decorator_list]
+        slow = any(ast.unparse(decorator) == "pytest.mark.slow" for decorator in decorators)
+        varied = any("pytest.mark.slow" in ast.unparse(decorator) for decorator in decorators)
+        for decorator in decorators:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.fault":
+                (name,) = (ast.literal_eval(argument) for argument in decorator.args)
+                (outcome,) = (ast.literal_eval(keyword.value) for keyword in decorator.keywords)
+                test = f"{path.relative_to(TESTS)}::{function.name}"
+                yield Fault(name, outcome, test, long=varied, default=not slow)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
