@@ -1,4 +1,4 @@
-"""Where an ONNX file's tensors lie: reads and rewrites their external-data entries, without the onnx package.
+"""Reads what is needed of an ONNX file, and rewrites where its tensors lie, without the onnx package.
 
 An ONNX file is one protobuf message. What is asked for is walked; every other byte is passed over, or through as it
 is. Field numbers are those of onnx.proto, which never change.
@@ -10,7 +10,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Place", "Tensor", "external_places", "read_tensors", "rewrite_external_data"]
+__all__ = [
+    "Place",
+    "Tensor",
+    "external_places",
+    "read_fields",
+    "read_number",
+    "read_tensors",
+    "rewrite_external_data",
+]
 
 _GRAPH, _INITIALIZER, _DIMS, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 1, 13, 1, 2
 _LENGTH_DELIMITED = 2
@@ -99,7 +107,7 @@ def _places(message: bytes, kind: str, depth: int) -> Iterator[Place]:
     if kind == "tensor":
         yield _place(message)
         return
-    for number, header, content in _fields(message):
+    for number, header, content in read_fields(message):
         child = _CHILDREN[kind].get(number)
         if child is not None and header[0] & 7 == _LENGTH_DELIMITED:
             yield from _places(content, child, depth + 1)
@@ -122,10 +130,10 @@ def read_tensors(model: bytes) -> list[Tensor]:
         ValueError: The bytes are no protobuf message.
     """
     tensors = []
-    for number, _, graph in _fields(model):
+    for number, _, graph in read_fields(model):
         if number != _GRAPH:
             continue
-        for inner, _, content in _fields(graph):
+        for inner, _, content in read_fields(graph):
             if inner == _INITIALIZER:
                 tensors.append(_tensor(content))
     return tensors
@@ -149,7 +157,7 @@ def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
     if not path:
         return _rewrite_tensor(message, change)
     pieces = []
-    for number, header, content in _fields(message):
+    for number, header, content in read_fields(message):
         if number == path[0] and header[0] & 7 == _LENGTH_DELIMITED:
             pieces.append(_delimited(number, _rewrite(content, path[1:], change)))
         else:
@@ -161,16 +169,16 @@ def _tensor(message: bytes) -> Tensor:
     dims: list[int] = []
     kind = 0
     entries: dict[str, str] = {}
-    for number, header, content in _fields(message):
+    for number, header, content in read_fields(message):
         if number == _DIMS and header[0] & 7 == _LENGTH_DELIMITED:
             place = 0
             while place < len(content):
                 size, place = _varint(content, place)
                 dims.append(size)
         elif number == _DIMS:
-            dims.append(_varint(content, 0)[0])
+            dims.append(read_number(content))
         elif number == _DATA_TYPE:
-            kind = _varint(content, 0)[0]
+            kind = read_number(content)
         elif number == _EXTERNAL_DATA:
             key, value = _pair(content)
             if key in entries:
@@ -187,13 +195,13 @@ def _tensor(message: bytes) -> Tensor:
 
 
 def _pair(message: bytes) -> tuple[str, str]:
-    texts = {number: content.decode() for number, _, content in _fields(message)}
+    texts = {number: content.decode() for number, _, content in read_fields(message)}
     return texts.get(_KEY, ""), texts.get(_VALUE, "")
 
 
 def _rewrite_tensor(message: bytes, change: Change) -> bytes:
     kept, entries = [], {}
-    for number, header, content in _fields(message):
+    for number, header, content in read_fields(message):
         if number == _EXTERNAL_DATA:
             key, value = _pair(content)
             entries[key] = value
@@ -207,8 +215,21 @@ def _rewrite_tensor(message: bytes, change: Change) -> bytes:
     return b"".join(kept)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield number, header bytes (tag and length) and content of each field."""
+def read_number(content: bytes) -> int:
+    """Return the number that a field's content encodes.
+
+    Raises:
+        ValueError: It encodes none.
+    """
+    return _varint(content, 0)[0]
+
+
+def read_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield number, header bytes (tag and length) and content of each field of a protobuf message.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
     place = 0
     while place < len(message):
         start = place
