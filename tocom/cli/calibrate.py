@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from tocom.profile import Profile
 if TYPE_CHECKING:
     from tocom.bundle import Bundle
     from tocom.calibration import Suggestion
+    from tocom.calibration.blocks import BlockTimes
 
 __all__ = ["register"]
 
@@ -50,6 +52,9 @@ def calibrate(
         float, typer.Option(help="Points of accuracy that the suggestion may lose on average over the budgets.")
     ] = 0.05,
     most: Annotated[int | None, typer.Option(help="Suggest at most so many degrees.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report/report.html beside the bundle's files: one file, no network.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the profile (with --suggest: and the suggestion) as JSON.")
     ] = False,
@@ -58,7 +63,7 @@ def calibrate(
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
     from tocom.bundle import Bundle
     from tocom.calibration import calibrate as measure
-    from tocom.calibration import saved_profile, suggest_degrees
+    from tocom.calibration import saved_profile, suggest_degrees, write_report
 
     if reuse:
         profile = saved_profile(bundle, backend=backend, threads=threads)
@@ -77,21 +82,42 @@ def calibrate(
             )
     opened = Bundle(bundle, verify=False)
     suggestion = None
-    if suggest:
+    if suggest or report:
         exported = {degree: entry.accuracy for degree, entry in opened.degrees.items()}
         suggestion = suggest_degrees(profile, exported, max_loss=max_loss / 100, most=most)
+    page = None
+    if report:
+        with steps() as progress:
+            page = write_report(profile, opened, suggestion=suggestion, blocks=_blocks(profile, opened, progress))
     if as_json:
         content: dict[str, Any] = profile.to_json()
-        print_json(content if suggestion is None else {"profile": content, "suggestion": suggestion.to_json()})
+        print_json(
+            content if not suggest or suggestion is None else {"profile": content, "suggestion": suggestion.to_json()}
+        )
         return
     output.print(_table(profile))
     for mark in () if profile.device_state is None else profile.device_state.marks:
         console.print(f"doubtful: {mark}", style="yellow", highlight=False, soft_wrap=True)
-    if suggestion is not None:
+    if suggest and suggestion is not None:
         output.print(_suggestion_table(suggestion, opened))
         _conclude(suggestion)
     if not reuse:
         console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"wrote {page}", highlight=False, soft_wrap=True)
+
+
+def _blocks(profile: Profile, bundle: Bundle, progress: Callable[[str, int, int], None]) -> list[BlockTimes]:
+    """Return the times per block of every degree, where ONNX Runtime on the CPU measured them."""
+    from tocom.calibration import block_times
+
+    if profile.backend != "onnxruntime":
+        return []
+    found: list[BlockTimes] = []
+    for degree in profile.degrees:
+        progress("where the time goes", len(found), len(profile.degrees))
+        found.append(block_times(bundle, degree, threads=profile.threads))
+    return found
 
 
 def _table(profile: Profile) -> Table:
