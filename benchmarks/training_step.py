@@ -62,7 +62,7 @@ def make_step(model: VisionTransformer, config: TrainingConfig, *, checkpointing
         places=Places(),
         processes=Processes(),  # type: ignore[arg-type]
     )
-    distill = Distillation(model, compensator, loss="kl", precision=config.precision)
+    distill = Distillation(model, compensator, loss="kl", hidden=config.hidden, precision=config.precision)
 
     def step(images: Tensor, source: int, target: int) -> None:
         model.grad_checkpointing = checkpointing

@@ -5,7 +5,8 @@ Source: ToCom, arXiv 2408.06798, section 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -80,13 +81,17 @@ class Distillation(nn.Module):
         model: Frozen, in evaluation mode.
         compensator: What learns.
         loss: A key of ``LOSSES``.
+        hidden: Weight of the loss between the class tokens on the way, see :class:`tocom.training.TrainingConfig`.
         precision: ``fp32``, ``bf16`` or ``fp16``: what autocast computes products in.
     """
 
-    def __init__(self, model: VisionTransformer, compensator: Compensator, *, loss: str, precision: str) -> None:
+    def __init__(
+        self, model: VisionTransformer, compensator: Compensator, *, loss: str, hidden: float, precision: str
+    ) -> None:
         super().__init__()
         self.compensator = compensator
         self._backbone = (model,)
+        self._hidden = hidden
         self._logits, self._loss = loss == "kl", LOSSES[loss]
         self._dtype = PRECISIONS[precision]
 
@@ -103,12 +108,36 @@ class Distillation(nn.Module):
         student = compress(
             model, target, method=method, compensator=self.compensator, source_degree=source, merged=False
         )
-        with torch.autocast(images.device.type, self._dtype, enabled=self._dtype is not None):
+        with (
+            torch.autocast(images.device.type, self._dtype, enabled=self._dtype is not None),
+            _class_tokens(model, record=self._hidden > 0) as tokens,
+        ):
             if expected is None:
                 with torch.no_grad():
                     expected = self._output(compress(model, source, method=method), images)
+            known = tokens[:]
+            tokens.clear()
             found = self._output(student, images)
-        return self._loss(found, expected)
+        loss = self._loss(found, expected)
+        if known:
+            loss = loss + self._hidden * _cosine(torch.stack(tokens), torch.stack(known))
+        return loss
 
     def _output(self, model: VisionTransformer, images: Tensor) -> Tensor:
         return model(images) if self._logits else model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+@contextlib.contextmanager
+def _class_tokens(model: VisionTransformer, *, record: bool) -> Iterator[list[Tensor]]:
+    """Yield a list that grows by a class token [batch, channels] for every block from the second on that runs.
+
+    Teacher and student share the blocks' norms, so the same hooks see both.
+    """
+    tokens: list[Tensor] = []
+    norms = [block.norm1 for index, block in model.blocks.named_children() if index != "0"] if record else []
+    hooks = [norm.register_forward_hook(lambda _, __, output: tokens.append(output[:, 0])) for norm in norms]
+    try:
+        yield tokens
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -111,7 +111,9 @@ class Run:
             TrainingError: See :func:`tocom.training.train`.
         """
         config, count = self.config, len(self.images)  # type: ignore[arg-type]
-        distill: nn.Module = Distillation(self._model, self.compensator, loss=self._loss, precision=config.precision)
+        distill: nn.Module = Distillation(
+            self._model, self.compensator, loss=self._loss, hidden=config.hidden, precision=config.precision
+        )
         if self.processes.count > 1:
             distill = DistributedDataParallel(distill, broadcast_buffers=False)
         if not self._resumed():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tocom import Compensator, compress
 from tocom.data import ImageFiles
+from tocom.distillation import Distillation
 from tocom.errors import DataError, ModelError, RequestError, TrainingError
 from tocom.image_order import order
 from tocom.models import input_config
@@ -97,6 +98,7 @@ def test_training_lowers_the_loss(model: VisionTransformer, images: list[Tensor]
         ({"accumulation": 2}, 1e-5),
         ({"accumulation": 4}, 1e-5),
         ({"activation_checkpointing": True}, 0),
+        ({"activation_checkpointing": True, "hidden": 0.5}, 0),
         ({"accumulation": 2, "activation_checkpointing": True, "method": "prune"}, 1e-5),
         # Eight bits of mantissa in products; AdamW makes of a sign that turns one learning rate.
         ({"precision": "bf16"}, 8e-3),
@@ -107,7 +109,7 @@ def test_training_lowers_the_loss(model: VisionTransformer, images: list[Tensor]
 def test_how_a_batch_is_computed_does_not_change_the_result(
     model: VisionTransformer, images: list[Tensor], options: dict[str, object], atol: float
 ) -> None:
-    base = {**SMALL, "method": options.get("method", "merge")}
+    base = {**SMALL, "method": options.get("method", "merge"), "hidden": options.get("hidden", 0.0)}
     plain = train(model, images, TrainingConfig(**base))  # type: ignore[arg-type]
     other = train(model, images, TrainingConfig(**{**base, **options}))  # type: ignore[arg-type]
     assert _distance(plain, other) <= atol
@@ -263,6 +265,7 @@ def test_a_model_that_is_compressed_already_is_refused(model: VisionTransformer,
         ({"accumulation": 3}, "'accumulation' parameter must divide the batch of 8"),
         ({"learning_rate": 0.0}, "'learning_rate' parameter must be a positive number"),
         ({"scale": float("nan")}, "'scale' parameter must be a positive number"),
+        ({"hidden": -1.0}, "'hidden' parameter must be zero or a positive number"),
         ({"weight_decay": -0.1}, "'weight_decay' parameter must be zero or a positive number"),
         ({"final_learning_rate": float("inf")}, "'final_learning_rate' parameter"),
         ({"precision": "int8"}, "'precision' parameter must be one of fp32, bf16, fp16"),
@@ -290,5 +293,33 @@ def test_known_answers_take_the_teachers_place(images: list[Tensor], model: Visi
     assert _distance(train(model, images, config), train(model, images, config, teacher=answers)) < 1e-5
     with pytest.raises(RequestError, match="one answer per image"):
         train(model, images, config, teacher=answers[:3])
-    with pytest.raises(RequestError, match="needs a fixed 'source_degree' and flip=False"):
+    with pytest.raises(RequestError, match="needs a fixed 'source_degree', flip=False"):
         train(model, images, TrainingConfig(**SMALL), teacher=answers)  # type: ignore[arg-type]
+
+
+def test_hidden_compares_the_class_tokens_behind_every_later_norm(
+    model: VisionTransformer, images: list[Tensor]
+) -> None:
+    def class_tokens(degree: int) -> list[Tensor]:
+        """Run the compressed stack block by block; what each later block's first norm makes of the class token."""
+        blocks = compress(model, degree).blocks
+        x, size, found = model.norm_pre(model._pos_embed(model.patch_embed(batch))), None, []
+        for index in range(len(blocks)):
+            if index:
+                found.append(blocks[index].norm1(x)[:, 0])
+            x, size = blocks._block(index, x, size)
+        return found
+
+    batch = torch.stack(images)
+    compensator = Compensator.for_model(model, groups=4)  # untrained: it changes nothing
+    plain, both = (Distillation(model, compensator, loss="kl", hidden=hidden, precision="fp32") for hidden in (0, 0.5))
+    with torch.no_grad():
+        expected = torch.stack(
+            [1 - torch.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(*map(class_tokens, (1, 4)), strict=True)]
+        ).mean()
+        assert expected > 1e-4
+        torch.testing.assert_close(both(batch, 1, 4) - plain(batch, 1, 4), 0.5 * expected)
+    assert not any(module._forward_hooks for module in model.modules())
+    pooled = small_vit(class_token=False, global_pool="avg")
+    with pytest.raises(RequestError, match="the model has none"):
+        train(pooled, images, TrainingConfig(**SMALL, hidden=1.0))  # type: ignore[arg-type]

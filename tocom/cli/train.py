@@ -38,6 +38,9 @@ def train(
     rank: Annotated[int, typer.Option(help="Rank of each degree step.")] = 2,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
     loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', or 'auto'.")] = "auto",
+    hidden: Annotated[
+        float, typer.Option(help="Weight of a second loss, between the class tokens behind every block.")
+    ] = 0.0,
     step_count: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Parts to compute a batch in; saves memory.")] = 1,
@@ -81,6 +84,7 @@ def train(
         rank=rank,
         method=method,
         loss=loss,
+        hidden=hidden,
         steps=step_count,
         batch_size=batch_size,
         accumulation=accumulation,
