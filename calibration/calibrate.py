@@ -35,6 +35,7 @@ def calibrate(
     interval_points: float | None = None,
     seed: int = 0,
     save: bool = True,
+    trusted_keys: Sequence[Path | str] | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure a bundle on this device and save the profile to ``bundle/profiles/``.
@@ -51,6 +52,7 @@ def calibrate(
             percentage points; None takes what they give.
         seed: Of the order of measurement.
         save: Write the profile beside the bundle, and all samples as CSV beside the profile.
+        trusted_keys: As for :meth:`Runtime.open`.
         progress: Called with the stage, the steps done and the steps in all.
 
     Raises:
@@ -59,7 +61,9 @@ def calibrate(
         EngineError: A degree cannot be loaded or run.
         OutputError: The profile cannot be written.
     """
-    with Runtime.open(bundle, backend, degrees=degrees, threads=threads, warm=False) as runtime:
+    with Runtime.open(
+        bundle, backend, degrees=degrees, threads=threads, warm=False, trusted_keys=trusted_keys
+    ) as runtime:
         runtime.warm_up(expect_profile=False)
         # Accuracy first: bad images show within seconds, before minutes of timing.
         answers = None if images is None else collect_answers(runtime, images, progress=progress)

@@ -103,6 +103,8 @@ def build(
         compact=found.name == "tensorrt-rtx" if compact is None else compact,
     )
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
+    for degree in chosen:
+        bundle.read_onnx(degree)  # a parser follows every path in the file: they must lead to the manifest's files
     sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
     if embed_op_plugin and found.name == "tensorrt" and not version_compatible:
         raise RequestError("The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds only there.")

@@ -20,6 +20,7 @@ from tocom.runtime.guard import Guard, GuardedEngine
 from tocom.runtime.memory import best_subset, set_bytes, set_value
 from tocom.runtime.policy import rank_accuracies
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
+from tocom.signing import PublicKey
 
 __all__ = ["FLOAT32", "EngineSet", "OpenOptions"]
 
@@ -40,6 +41,7 @@ class OpenOptions:
         check_finite: Refuse images with NaN or infinity.
         controller: How degrees are chosen.
         timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
+        trusted_keys: Refuse bundles and engines that none of these keys signed; None asks for no signature.
     """
 
     backend: str = "auto"
@@ -49,6 +51,7 @@ class OpenOptions:
     check_finite: bool = False
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     timeout_s: float | str | None = "auto"
+    trusted_keys: tuple[PublicKey, ...] | None = None
 
 
 class EngineSet:
@@ -97,7 +100,7 @@ class EngineSet:
 
     @classmethod
     def _open(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None) -> EngineSet:
-        bundle = Bundle(path, verify=False)
+        bundle = Bundle(path, verify=False, trusted_keys=options.trusted_keys)
         wanted = _wanted_degrees(bundle, options.degrees)
         # Hashed beside what follows; whoever parses or maps a file waits for its check, and the end does for all.
         bundle.begin_verify()

@@ -29,6 +29,7 @@ from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
 from tocom.runtime.stream import Frame, stream_frames
 from tocom.runtime.submission import Submission, SubmissionQueue
+from tocom.signing import load_public_keys
 
 __all__ = ["Runtime", "State"]
 
@@ -90,6 +91,7 @@ class Runtime:
         queue_limit: int = 64,
         timeout_s: float | str | None = "auto",
         warm: bool = True,
+        trusted_keys: Sequence[Path | str] | None = None,
     ) -> Runtime:
         """Open a bundle: check every file's hash, load the degrees, find or measure a profile, warm up.
 
@@ -111,9 +113,11 @@ class Runtime:
                 ``auto`` is 60 on a GPU and None on the CPU, where the caller's own thread computes. A number moves
                 inferences to a thread of the runtime's own, which costs about 30 µs each.
             warm: Call :meth:`warm_up` now.
+            trusted_keys: Files of public keys; a bundle, or an engine, that none of them signed is refused, on a
+                reload too. None asks for no signature.
 
         Raises:
-            BundleError: The bundle is missing, corrupt, or was changed.
+            BundleError: The bundle is missing, corrupt, was changed, or is not signed by a trusted key.
             DegreeError: ``degrees`` names one that the bundle lacks.
             EngineError: No backend, no degree fits, or one cannot be loaded.
             CalibrationError: ``profile`` is not valid, or was measured elsewhere.
@@ -129,6 +133,7 @@ class Runtime:
             check_finite=check_finite,
             controller=ControllerConfig(quantile=quantile, hysteresis=hysteresis, on_infeasible=on_infeasible),
             timeout_s=timeout_s,
+            trusted_keys=None if trusted_keys is None else load_public_keys(trusted_keys),
         )
         runtime = cls(EngineSet.load(bundle_path, options, profile), options, queue_limit=queue_limit)
         if warm:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from tocom.files import FileState, file_state, open_regular, sha256_open
 from tocom.json_files import check_seal, parse_json
 from tocom.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
 from tocom.onnx_wire import external_places
+from tocom.signing import PublicKey, signed_files
 
 __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
 
@@ -54,19 +56,25 @@ class Bundle:
     Args:
         path: The bundle's folder.
         verify: Check size and sha256 of every file now; without it, :meth:`require_verified` does.
+        trusted_keys: Refuse a bundle that none of these keys signed; None asks for no signature.
 
     Attributes:
         manifest: The manifest's content.
         fingerprint: sha256 of the manifest: names this exact bundle in profiles and engines.
 
     Raises:
-        BundleError: The folder or manifest is missing, malformed, of another version, or a file does not match it.
+        BundleError: The folder or manifest is missing, malformed, of another version, not signed by a trusted key, or
+            a file does not match it.
     """
 
-    def __init__(self, path: Path | str, *, verify: bool = True) -> None:
+    def __init__(
+        self, path: Path | str, *, verify: bool = True, trusted_keys: Sequence[PublicKey] | None = None
+    ) -> None:
         self.path = Path(path)
         data = _read_manifest(self.path)
         self.fingerprint = hashlib.sha256(data).hexdigest()
+        self._signed = None if trusted_keys is None else signed_files(self.path, trusted_keys)
+        self.require_signed(MANIFEST_NAME, self.fingerprint)
         self.manifest = _parse_manifest(self.path / MANIFEST_NAME, data)
         self._checks: dict[str, Future[FileState]] = {}
         if verify:
@@ -164,6 +172,18 @@ class Bundle:
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         self._check_places(name, data)
         return data
+
+    def require_signed(self, name: str, sha256: str) -> None:
+        """Check that a trusted key signed a file of this sha256; of a bundle opened without keys, do nothing.
+
+        Raises:
+            BundleError: None did.
+        """
+        if self._signed is not None and sha256 not in self._signed.get(name, ()):
+            raise BundleError(
+                f"Bundle {self.path}: no trusted key signed {name} with sha256 {sha256}. It was made or changed after "
+                "the signing; check it, then sign the bundle again with 'tocom sign'."
+            )
 
     def begin_verify(self) -> None:
         """Start to check every file, on threads of their own, beside whatever the caller does; once begun, do nothing.

@@ -25,6 +25,7 @@ __all__ = ["FORMAT", "VERSION", "Compensator", "LowRank", "model_name", "model_s
 
 FORMAT, VERSION = "tocom-compensator", "1"
 DROPOUT = 0.1
+_MAX_TENSORS = 4096
 _NEEDED = ("model", "method", "groups", "rank", "scale", "image_size", "base_sha256")
 
 
@@ -259,6 +260,11 @@ class Compensator(nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
+                # The format itself holds sizes to the file's; a count it does not.
+                if len(file.keys()) > _MAX_TENSORS:
+                    raise CompensatorError(
+                        f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}: it is no compensator."
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
             raise CompensatorError(
@@ -296,15 +302,17 @@ class Compensator(nn.Module):
                 f"{path}: its metadata says {sizes['groups']} groups of rank {sizes['rank']}, its tensors have "
                 f"{first.shape[0]} rank rows. Train it anew with this tocom."
             )
-        compensator = cls(
-            depth=len(tensors) // 4,
-            channels=first.shape[1],
-            attention_channels=first_up.shape[0],
-            scale=scale,
-            method=metadata["method"],
-            metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
-            **sizes,
-        )
+        # Without memory until every shape is the file's: many small tensors could ask for many large ones.
+        with torch.device("meta"):
+            compensator = cls(
+                depth=len(tensors) // 4,
+                channels=first.shape[1],
+                attention_channels=first_up.shape[0],
+                scale=scale,
+                method=metadata["method"],
+                metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
+                **sizes,
+            )
         expected = {name: tuple(tensor.shape) for name, tensor in compensator.state_dict().items()}
         got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if expected != got:
@@ -319,7 +327,7 @@ class Compensator(nn.Module):
             )
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")
-        compensator.load_state_dict(tensors, strict=True)
+        compensator.load_state_dict(tensors, strict=True, assign=True)
         return compensator
 
     def describe(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import CalibrationError
-from tocom.files import write_json
+from tocom.json_files import check_seal, parse_json, write_sealed_json
 from tocom.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
 
 __all__ = [
@@ -170,22 +170,35 @@ class Profile:
         """Read a profile.
 
         Raises:
-            CalibrationError: The file is missing, no JSON, or no valid profile.
+            CalibrationError: The file is missing, no JSON, changed since it was written, or no valid profile.
         """
         path = Path(path)
         try:
-            if path.stat().st_size > _MAX_PROFILE_BYTES:
-                raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is no profile.")
-            content = json.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                data = file.read(_MAX_PROFILE_BYTES + 1)
         except OSError as error:
             raise CalibrationError(
                 f"No profile at {path} ({error.strerror}). Measure one with 'tocom calibrate'."
             ) from error
-        except (ValueError, RecursionError) as error:
+        if len(data) > _MAX_PROFILE_BYTES:
+            raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is no profile.")
+        try:
+            is_sealed = check_seal(data)
+        except ValueError as error:
+            raise CalibrationError(f"{path} was changed: {error}. Measure it anew with 'tocom calibrate'.") from error
+        try:
+            content = parse_json(data)
+        except ValueError as error:
             raise CalibrationError(
                 f"{path} is no valid JSON ({error}). Measure it anew with 'tocom calibrate'."
             ) from error
-        return cls.from_json(content, where=str(path))
+        profile = cls.from_json(content, where=str(path))
+        if content["profile_version"] > 1 and not is_sealed:
+            raise CalibrationError(
+                f"{path} lacks its seal, the last member 'sha256': it was cut off or changed. Measure it anew with "
+                "'tocom calibrate'."
+            )
+        return profile
 
     def save(self, bundle_path: Path | str) -> Path:
         """Write the profile atomically to ``bundle_path/profiles/<fingerprint>.json`` and return that path.
@@ -194,7 +207,7 @@ class Profile:
             OutputError: The folder cannot be written.
         """
         path = Path(bundle_path) / PROFILES_FOLDER / f"{self.fingerprint}.json"
-        write_json(path, self.to_json())
+        write_sealed_json(path, self.to_json())
         return path
 
 

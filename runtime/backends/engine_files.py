@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from typing import Any
 from tocom.bundle import Bundle
 from tocom.engine_store import engine_name, unpack_engine
 from tocom.errors import EngineError
-from tocom.files import sha256_file
+from tocom.files import open_regular
+from tocom.json_files import parse_json
 
 __all__ = ["EngineFile", "EngineFolder", "any_engines", "find_engines"]
 
+_MAX_SIDECAR_BYTES = 4 << 20
 _BUILD = "Build it on this device: tocom build {bundle} --backend {backend}"
 
 
@@ -55,7 +57,8 @@ class EngineFile:
                 f"The engine {self.path} has {len(content)} bytes, its sidecar says {expected['size_bytes']}: it was "
                 "cut off or changed. Build it again."
             )
-        got = sha256_file(self.path)
+        # Of the bytes that will be deserialized: the file may be another by now.
+        got = hashlib.sha256(content).hexdigest()
         if got != expected["sha256"]:
             raise EngineError(
                 f"The engine {self.path} has sha256 {got}, its sidecar says {expected['sha256']}. Engines can carry "
@@ -97,17 +100,19 @@ def find_engines(bundle: Bundle, backend: str, version: str, device: Mapping[str
         device: Name (``gpu``) and ``compute_capability`` of the GPU.
 
     Raises:
+        BundleError: One fits, but no trusted key signed its sidecar where keys are asked for.
         EngineError: There are none; every folder that was looked at says why it does not fit.
     """
     refused = []
     for folder in _folders(bundle, backend):
         engines = {}
         for sidecar in sorted(folder.glob("degree-*.json")):
-            entry = _read(sidecar)
+            entry, sha256 = _read(sidecar)
             why = _unfit(entry, bundle, backend, version, device)
             if why is not None:
                 refused.append(f"{folder.name}/{sidecar.name}: {why}")
                 continue
+            bundle.require_signed(sidecar.relative_to(bundle.path).as_posix(), sha256)
             file = folder / engine_name(entry["degree"], compact=bool(entry["options"].get("compact")))
             engines[entry["degree"]] = EngineFile(entry["degree"], file, entry)
         if engines:
@@ -123,12 +128,15 @@ def _folders(bundle: Bundle, backend: str) -> list[Path]:
     return sorted(found, key=lambda path: (path.name.endswith("portable"), path.name))
 
 
-def _read(sidecar: Path) -> dict[str, Any]:
+def _read(sidecar: Path) -> tuple[dict[str, Any], str]:
+    """Return a sidecar's content, empty where it is not readable, and the sha256 of the very bytes it was read from."""
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        with open_regular(sidecar) as file:
+            data = file.read(_MAX_SIDECAR_BYTES)
+        content = parse_json(data)
     except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return {}, ""
+    return content if isinstance(content, dict) else {}, hashlib.sha256(data).hexdigest()
 
 
 def _unfit(

@@ -223,7 +223,7 @@ def test_version_1_is_read_and_written_anew_as_version_2(tmp_path: Path) -> None
         (_with(degrees=one_profile().to_json()["degrees"] * 2), "is twice there"),
         (_with(batch=8), "changed by hand"),
         (_latency(p50_ms=-1), "positive, finite and ascending"),
-        (_latency(p50_ms=float("nan")), "positive, finite and ascending"),
+        (_latency(p50_ms=float("nan")), "NaN is no JSON number"),
         (_latency(p50_ms="5"), "positive, finite and ascending"),
         (_latency(p99_ms=0.5), "positive, finite and ascending"),
         (_latency(count=0), "'count' must be an integer >= 1"),

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tocom import __version__
 from tocom.errors import RequestError, TocomError
 
-__all__ = ["app", "console", "main", "output", "parse_batch", "parse_degrees", "print_json", "steps"]
+__all__ = ["TrustedKeys", "app", "console", "main", "output", "parse_batch", "parse_degrees", "print_json", "steps"]
 
 app = typer.Typer(
     name="tocom",
@@ -30,6 +31,11 @@ app = typer.Typer(
 console = Console(stderr=True)
 output = Console(width=None if sys.stdout.isatty() else 120)
 
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
+]
+
 VERBS = (
     "quickstart",
     "train",
@@ -41,6 +47,8 @@ VERBS = (
     "run",
     "bench",
     "inspect",
+    "sign",
+    "verify",
     "doctor",
 )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import output, parse_degrees, print_json, steps
+from tocom.cli import TrustedKeys, output, parse_degrees, print_json, steps
 
 __all__ = ["register"]
 
@@ -30,6 +30,7 @@ def bench(
     concurrency: Annotated[int, typer.Option(help="Threads that send requests; more than one makes them queue.")] = 1,
     backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Measure latency and throughput. Degrees follow each other: to compare them finely, use calibrate."""
@@ -40,7 +41,10 @@ def bench(
     chosen = None if degrees is None else parse_degrees(degrees)
     if budget_ms is not None:
         check_budget(budget_ms)
-    with Runtime.open(bundle, backend, degrees=chosen, threads=threads) as runtime, steps() as progress:
+    with (
+        Runtime.open(bundle, backend, degrees=chosen, threads=threads, trusted_keys=trusted_key or None) as runtime,
+        steps() as progress,
+    ):
         targets: list[int | None] = list(runtime.degrees) if budget_ms is None else [None]
         rows = []
         for index, degree in enumerate(targets):

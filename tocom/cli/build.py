@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tocom.cli import console, parse_batch, parse_degrees, print_json, steps
+from tocom.cli import TrustedKeys, console, parse_batch, parse_degrees, print_json, steps
 
 __all__ = ["register"]
 
@@ -49,15 +49,19 @@ def build(
         ),
     ] = None,
     op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
+    trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
 ) -> None:
     """Build one engine per degree; engines that are current are kept."""
+    from tocom.bundle import Bundle
     from tocom.export.build import build as run
+    from tocom.signing import load_public_keys
 
+    keys = load_public_keys(trusted_key) if trusted_key else None
     sizes = None if batch is None else parse_batch(batch)
     with steps() as progress:
         engines = run(
-            bundle,
+            Bundle(bundle, trusted_keys=keys),
             backend=backend,
             lowering=lowering,
             degrees=None if degrees is None else parse_degrees(degrees),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import console, output, print_json, steps
+from tocom.cli import TrustedKeys, console, output, print_json, steps
 from tocom.profile import Profile
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def calibrate(
     report: Annotated[
         bool, typer.Option("--report", help="Write report/report.html beside the bundle's files: one file, no network.")
     ] = False,
+    trusted_key: TrustedKeys = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the profile (with --suggest: and the suggestion) as JSON.")
     ] = False,
@@ -64,6 +65,7 @@ def calibrate(
     from tocom.bundle import Bundle
     from tocom.calibration import calibrate as measure
     from tocom.calibration import saved_profile, suggest_degrees, write_report
+    from tocom.signing import load_public_keys
 
     if reuse:
         profile = saved_profile(bundle, backend=backend, threads=threads)
@@ -78,9 +80,10 @@ def calibrate(
                 threads=threads,
                 interval_points=interval,
                 seed=seed,
+                trusted_keys=trusted_key or None,
                 progress=progress,
             )
-    opened = Bundle(bundle, verify=False)
+    opened = Bundle(bundle, verify=False, trusted_keys=load_public_keys(trusted_key) if trusted_key else None)
     suggestion = None
     if suggest or report:
         exported = {degree: entry.accuracy for degree, entry in opened.degrees.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from tocom.cli import console, output, print_json
+from tocom.cli import TrustedKeys, console, output, print_json
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def run(
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
     ] = None,
+    trusted_key: TrustedKeys = None,
     live: Annotated[
         bool, typer.Option("--live", help="Show budget, degree, latency and misses while running.")
     ] = False,
@@ -69,7 +71,9 @@ def run(
     show: Callable[[dict[str, Any]], None] = (lambda row: None) if as_json else _print_row
     # Names are listed, and a bad folder is told, before the engines are loaded.
     source = _video(video) if images is None else _folder(images)
-    with Runtime.open(bundle, backend, threads=threads, memory_limit_bytes=limit) as runtime:
+    with Runtime.open(
+        bundle, backend, threads=threads, memory_limit_bytes=limit, trusted_keys=trusted_key or None
+    ) as runtime:
         answers = _answers(runtime, source, budget_ms, fps, as_camera=fps is not None or video is not None)
         with _View(budget_ms, enabled=live and not as_json) as view:
             for name, result, dropped in answers:
@@ -99,6 +103,11 @@ def _folder(images: Path) -> Source:
     return ((str(path), lambda entry, path=path: read_image(path, entry)) for path in paths)
 
 
+def _without_password(address: str) -> str:
+    """Return a stream's address as it may be shown: cameras take name and password in front of the host."""
+    return re.sub(r"//[^/]*@", "//…@", address)
+
+
 def _video(address: str | None) -> Source:
     try:
         import cv2
@@ -111,7 +120,8 @@ def _video(address: str | None) -> Source:
     source: Any = int(address) if address is not None and address.isdigit() else address
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        raise DataError(f"Cannot open the video {address!r}. Give a file, a stream's address, or a camera's number.")
+        shown = _without_password(str(address))
+        raise DataError(f"Cannot open the video {shown!r}. Give a file, a stream's address, or a camera's number.")
 
     def frames() -> Source:
         index = 0
