@@ -34,6 +34,13 @@ test: lint typecheck
 test-slow: $(VENV)/.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+# One reader after another; stops at the first input that a reader does not take well, and keeps it as crash-*.
+fuzz: $(VENV)/.stamp
+	for reader in manifest profile compensator; do \
+		$(BIN)/python tests/faults/fuzz_readers.py $$reader --seconds $$(( $(or $(MINUTES),10) * 20 )) \
+			--corpus build/fuzz/$$reader || exit 1; \
+	done
+
 soak: $(VENV)/.stamp
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60)
 

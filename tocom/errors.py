@@ -37,8 +37,21 @@ __all__ = [
 ]
 
 
+_MOST_CHARACTERS = 2000
+
+
 class TocomError(Exception):
-    """Base of all errors that tocom raises on purpose."""
+    """Base of all errors that tocom raises on purpose.
+
+    A message may quote what a file holds. Whatever that is, it stays one line of bounded length, and no line break or
+    escape sequence in it reaches a log or a terminal.
+    """
+
+    def __str__(self) -> str:
+        """Return the message in one printable line."""
+        text = super().__str__()
+        text = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"
+        return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class BundleError(TocomError, ValueError):
