@@ -42,7 +42,7 @@ class Processes:
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of ``value`` over the processes; the same on each, NaN included."""
+        """Return the mean of ``value``, of any shape, over the processes; the same on each, NaN included."""
         if self.count > 1:
             dist.all_reduce(value)
             value /= self.count

@@ -84,7 +84,7 @@ def batches(
 
 
 def unreadable_between(drawn: Tensor, read: Tensor, count: int) -> set[int]:
-    """Return the numbers of the images that were passed over on the way from those drawn to those read."""
+    """Return the numbers of the images passed over on the way from those drawn, [batch], to those read, [batch]."""
     passed: set[int] = set()
     for first, last in zip(drawn.tolist(), read.tolist(), strict=True):
         while first != last:

@@ -165,7 +165,10 @@ class Run:
     def step(
         self, distill: nn.Module, numbers: Tensor, images: Tensor, source: int, target: int
     ) -> tuple[float, float]:
-        """Make one optimizer step; return its loss and the norm of its gradient."""
+        """Make one optimizer step; return its loss and the norm of its gradient.
+
+        ``numbers`` [batch] are the images' places in the data set, ``images`` [batch, channels, height, width].
+        """
         config, own = self.config, len(images)
         part = own // config.accumulation
         split = part < config.batch_size
