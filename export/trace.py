@@ -97,12 +97,27 @@ class _Typed(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.image_dtype = model, dtype
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
+        if dtype == torch.bfloat16:
+            # ONNX knows no convolution in bfloat16 before opset 22.
+            self.image_dtype = torch.float32
+            self.model.patch_embed.proj = _Float32(copy.deepcopy(model.patch_embed.proj), dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.to(self.dtype)).float()
+        return self.model(images.to(self.image_dtype)).float()
+
+
+class _Float32(nn.Module):
+    """A layer that computes in float32, before a model of another type."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).to(self.dtype)
 
 
 def _prepare(block: nn.Module, index: int) -> nn.Module:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import onnx
 import pytest
@@ -123,6 +128,25 @@ def test_what_a_killed_build_left_behind_is_removed(bundle, built, op_plugin):
     (built.folder / "degree-02.engine.zip").write_bytes(b"a whole engine of another build")
     assert build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path).built == (2,)
     assert [path.name for path in built.folder.glob(".*")] == [".lock"]
+
+
+def test_a_build_that_was_killed_goes_on_where_it_was(bundle, op_plugin):
+    code = f"from tocom.export.build import build; build({str(bundle.path)!r}, backend='tensorrt-rtx', op_plugin="
+    child = subprocess.Popen([sys.executable, "-c", f"{code}{str(op_plugin.path)!r})"], start_new_session=True)
+    try:
+        while not list(bundle.path.glob("engines/*/degree-00.json")):
+            assert child.poll() is None
+            time.sleep(0.01)
+    finally:
+        # The session: the process that builds is a child of the child.
+        os.killpg(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    engines = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path)
+    assert set(engines.built) <= {2, 4}
+    assert [path.name for path in engines.folder.glob(".*")] == [".lock"]
+    for record in engines.records.values():
+        stored = engines.folder / record["engine"]["file"]
+        assert hashlib.sha256(stored.read_bytes()).hexdigest() == record["engine"]["sha256"]
 
 
 def test_another_option_builds_again(bundle, built, op_plugin):

@@ -96,6 +96,7 @@ def test_bfloat16_is_written_or_refused_in_one_line(plain: Exported, tmp_path: P
     assert list(tmp_path.iterdir()) == []
     bundle = export(plain.model, tmp_path / "bundle", degrees=(0, 3), precision="bf16", check=False)
     for degree in (0, 3):
+        onnx.checker.check_model(str(bundle.onnx_path(degree)), full_check=True)
         elements = {tensor.data_type for tensor in onnx.load(bundle.onnx_path(degree)).graph.initializer}
         assert onnx.TensorProto.BFLOAT16 in elements
         assert onnx.TensorProto.FLOAT16 not in elements
