@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,10 +57,16 @@ class Outcome:
         return float(self.missed.mean())
 
 
-def synthetic_traces(seed: int = 0) -> Iterator[Trace]:
-    """Yield the traces that issue and documentation name."""
+def synthetic_traces(
+    seed: int = 0, base_ms: dict[int, float] | None = None, accuracy: dict[int, float] | None = None
+) -> Iterator[Trace]:
+    """Yield the traces that the documentation names; of other degrees where their medians and accuracies are given."""
+    base_ms, accuracy = base_ms or BASE_MS, accuracy or ACCURACY
     generator = np.random.default_rng(seed)
     time = np.arange(REQUESTS)
+
+    def _trace(name: str, slowdown: np.ndarray, generator: np.random.Generator, **options: Any) -> Trace:
+        return _make_trace(name, slowdown, generator, base_ms, accuracy, **options)
 
     def speed(*changes: tuple[int, float]) -> np.ndarray:
         values = np.ones(REQUESTS)
@@ -80,7 +87,7 @@ def synthetic_traces(seed: int = 0) -> Iterator[Trace]:
     yield _trace("power-mode change", speed((700, 1.5)), generator, steps=(700,))
     noisy = speed((500, 1.4), (900, 1.0), (1300, 1.6))
     yield _trace("steps with wide noise", noisy, generator, noise=0.03, steps=(500, 900, 1300))
-    wrong = _profile(generator, 0.02)
+    wrong = _profile(generator, 0.02, base_ms)
     wrong[0] = Latency(200, *(0.85 * ms for ms in _quantiles(wrong[0])))
     yield _trace("profile 15 % too fast at degree 0", speed((800, 1.3), (1200, 1.0)), generator, profile=wrong)
 
@@ -108,27 +115,29 @@ def _quantiles(latency: Latency) -> tuple[float, float, float, float]:
     return latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms
 
 
-def _profile(generator: np.random.Generator, noise: float) -> dict[int, Latency]:
+def _profile(generator: np.random.Generator, noise: float, base_ms: dict[int, float]) -> dict[int, Latency]:
     return {
         degree: latency_of(list(base * np.exp(noise * generator.standard_normal(200))))
-        for degree, base in BASE_MS.items()
+        for degree, base in base_ms.items()
     }
 
 
-def _trace(
+def _make_trace(
     name: str,
     slowdown: np.ndarray,
     generator: np.random.Generator,
+    base_ms: dict[int, float],
+    accuracy: dict[int, float],
     *,
     noise: float = 0.02,
     budget_ms: float | np.ndarray = 33.5,
     profile: dict[int, Latency] | None = None,
     steps: tuple[int, ...] = (),
 ) -> Trace:
-    jitter = np.exp(noise * generator.standard_normal((REQUESTS, len(BASE_MS))))
-    latency = np.asarray(list(BASE_MS.values())) * slowdown[:, None] * jitter
-    measured = profile or _profile(generator, noise)
-    return Trace(name, tuple(BASE_MS), latency, np.broadcast_to(budget_ms, REQUESTS).copy(), measured, ACCURACY, steps)
+    jitter = np.exp(noise * generator.standard_normal((REQUESTS, len(base_ms))))
+    latency = np.asarray(list(base_ms.values())) * slowdown[:, None] * jitter
+    measured = profile or _profile(generator, noise, base_ms)
+    return Trace(name, tuple(base_ms), latency, np.broadcast_to(budget_ms, REQUESTS).copy(), measured, accuracy, steps)
 
 
 def replay(trace: Trace, decide: Callable[[int, float], int]) -> Outcome:

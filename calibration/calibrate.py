@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tocom.calibration.accuracy import check_interval, collect_answers
 from tocom.calibration.energy import measure_energy
 from tocom.calibration.latency import LatencyRun, Progress, run_latency
 from tocom.calibration.state import open_reader
-from tocom.calibration.suggest import mark_dominated
+from tocom.calibration.suggest import with_dominated
 from tocom.errors import CalibrationError
 from tocom.files import atomic_path
 from tocom.profile import PROFILES_FOLDER, DegreeProfile, Profile
@@ -104,18 +103,11 @@ def calibrate(
             },
             device_state=run.state,
         )
-        profile = _with_marks(profile, runtime)
+        profile = with_dominated(profile, runtime.bundle)
         if save:
             profile.save(runtime.bundle.path)
             _save_samples(run, runtime.bundle.path / PROFILES_FOLDER / f"{profile.fingerprint}.csv")
     return profile
-
-
-def _with_marks(profile: Profile, runtime: Runtime) -> Profile:
-    exported = {degree: entry.accuracy for degree, entry in runtime.bundle.degrees.items()}
-    dominated = mark_dominated(profile, exported)
-    degrees = {degree: replace(e, dominated_by=dominated.get(degree)) for degree, e in profile.degrees.items()}
-    return replace(profile, degrees=degrees)
 
 
 def _save_samples(run: LatencyRun, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tocom.bundle import Bundle
 from tocom.calibration.blocks import BlockTimes
-from tocom.calibration.suggest import Suggestion
+from tocom.calibration.suggest import Suggestion, with_dominated
 from tocom.errors import CalibrationError
 from tocom.files import atomic_path
 from tocom.measurements import Accuracy, Latency
@@ -52,6 +52,7 @@ def write_report(
     from tocom.calibration.report_figures import draw
 
     out = bundle.path / REPORT_FOLDER if out is None else Path(out)
+    profile = with_dominated(profile, bundle)  # profiles of version 1 do not have it marked
     drawings = draw(profile, bundle, blocks=blocks, feature_gap=feature_gap)
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     # Names of models and devices come from files: escaped, every one of them.
@@ -68,7 +69,7 @@ def write_report(
         },
         device=profile.device.get("gpu") or profile.device.get("processor") or "an unknown device",
         random=bundle.manifest["model"].get("weights") == "random",
-        marks=[] if state is None else list(state.marks),
+        marks=None if state is None else list(state.marks),
         suggestion=suggestion,
         drawings=drawings,
         rows=_rows(profile, bundle, suggestion),
@@ -160,7 +161,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
 def _quantile(latency: Latency, name: str) -> str:
     interval = latency.intervals_ms.get(name)
     value = f"{getattr(latency, f'{name}_ms'):.2f}"
-    return f"{value} (too few samples)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
+    return f"{value} (no interval)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
 def _share(accuracy: Accuracy | None) -> str:

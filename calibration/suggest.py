@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tocom.bundle import Bundle
 from tocom.errors import CalibrationError, RequestError
 from tocom.profile import Profile
 from tocom.runtime.policy import Candidate, dominators, frontier, rank_accuracies
 
-__all__ = ["Suggestion", "candidates_of", "mark_dominated", "suggest_degrees"]
+__all__ = ["Suggestion", "candidates_of", "suggest_degrees", "with_dominated"]
 
 # Budgets that count: from what the fastest degree needs to a little more than the slowest one.
 _HEADROOM = 1.05
@@ -64,9 +65,12 @@ def candidates_of(profile: Profile, exported: Mapping[int, float | None] | None 
     return [Candidate(degree, accuracy[degree], entry.latency.p50_ms) for degree, entry in entries], kind
 
 
-def mark_dominated(profile: Profile, exported: Mapping[int, float | None] | None = None) -> dict[int, int]:
-    """Return the degrees that bring nothing on this device, each with the degree that dominates it."""
-    return dominators(candidates_of(profile, exported)[0])
+def with_dominated(profile: Profile, bundle: Bundle) -> Profile:
+    """Return the profile with every degree marked that brings nothing on this device."""
+    exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
+    dominated = dominators(candidates_of(profile, exported)[0])
+    degrees = {degree: replace(e, dominated_by=dominated.get(degree)) for degree, e in profile.degrees.items()}
+    return replace(profile, degrees=degrees)
 
 
 def suggest_degrees(

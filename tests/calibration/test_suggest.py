@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tocom.calibration import suggest_degrees
-from tocom.calibration.suggest import mark_dominated
 from tocom.errors import CalibrationError, RequestError
 from tocom.profile import Accuracy, DegreeProfile, Latency, Profile
 from tocom.runtime.policy import Candidate, choose, dominators, frontier
@@ -34,7 +33,6 @@ def test_dominated_degrees_and_the_frontier_are_one_rule() -> None:
     candidates = [Candidate(d, ACCURACY[d], LATENCY[d]) for d in LATENCY]
     assert dominators(candidates) == {1: 2}
     assert [c.degree for c in frontier(candidates)] == [0, 2, 3, 4, 5]
-    assert mark_dominated(profile_of(LATENCY, ACCURACY)) == {1: 2}
 
 
 @settings(max_examples=60)

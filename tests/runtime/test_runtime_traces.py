@@ -73,3 +73,16 @@ def test_the_simulator_itself_sees_a_bad_policy() -> None:
     assert simulator.requests_to_recover(trace, dense, trace.steps[0]) > 100
     best = simulator.oracle(trace)
     assert best.miss_share <= min(outcome.miss_share for outcome in simulator.baselines(trace).values())
+
+
+@pytest.mark.parametrize("stairs", [False, True])
+def test_the_suggested_degrees_lose_at_most_a_tenth_of_a_point(stairs: bool) -> None:
+    spec = importlib.util.spec_from_file_location("suggested_degrees", SIMULATOR.with_name("suggested_degrees.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = module.compare(stairs, seed=0)
+    assert len(rows[0]["degrees"]) <= 12
+    assert sum(row["all"] - row["suggested"] for row in rows) / len(rows) <= 0.1
+    assert sum(row["misses_suggested"] - row["misses_all"] for row in rows) / len(rows) <= 0.01

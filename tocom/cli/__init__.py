@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from tocom import __version__
 from tocom.errors import RequestError, TocomError
@@ -35,6 +42,8 @@ TrustedKeys = Annotated[
     list[Path] | None,
     typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
 ]
+
+_LOG_EVERY_S = 60.0
 
 VERBS = (
     "quickstart",
@@ -93,25 +102,37 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress: one moving line on a terminal, one line per stage in a log.
+    """Show progress and the time left: one moving line on a terminal; in a log a line per stage, and every minute.
 
     Yields:
         A function that takes what is being done, the steps done, and all steps.
     """
-    begin = time.perf_counter()
+    begin = staged = told = time.perf_counter()
     shown = ""
 
     def log(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        del done, total
-        if what != shown:
-            shown = what
-            console.print(f"{time.perf_counter() - begin:7.1f} s  {what}", highlight=False, soft_wrap=True)
+        nonlocal shown, staged, told
+        now, left = time.perf_counter(), ""
+        if what == shown:
+            if now - told < _LOG_EVERY_S or not 0 < done < total:
+                return
+            left = f": {done} of {total}, about {(now - staged) / done * (total - done):.0f} s left"
+        else:
+            shown, staged = what, now
+        told = now
+        console.print(f"{now - begin:7.1f} s  {what}{left}", highlight=False, soft_wrap=True)
 
     if not console.is_terminal:
         yield log
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

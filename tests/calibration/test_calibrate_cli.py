@@ -1,0 +1,51 @@
+"""``tocom calibrate``: the table, the suggestion, the report, reuse, and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from small_bundles import write_small_bundle
+from typer.testing import CliRunner
+
+from tocom.cli import calibrate as command
+from tocom.errors import CalibrationError, RequestError
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    command.register(app)
+    # A second command keeps typer from folding the only one into the program itself.
+    app.command("other")(lambda: None)
+    return app
+
+
+def test_measure_suggest_report_then_reuse(app: typer.Typer, tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", accuracy=[0.9, 0.85, 0.8])
+    base = ["calibrate", str(bundle.path)]
+    none = CliRunner().invoke(app, [*base, "--reuse"])
+    assert isinstance(none.exception, CalibrationError)
+    assert "Measure one: tocom calibrate" in str(none.exception)
+    done = CliRunner().invoke(app, [*base, "--samples", "8", "--suggest", "--report"])
+    assert done.exit_code == 0, done.output
+    assert "--degrees 0,4,8" in done.stdout
+    assert "points on average" in done.stdout
+    assert (bundle.path / "report" / "report.html").is_file()
+    before = sorted((bundle.path / "profiles").iterdir())
+    again = CliRunner().invoke(app, [*base, "--reuse", "--suggest", "--most", "2", "--json"])
+    assert again.exit_code == 0, again.output
+    content = json.loads(again.stdout)
+    assert content["suggestion"]["degrees"] == [0, 8]
+    assert content["suggestion"]["accuracy"] == "manifest"
+    assert content["profile"]["degrees"][0]["latency"]["count"] >= 8
+    assert sorted((bundle.path / "profiles").iterdir()) == before
+
+
+def test_bad_options(app: typer.Typer, tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle")
+    for options in (["--tolerance", "0"], ["--samples", "0"]):
+        bad = CliRunner().invoke(app, ["calibrate", str(bundle.path), *options])
+        assert isinstance(bad.exception, RequestError)
