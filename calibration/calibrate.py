@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tocom import __version__
-from tocom.calibration.accuracy import check_interval, collect_answers
+from tocom.bundle import Bundle
+from tocom.calibration.accuracy import check_interval, collect_answers, read_samples
 from tocom.calibration.energy import measure_energy
 from tocom.calibration.latency import LatencyRun, Progress, run_latency
+from tocom.calibration.precision import compare_precisions
 from tocom.calibration.state import open_reader
 from tocom.calibration.suggest import with_dominated
 from tocom.errors import CalibrationError
@@ -20,6 +22,9 @@ from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
 
 __all__ = ["calibrate", "saved_profile"]
+
+# The sign test sees a difference of a hundredth of the spread in far fewer rounds than a quantile's interval needs.
+_PRECISION_SAMPLES = 100
 
 
 def calibrate(
@@ -32,6 +37,7 @@ def calibrate(
     threads: int | None = None,
     degrees: Sequence[int] | None = None,
     interval_points: float | None = None,
+    against: Path | str | None = None,
     seed: int = 0,
     save: bool = True,
     trusted_keys: Sequence[Path | str] | None = None,
@@ -49,6 +55,8 @@ def calibrate(
         degrees: Degrees to measure; None takes all.
         interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
             percentage points; None takes what they give.
+        against: Bundle of the same model at another precision, such as the float32 one that an INT8 bundle was made
+            from: both are timed in turn, and the profile notes the winner per degree.
         seed: Of the order of measurement.
         save: Write the profile beside the bundle, and all samples as CSV beside the profile.
         trusted_keys: As for :meth:`Runtime.open`.
@@ -58,12 +66,16 @@ def calibrate(
         BundleError: The bundle is missing or was changed.
         DataError: The images cannot be read or used, or are too few for ``interval_points``.
         EngineError: A degree cannot be loaded or run.
+        RequestError: ``against`` is of another model, or of the same precision.
         OutputError: The profile cannot be written.
     """
     with Runtime.open(
         bundle, backend, degrees=degrees, threads=threads, warm=False, trusted_keys=trusted_keys
     ) as runtime:
         runtime.warm_up(expect_profile=False)
+        if images is not None and against is not None:
+            # Read twice: an iterable of samples would be used up.
+            images = read_samples(images, runtime.bundle.labels)
         # Accuracy first: bad images show within seconds, before minutes of timing.
         answers = None if images is None else collect_answers(runtime, images, progress=progress)
         accuracy = {} if answers is None else answers.accuracy()
@@ -80,6 +92,22 @@ def calibrate(
         finally:
             reader.close()
         latency = run.latency
+        precisions = {}
+        if against is not None:
+            shared = [degree for degree in Bundle(against, verify=False).degrees if degree in runtime.degrees]
+            with Runtime.open(
+                against, runtime.backend.name, degrees=shared or None, threads=threads, warm=False
+            ) as other:
+                other.warm_up(expect_profile=False)
+                precisions = compare_precisions(
+                    runtime,
+                    other,
+                    samples=min(samples, _PRECISION_SAMPLES),
+                    seed=seed,
+                    answers=answers,
+                    other_answers=None if images is None else collect_answers(other, images, progress=progress),
+                    progress=progress,
+                )
         profile = Profile(
             device=identity["device"],
             backend=identity["backend"],
@@ -90,7 +118,11 @@ def calibrate(
             model=runtime.bundle.model_name,
             degrees={
                 degree: DegreeProfile(
-                    latency[degree], accuracy.get(degree), agreement.get(degree), energy=energy.get(degree)
+                    latency[degree],
+                    accuracy.get(degree),
+                    agreement.get(degree),
+                    energy=energy.get(degree),
+                    precisions=precisions.get(degree),
                 )
                 for degree in latency
             },

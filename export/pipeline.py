@@ -21,12 +21,13 @@ from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.check import CheckResult, check_onnx, sample_images
 from tocom.export.graph import at_degree, make_retargetable
 from tocom.export.trace import DTYPES, trace
-from tocom.export.weights import WeightStore, projection_weights
+from tocom.export.weights import projection_weights
 from tocom.files import atomic_folder, sha256_file
 from tocom.json_files import write_sealed_json
 from tocom.macs import count_macs
 from tocom.models import LoadedModel, input_config
 from tocom.tokens import check_method, removal_schedule, token_counts
+from tocom.weight_store import WeightStore
 
 __all__ = ["export"]
 

@@ -23,8 +23,7 @@ SECTIONS = (
     ("Engines and the op plugin", ("engines/*", "plugins/*", "runtime/test_runtime_tensorrt*")),
     ("The disk, and processes that die", ("faults/test_no_space*", "faults/test_kills*", "tocom/test_files*",
                                           "export/*", "training/*", "calibration/*", "runtime/*cache*")),
-    ("Files that are damaged or hostile", ("faults/*", "tocom/*", "runtime/*", "cli/*", "packaging/*", "docs/*",
-                                           "trust/*")),
+    ("Files that are damaged or hostile", ("faults/*", "tocom/*", "runtime/*", "cli/*", "packaging/*", "docs/*")),
 )  # fmt: skip
 
 _HEAD = """\

@@ -21,7 +21,6 @@ def test_there_is_one_per_version() -> None:
     assert max(READABLE_VERSIONS) == SCHEMA_VERSION
 
 
-@pytest.mark.fault("a bundle that an older tocom wrote", outcome="it loads and answers as it did then")
 @pytest.mark.parametrize("version", READABLE_VERSIONS)
 def test_a_golden_bundle_answers_as_it_did(version: int, tmp_path: Path) -> None:
     path = shutil.copytree(GOLDEN / f"version-{version}", tmp_path / "bundle")

@@ -52,6 +52,7 @@ VERBS = (
     "export",
     "build",
     "plugins",
+    "quantize",
     "calibrate",
     "run",
     "bench",

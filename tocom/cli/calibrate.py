@@ -41,6 +41,9 @@ def calibrate(
         float | None,
         typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The same model at another precision (INT8 against float32): note the winner.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the measuring order.")] = 0,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Measure nothing: take the saved profile of this device and power mode.")
@@ -79,6 +82,7 @@ def calibrate(
                 backend=backend,
                 threads=threads,
                 interval_points=interval,
+                against=against,
                 seed=seed,
                 trusted_keys=trusted_key or None,
                 progress=progress,
@@ -99,6 +103,9 @@ def calibrate(
         )
         return
     output.print(_table(profile))
+    for degree, entry in profile.degrees.items():
+        if entry.precisions is not None:
+            output.print(f"degree {degree}: use {entry.precisions.winner}; {entry.precisions.reason}", highlight=False)
     for mark in () if profile.device_state is None else profile.device_state.marks:
         console.print(f"doubtful: {mark}", style="yellow", highlight=False, soft_wrap=True)
     if suggest and suggestion is not None:

@@ -1,0 +1,128 @@
+"""One degree while it is quantized: its float32 answers, and how far a candidate departs from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_model
+
+from tocom.bundle import Bundle
+from tocom.calibration.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
+from tocom.calibration.ranges import open_session
+
+__all__ = ["DegreeModel", "Outputs", "Trial", "compare"]
+
+Outputs = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate on the held-out images.
+
+    Attributes:
+        method: How its ranges were made.
+        exclude: Groups of layers in float32.
+        right: Per image whether the answer is right; without labels, whether it is float32's.
+        loss_points: Accuracy lost to float32, in percentage points; without labels, answers that differ; without a
+            classifier, one minus cosine of the features. Negative where INT8 answers more images right.
+        divergence: Mean divergence from float32 per image: of the classes' probabilities (Kullback-Leibler), or one
+            minus cosine of the features.
+    """
+
+    method: str
+    exclude: tuple[str, ...]
+    right: NDArray[np.bool_]
+    loss_points: float
+    divergence: float
+
+
+class DegreeModel:
+    """A degree's float32 model with its weights loaded, and its outputs on the held-out images.
+
+    Args:
+        bundle: A verified float32 bundle.
+        degree: The degree.
+        images: Held-out images [count, channels, height, width], float32.
+        labels: Their class indices [count], or None.
+        scheme: How numbers become eight bits.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        degree: int,
+        images: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        scheme: Scheme,
+    ) -> None:
+        self.folder = bundle.path
+        self.batch = bundle.batch[1]
+        self.source = bundle.read_onnx(degree)
+        self._images, self._labels, self._scheme = images, labels, scheme
+        self._is_classifier = "logits" in bundle.output_names
+        self.model = onnx.load_model_from_string(self.source)
+        load_external_data_for_model(self.model, str(bundle.path))
+        self.layers: list[Layer] = quantizable_layers(self.model.graph)
+        self.outputs = self._run(self.source, images)
+        self.right = self._right(self.outputs)
+
+    def quantized(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the model with Q/DQ, its weights inside."""
+        return with_qdq(self.model, ranges, self._scheme, exclude=exclude)
+
+    def outputs_of(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> Outputs:
+        """Return a candidate's outputs on the held-out images."""
+        return self._run(self.quantized(ranges, exclude).SerializeToString(), self._images)
+
+    def trial(self, method: str, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> Trial:
+        """Return how a candidate does on the held-out images."""
+        got = self.outputs_of(ranges, exclude)
+        right = self._right(got)
+        divergence = float(compare(self.outputs, got, self._is_classifier).mean())
+        loss = 100 * (float(self.right.mean() - right.mean()) if self._is_classifier else divergence)
+        return Trial(method, tuple(sorted(exclude)), right, loss, divergence)
+
+    def divergence(self, ranges: Mapping[str, Range], exclude: Collection[str], count: int) -> float:
+        """Return the mean divergence on the first ``count`` held-out images: a cheap trial."""
+        got = self._run(self.quantized(ranges, exclude).SerializeToString(), self._images[:count])
+        return float(compare(self.outputs[:count], got, self._is_classifier).mean())
+
+    def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
+        session = open_session(model, self.folder)
+        return run(session, images, self.batch)
+
+    def _right(self, outputs: Outputs) -> NDArray[np.bool_]:
+        if not self._is_classifier:
+            return np.ones(len(outputs), np.bool_)
+        expected = self.outputs.argmax(-1) if self._labels is None else self._labels
+        return np.asarray(outputs.argmax(-1) == expected)
+
+
+def run(session: Any, images: NDArray[np.float32], batch: int) -> Outputs:
+    """Return the first output of a session for all images; the last batch is filled up with copies."""
+    parts = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        filled = part if len(part) == batch else np.resize(part, (batch, *part.shape[1:]))
+        parts.append(session.run(None, {"images": filled})[0][: len(part)])
+    return np.concatenate(parts)
+
+
+def compare(expected: Outputs, got: Outputs, is_classifier: bool) -> NDArray[np.float64]:
+    """Return per image how far ``got`` is from ``expected``: see :attr:`Trial.divergence`."""
+    if is_classifier:
+        first, second = _log_softmax(expected), _log_softmax(got)
+        return np.asarray((np.exp(first) * (first - second)).sum(-1))
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
+
+
+def _log_softmax(logits: Outputs) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -1,0 +1,113 @@
+"""``tocom quantize``: a float32 bundle becomes an INT8 bundle, and both are timed on this device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tocom.cli import output, parse_degrees, print_json, steps
+
+if TYPE_CHECKING:
+    from tocom.bundle import Bundle
+    from tocom.profile import Profile
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(quantize)
+
+
+def quantize(
+    bundle: Annotated[Path, typer.Argument(help="A float32 bundle's folder.")],
+    images: Annotated[
+        Path, typer.Option(help="Images: one subfolder per class, or a flat folder (then agreement is what counts).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the INT8 bundle to.")],
+    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    method: Annotated[str, typer.Option(help="Ranges: 'min-max', 'entropy', 'percentile', or 'auto'.")] = "auto",
+    floor: Annotated[float, typer.Option(help="Points of accuracy that a degree may lose to float32.")] = 1.0,
+    activations: Annotated[
+        str, typer.Option(help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).")
+    ] = "asymmetric",
+    reduce_range: Annotated[
+        bool | None, typer.Option(help="Weights of 7 bits, for x86 without VNNI; default: as this processor needs.")
+    ] = None,
+    range_images: Annotated[int, typer.Option(help="Most images that make ranges.")] = 64,
+    held_out: Annotated[int, typer.Option(help="Most images that are held out, for the choice and the floor.")] = 1000,
+    seconds: Annotated[float, typer.Option(help="Per degree, to look for layers that must stay in float32.")] = 300.0,
+    samples: Annotated[int, typer.Option(help="Timed inferences per degree and precision; 0 times nothing.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print manifest and profile as JSON.")] = False,
+) -> None:
+    """Write an INT8 bundle with ranges per degree, then measure it against float32 on this device."""
+    from tocom.errors import RequestError
+
+    try:
+        from tocom.calibration import calibrate
+        from tocom.calibration.qdq import Scheme, default_scheme
+        from tocom.calibration.quantize import quantize as run
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"Quantizing needs the package {error.name}. Install it: pip install 'tocom[quantize]'."
+        ) from error
+    if activations not in ("asymmetric", "symmetric"):
+        raise RequestError(f"The 'activations' option must be asymmetric or symmetric. Got {activations!r} instead.")
+    reduced = default_scheme().reduce_range if reduce_range is None else reduce_range
+    with steps() as progress:
+        made = run(
+            bundle,
+            out,
+            images,
+            degrees=None if degrees is None else parse_degrees(degrees),
+            method=method,
+            floor_points=floor,
+            scheme=Scheme(activations, reduced),
+            range_images=range_images,
+            held_out_images=held_out,
+            seconds_per_degree=seconds,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        profile = None
+        if samples:
+            profile = calibrate(out, samples=samples, against=bundle, backend="onnxruntime", progress=progress)
+    if as_json:
+        print_json({"manifest": made.manifest, "profile": None if profile is None else profile.to_json()})
+    else:
+        output.print(_table(made, profile))
+
+
+def _table(bundle: Bundle, profile: Profile | None) -> Table:
+    facts: dict[str, Any] = bundle.manifest["quantization"]
+    table = Table(title=f"{bundle.path}: {bundle.model_name}, {facts['held_out_images']} held-out images")
+    for column in ("degree", "precision", "ranges", "float layers", "points lost", "divergence", "of fp32", "use here"):
+        table.add_column(column, justify="right")
+    notes = []
+    for entry in bundle.manifest["degrees"]:
+        found, degree = entry["quantization"], entry["degree"]
+        comparison = None if profile is None else profile.degrees[degree].precisions
+        ratio, winner = "not measured", ""
+        if comparison is not None:
+            int8, fp32 = comparison.candidates["int8"], comparison.candidates["fp32"]
+            ratio, winner = f"{int8.p50_ms / fp32.p50_ms:.2f} × time", comparison.winner
+        table.add_row(
+            str(degree),
+            entry["precision"],
+            found["method"],
+            str(len(found["excluded"])),
+            f"{found['loss_points']:.2f}",
+            f"{found['divergence']:.4f}",
+            ratio,
+            winner,
+        )
+        if found["kept_out"] is not None:
+            notes.append(f"degree {degree} stays in float32: {found['kept_out']}")
+    table.caption = "; ".join(notes) or None
+    return table
