@@ -28,8 +28,8 @@ def section(figures: dict[str, Any]) -> str:
     lines = [
         BEGIN,
         f"What it printed on {machine['cores']} cores of an {machine['processor']} processor under ONNX Runtime "
-        f"{machine['onnxruntime']} (batch 1; {cells['test']} test cells, never seen in training or in any choice; "
-        f"{minutes:.1f} minutes after the installation):",
+        f"{machine['onnxruntime']} (batch 1; {cells['test']} test cells, never seen in training or in any choice, the "
+        f"first {cells['feature_gap']} of them for the feature gap; {minutes:.1f} minutes after the installation):",
         "",
         "| degree | tokens in … out | GMACs | accuracy (95 % interval) | without compensator | feature gap closed | "
         "p50 ms | p95 ms |",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class QuickstartConfig:
         held_out: Cells that choose the scale and rank the degrees.
         test: Cells that the figures are of.
         training: Of the compensator.
-        gap_images: Held-out cells for the feature gap. It is uneven: at high degrees a few cells hold most of it.
-        scale_images: Of them, those that choose the scale.
+        gap_images: Test cells for the feature gap. It is uneven: at high degrees a few cells hold much of it.
+        scale_images: Held-out cells that choose the compensator's scale.
         latency_samples: Most timed inferences per degree; a p95 needs 72 for an interval.
         per_budget: Requests under each budget of the stream.
         seed: Of the split.
@@ -64,10 +64,10 @@ class QuickstartConfig:
     test: int = 220
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            groups=20, steps=200, batch_size=4, learning_rate=5e-4, source_degree=0, far_targets=True
+            groups=20, hidden=1.0, steps=400, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
         )
     )
-    gap_images: int = 96
+    gap_images: int = 120
     scale_images: int = 32
     latency_samples: int = 80
     per_budget: int = 40
@@ -127,8 +127,9 @@ def quickstart(
     )
 
     advance = stage("measuring the feature gap and choosing the scale")
-    held_out = torch.stack(list(_files(split.held_out[: config.gap_images], entry)))
-    gaps, scales = _feature_gaps(model, compensator, held_out, config, advance)
+    choosing = torch.stack(list(_files(split.held_out[: config.scale_images], entry)))
+    measured = torch.stack(list(_files(split.test[: config.gap_images], entry)))
+    gaps, scales = _feature_gaps(model, compensator, choosing, measured, config.degrees, advance)
     compensator.metadata["scale_chosen_by"] = f"feature gap on {config.scale_images} held-out images"
     compensator.save(out / "compensator.safetensors")
 
@@ -197,7 +198,13 @@ def quickstart(
     ]
     figures = {
         "machine": _machine(backend),
-        "cells": {"train": config.train, "held_out": config.held_out, "test": config.test, "seed": config.seed},
+        "cells": {
+            "train": config.train,
+            "held_out": config.held_out,
+            "test": config.test,
+            "feature_gap": min(config.gap_images, config.test),
+            "seed": config.seed,
+        },
         "scale": compensator.scale,
         "share_of_gap_closed_by_scale": scales,
         "degrees": rows,
@@ -230,41 +237,45 @@ def _files(cells: list[Cell], entry: dict[str, Any]) -> ImageFiles:
 def _feature_gaps(
     model: VisionTransformer,
     compensator: Compensator,
-    images: Tensor,
-    config: QuickstartConfig,
+    choosing: Tensor,
+    measured: Tensor,
+    degrees: Sequence[int],
     progress: Callable[[int, int], None],
 ) -> tuple[dict[int, dict[str, float]], dict[float, float]]:
-    """Choose the compensator's scale, and measure one minus cosine to the dense feature per degree.
+    """Choose the compensator's scale on some images, and measure one minus cosine to the dense feature on others.
 
     Returns:
-        Per degree the gap without and with the compensator; and per scale the share that it closes of the gap at the
-        upper half of the degrees, where the gap is, on the first ``scale_images`` images.
+        Per degree the gap of ``measured`` without and with the compensator; and per scale the share that it closes of
+        the gap of ``choosing`` at the upper half of the degrees, where the gap is.
     """
-    compressed = [degree for degree in config.degrees if degree]
+    compressed = [degree for degree in degrees if degree]
     upper = compressed[len(compressed) // 2 :]
-    total, done = len(compressed) * 2 + len(upper) * (1 + len(_SCALES)), 0
+    total = 2 + len(compressed) * 2 + len(upper) * (1 + len(_SCALES))
+    done = 0
 
-    def gap(degree: int, count: int, scale: float | None = None) -> float:
+    def run(images: Tensor, degree: int, scale: float | None = None) -> Tensor:
         nonlocal done
         at = compress(model, degree, compensator=None if scale is None else compensator, scale=scale)
-        parts = [
-            1 - F.cosine_similarity(pooled(at, part), known, dim=-1)
-            for part, known in zip(images[:count].split(8), dense[:count].split(8), strict=True)
-        ]
+        found = torch.cat([pooled(at, part) for part in images.split(8)])
         done += 1
         progress(done, total)
-        return float(torch.cat(parts).mean())
+        return found
+
+    def gap(images: Tensor, dense: Tensor, degree: int, scale: float | None = None) -> float:
+        return float((1 - F.cosine_similarity(run(images, degree, scale), dense, dim=-1)).mean())
 
     with torch.no_grad():
-        dense = torch.cat([pooled(model, part) for part in images.split(8)])
-        count = config.scale_images
-        without = sum(gap(degree, count) for degree in upper)
-        scales = {scale: 1 - sum(gap(degree, count, scale) for degree in upper) / without for scale in _SCALES}
+        dense = run(choosing, 0)
+        without = sum(gap(choosing, dense, degree) for degree in upper)
+        scales = {
+            scale: 1 - sum(gap(choosing, dense, degree, scale) for degree in upper) / without for scale in _SCALES
+        }
         compensator.scale = max(scales, key=scales.__getitem__)
+        dense = run(measured, 0)
         gaps = {
             degree: {
-                "without_compensator": gap(degree, len(images)),
-                "with_compensator": gap(degree, len(images), compensator.scale),
+                "without_compensator": gap(measured, dense, degree),
+                "with_compensator": gap(measured, dense, degree, compensator.scale),
             }
             for degree in compressed
         }
