@@ -25,10 +25,11 @@ import atheris
 with atheris.instrument_imports(include=["tocom", "json"]):
     from tocom.bundle import Bundle
     from tocom.errors import BundleError, CalibrationError, CompensatorError, TocomError
+    from tocom.json_files import sealed
     from tocom.profile import DegreeProfile, Latency, Profile
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "created_by": "fuzz",
     "model": {"name": "vit", "fingerprint": "0" * 64, "weights": "file", "prefix_tokens": 1},
     "method": "merge",
@@ -177,7 +178,9 @@ def of_json(seed: dict[str, Any]) -> Callable[[bytes], bytes]:
         draw = atheris.FuzzedDataProvider(data)
         if draw.ConsumeBool():
             return draw.ConsumeBytes(len(data))
-        return json.dumps(changed(draw, seed)).encode()
+        content = changed(draw, seed)
+        # Without its seal a file is refused before its fields are looked at.
+        return sealed(content) if draw.ConsumeIntInRange(0, 9) else json.dumps(content).encode()
 
     return make
 

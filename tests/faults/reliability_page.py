@@ -20,10 +20,10 @@ PAGE = TESTS.parent / "docs" / "reliability.md"
 # The first pattern that fits decides.
 SECTIONS = (
     ("Serving", ("faults/test_serving*", "faults/test_memory*", "runtime/test_runtime_[!tw]*")),
-    ("Engines and the op plugin", ("engines/*", "plugins/*", "runtime/test_runtime_tensorrt*")),
+    ("Engines and the op plugin", ("engines/*", "plugins/*", "faults/test_probe*", "runtime/test_runtime_tensorrt*")),
     ("The disk, and processes that die", ("faults/test_no_space*", "faults/test_kills*", "tocom/test_files*",
                                           "export/*", "training/*", "calibration/*", "runtime/*cache*")),
-    ("Files that are damaged or hostile", ("faults/*", "tocom/*", "runtime/*", "cli/*", "packaging/*", "docs/*")),
+    ("Files that are damaged or hostile", ("*",)),
 )  # fmt: skip
 
 _HEAD = """\

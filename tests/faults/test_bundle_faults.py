@@ -11,6 +11,7 @@ import pytest
 from small_bundles import SmallBundle, images_of
 
 from tocom.errors import BundleError
+from tocom.json_files import write_sealed_json
 from tocom.runtime import Runtime
 from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -98,7 +99,7 @@ def with_manifest(bundle: SmallBundle, change: Callable[[dict[str, Any]], None])
     path = bundle.path / "bundle.json"
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    write_sealed_json(path, manifest)  # else the seal alone would tell
     return bundle
 
 

@@ -63,6 +63,10 @@ def no_inference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_inference")
+@pytest.mark.fault(
+    "any single bit of a signed bundle flipped (1,000 random ones)",
+    outcome="refused before inference; the file is named",
+)
 def test_a_thousand_random_flips_are_refused_by_name(signed: tuple[Path, Path]) -> None:
     bundle, key = signed
     # Each file as likely as the next: by bytes alone, nearly all flips would hit the weights.
@@ -93,6 +97,7 @@ def test_flips_without_keys_and_with_the_packed_weights_at_hand(signed: tuple[Pa
                 Runtime.open(bundle, "onnxruntime", threads=1)
 
 
+@pytest.mark.fault("a bit of a profile flipped", outcome="a warning that names it; it is not used")
 def test_a_flipped_profile_beside_the_bundle_is_named_and_not_used(
     signed: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:

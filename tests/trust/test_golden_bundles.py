@@ -22,6 +22,7 @@ def test_there_is_one_per_version() -> None:
 
 
 @pytest.mark.parametrize("version", READABLE_VERSIONS)
+@pytest.mark.fault("a bundle that an earlier version wrote", outcome="it answers as it did")
 def test_a_golden_bundle_answers_as_it_did(version: int, tmp_path: Path) -> None:
     path = shutil.copytree(GOLDEN / f"version-{version}", tmp_path / "bundle")
     expected = json.loads((GOLDEN / f"version-{version}.json").read_text())

@@ -25,6 +25,9 @@ def verify(
     key: Annotated[
         list[Path] | None, typer.Option(help="A trusted public key, PEM; repeatable. Refuses what none of them signed.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option(help="Load and run every degree too, in a process of its own that may crash or hang.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Check every file of a bundle, its engines, profiles and signatures; all problems are shown."""
@@ -50,3 +53,7 @@ def verify(
         raise BundleError(
             f"{len(found.problems)} of {len(found.files)} files are not right, first {first.file}: {first.problem}"
         )
+    if probe:
+        from tocom.runtime.probe import probe as try_engines
+
+        try_engines(bundle)
