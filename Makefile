@@ -46,7 +46,7 @@ soak: $(VENV)/.stamp
 
 coverage: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial" \
-		--cov=tocom --cov-report=term:skip-covered --cov-report=html:build/coverage
+		--cov=tocom --cov=export --cov=runtime --cov=calibration --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 # Warnings are errors.
 docs: $(VENV)/.stamp

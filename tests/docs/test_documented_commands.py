@@ -154,6 +154,7 @@ def test_triton_s_layout_holds_every_degree(workplace):
     assert session.run(None, {"images": np.zeros((1, 3, 80, 80), np.float32)})[0].shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_the_example_s_checkpoint_is_one_of_a_team(tmp_path):
     script = str(ROOT / "examples" / "own_checkpoint.py")
     run([sys.executable, script, "mine", "--steps", "2", "--images", "3"], tmp_path)
