@@ -234,7 +234,6 @@ def report(soak: Soak, samples: list[dict[str, float]], arguments: argparse.Name
         "seed": arguments.seed,
         "machine": {
             **cpu_identity(),
-            "kernel": platform.release(),
             "python": platform.python_version(),
             "onnxruntime": onnxruntime.__version__,
             "tocom": __version__,
@@ -245,7 +244,7 @@ def report(soak: Soak, samples: list[dict[str, float]], arguments: argparse.Name
         "missed": soak.missed,
         "wrong_answers": len(soak.wrong),
         "unexpected": len(soak.unexpected),
-        "first_of_them": (soak.wrong + soak.unexpected)[:10],
+        "first_wrong_or_unexpected": (soak.wrong + soak.unexpected)[:10],
         "after_warm_up": {
             "rss_growth": growth("rss_mib"),
             "pss_growth": growth("pss_mib"),
@@ -281,7 +280,7 @@ def main() -> None:
             soak.runtime.close()
     result = report(soak, samples, arguments)
     write_json(arguments.out, result)
-    for key in ("counts", "budgeted", "missed", "after_warm_up", "first_of_them", "passes"):
+    for key in ("counts", "budgeted", "missed", "after_warm_up", "first_wrong_or_unexpected", "passes"):
         print(f"{key}: {result[key]}")
     print(arguments.out)
     sys.exit(0 if all(result["passes"].values()) else 1)

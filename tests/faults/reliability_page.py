@@ -1,4 +1,4 @@
-"""Write docs/reliability.md from the tests: one row per ``@pytest.mark.fault``.
+"""Write docs/reliability.md from the tests, one row per ``@pytest.mark.fault``, and from the committed soak.
 
     python tests/faults/reliability_page.py
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
+SOAK = TESTS.parent / "benchmarks" / "results" / "soak.json"
 
 # The first pattern that fits decides.
 SECTIONS = (
@@ -32,7 +36,8 @@ _HEAD = """\
 What can go wrong, what must follow, and the test that proves it. Made by `python tests/faults/reliability_page.py` from
 the marker `fault` of the tests; a test compares this page with what the script writes. Do not edit it by hand.
 
-`make test` runs every test named here; those marked *long* run in `make test-slow` too, with more repetitions.
+`make test` runs every test named here (those of a full disk where it may mount a tmpfs, those of TensorRT-RTX where that
+is installed); those marked *long* run in `make test-slow` too, with more repetitions.
 `make fuzz` feeds damaged manifests, profiles and compensators to their readers for ten minutes; `make soak` serves for
 an hour under random budgets, faults and reloads and writes `benchmarks/results/soak.json`.
 
@@ -82,7 +87,7 @@ def faults() -> tuple[Fault, ...]:
 def page() -> str:
     """Return the page."""
     found = faults()
-    parts = [_HEAD]
+    parts = [_HEAD, _soak(json.loads(SOAK.read_text(encoding="utf-8")))]
     for title, _ in SECTIONS:
         rows = [
             f"| {fault.name} | {fault.outcome} | `{fault.test}`{_when(fault)} |"
@@ -93,6 +98,23 @@ def page() -> str:
             f"\n## {title}\n| fault | must follow | proved by |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
         )
     return "".join(parts)
+
+
+def _soak(result: dict[str, Any]) -> str:
+    counts, after, machine = result["counts"], result["after_warm_up"], result["machine"]
+    faults = sum(count for name, count in counts.items() if name not in ("answers", "opened", "reload"))
+    verdict = "passes" if all(result["passes"].values()) else "fails"
+    text = (
+        f"**The committed soak** {verdict}: {result['minutes']:g} minutes on {machine['cores']} cores of "
+        f"{machine['processor']}, load average {machine['load_average_at_the_end']}, ONNX Runtime "
+        f"{machine['onnxruntime']}. {counts['answers']} answers, {result['wrong_answers']} wrong; {faults} faults and "
+        f"{counts['reload']} reloads, {result['unexpected']} unexpected errors. After the warm-up resident memory grew "
+        f"by {after['rss_growth']:.2%} (highest sample {after['highest_rss_over_first']:.2%} above), open files by "
+        f"{after['more_files']:g}, threads by {after['more_threads']:g}. Budgets were drawn from ones that nothing meets "
+        f"to ones that every degree meets: {result['missed']} of {result['budgeted']} were missed, which says nothing "
+        "of the policy."
+    )
+    return f"\n{textwrap.fill(text, 120)}\n"
 
 
 def _when(fault: Fault) -> str:
