@@ -36,8 +36,8 @@ _HEAD = """\
 What can go wrong, what must follow, and the test that proves it. Made by `python tests/faults/reliability_page.py` from
 the marker `fault` of the tests; a test compares this page with what the script writes. Do not edit it by hand.
 
-`make test` runs every test named here (those of a full disk where it may mount a tmpfs, those of TensorRT-RTX where that
-is installed); those marked *long* run in `make test-slow` too, with more repetitions.
+`make test` runs every test named here: those of a full disk where it may mount a tmpfs, those of TensorRT-RTX where it
+is installed. Those marked *long* run in `make test-slow` too, with more repetitions.
 `make fuzz` feeds damaged manifests, profiles and compensators to their readers for ten minutes; `make soak` serves for
 an hour under random budgets, faults and reloads and writes `benchmarks/results/soak.json`.
 
@@ -110,8 +110,8 @@ def _soak(result: dict[str, Any]) -> str:
         f"{machine['onnxruntime']}. {counts['answers']} answers, {result['wrong_answers']} wrong; {faults} faults and "
         f"{counts['reload']} reloads, {result['unexpected']} unexpected errors. After the warm-up resident memory grew "
         f"by {after['rss_growth']:.2%} (highest sample {after['highest_rss_over_first']:.2%} above), open files by "
-        f"{after['more_files']:g}, threads by {after['more_threads']:g}. Budgets were drawn from ones that nothing meets "
-        f"to ones that every degree meets: {result['missed']} of {result['budgeted']} were missed, which says nothing "
+        f"{after['more_files']:g}, threads by {after['more_threads']:g}. Budgets were drawn from ones that nothing "
+        f"meets to ones that every degree meets: {result['missed']} of {result['budgeted']} were missed, which says nothing "
         "of the policy."
     )
     return f"\n{textwrap.fill(text, 120)}\n"
