@@ -111,8 +111,8 @@ def _soak(result: dict[str, Any]) -> str:
         f"{counts['reload']} reloads, {result['unexpected']} unexpected errors. After the warm-up resident memory grew "
         f"by {after['rss_growth']:.2%} (highest sample {after['highest_rss_over_first']:.2%} above), open files by "
         f"{after['more_files']:g}, threads by {after['more_threads']:g}. Budgets were drawn from ones that nothing "
-        f"meets to ones that every degree meets: {result['missed']} of {result['budgeted']} were missed, which says nothing "
-        "of the policy."
+        f"meets to ones that every degree meets: {result['missed']} of {result['budgeted']} were missed, which says "
+        "nothing of the policy."
     )
     return f"\n{textwrap.fill(text, 120)}\n"
 
