@@ -217,7 +217,7 @@ def test_build(killer: Killer, tmp_path: Path, kills: int) -> None:
         assert sidecars or not ended
         for sidecar in sidecars:
             engine = json.loads(sidecar.read_text())["engine"]
-            assert engine["sha256"] == sha256_file(sidecar.with_suffix(".engine"))
+            assert engine["sha256"] == sha256_file(sidecar.with_name(engine["file"]))
 
     def reset() -> None:
         for sidecar in tmp_path.glob("bundle/engines/*/degree-*.json"):
