@@ -140,7 +140,7 @@ def _latencies(compare: dict[str, Any]) -> str:
                     median, low, high = median_interval(row["samples_ms"])
                     cells.append(f"{_short(median)} [{_short(low)}, {_short(high)}]")
                 else:
-                    cells.append("–" if row is None else "failed")
+                    cells.append("–" if row is None else "not run")
                     if row is not None:
                         notes.append(f"{title} at degree {degree}: {row['error']}")
             parts.append(f"| {title} | " + " | ".join(cells) + " |")
