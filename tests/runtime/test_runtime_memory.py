@@ -106,7 +106,7 @@ def test_a_limit_leaves_out_degrees_with_a_warning(tmp_path: Path, caplog: pytes
             Runtime.open(bundle.path, memory_limit_bytes=bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.fault("out of memory at the third engine", outcome="a warning; the other degrees serve")
+@pytest.mark.fault("out of memory at the nth engine", outcome="a warning; the other degrees serve")
 def test_out_of_memory_while_loading_costs_degrees_not_the_service(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
