@@ -52,8 +52,8 @@ its writer holds a lock on. The lock dies with the process, so the next run for 
 stale and removes it. An existing folder is exchanged for the new one in one step where the file system can.
 
 **Known limit.** ONNX Runtime 1.31 answers a lack of memory with an error while it loads an engine, and may crash when
-it runs one after that, or when the last of a limited address space (`ulimit -v`) is gone. `memory_limit_bytes` keeps room;
-`tocom verify --probe` shows such a crash in a process of its own.
+it runs one after that, or when the last of a limited address space (`ulimit -v`) is gone. `memory_limit_bytes` keeps
+room; `tocom verify --probe` shows such a crash in a process of its own.
 """
 
 

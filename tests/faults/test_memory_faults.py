@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.fault(
     "the address space ends at one engine after another",
-    outcome="the more valuable degrees serve right answers; when none fits, EngineError; see the known limit of ONNX Runtime",
+    outcome="right answers of the degrees that fit, or EngineError; see the known limit above",
 )
 def test_the_address_space_ends_at_one_engine_after_another(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", width=1200, layers=[3, 2, 1])
