@@ -14,6 +14,7 @@ from tocom.errors import EngineError, OutputError
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.weight_cache import WeightCache
 from tocom.runtime.device.interop import host_array
+from tocom.runtime.free_memory import require_free
 from tocom.runtime.identity import cpu_identity, usable_cores
 from tocom.runtime.memory import Need, needs_of
 
@@ -85,6 +86,7 @@ class OnnxRuntimeBackend:
         self._share_weights = share_weights and not cuda
         self._cache_folder = cache_folder
         self._cache: WeightCache | None = None
+        self._needs: dict[int, Need] = {}
         self.name = "onnxruntime-cuda" if cuda else "onnxruntime"
         self.reason = reason
         self.timeout_s = DEVICE_TIMEOUT_S if cuda else None
@@ -106,7 +108,9 @@ class OnnxRuntimeBackend:
 
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs in memory, from the bundle's files."""
-        return needs_of(self._bundle, degrees)
+        missing = [degree for degree in degrees if degree not in self._needs]
+        self._needs |= needs_of(self._bundle, missing)
+        return {degree: self._needs[degree] for degree in degrees}
 
     def adopt(self, images: Any) -> Any:
         """Return images of another library in host memory without a copy; None when they are not there."""
@@ -179,6 +183,7 @@ class OnnxRuntimeBackend:
 
     def _open(self, model: bytes, folder: Path, options: Any, degree: int) -> Any:
         """Open a session of bytes that were hashed; a path could lead to others by now."""
+        require_free(self.needs([degree])[degree], mapped=self._cache is not None)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             return self._ort.InferenceSession(model, options, providers=self._providers)

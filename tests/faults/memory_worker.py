@@ -25,8 +25,6 @@ def main(bundle: str, mib: str) -> None:
     images = np.ones((1, 3, SIZE, SIZE), np.float32)
     try:
         with Runtime.open(bundle, threads=1, warm=False) as runtime:
-            # ONNX Runtime itself may crash when memory ends in the middle of a run; here it ends at the engines.
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
             runtime.warm_up()
             result = runtime.infer(images)
             print("served", len(runtime.degrees), result.degree, *map(float, result.outputs["logits"][0]))

@@ -51,9 +51,10 @@ and a thread in between costs about 30 µs a request.
 its writer holds a lock on. The lock dies with the process, so the next run for the same output knows the part for
 stale and removes it. An existing folder is exchanged for the new one in one step where the file system can.
 
-**Known limit.** ONNX Runtime 1.31 answers a lack of memory with an error while it loads an engine, and may crash when
-it runs one after that, or when the last of a limited address space (`ulimit -v`) is gone. `memory_limit_bytes` keeps
-room; `tocom verify --probe` shows such a crash in a process of its own.
+**Known limit.** ONNX Runtime 1.31 may crash once memory ended while it loads or runs a session. So an engine is tried
+only where three copies of its weights, its activations and a margin fit into the free memory and, under `ulimit -v`,
+into the free address space; a degree that does not fit is left out with a warning. Memory that other programs take
+afterwards is beyond that check; `memory_limit_bytes` keeps room, and `tocom verify --probe` loads in a process of its own.
 """
 
 
