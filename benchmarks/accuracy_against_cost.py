@@ -30,7 +30,7 @@ from tocom.files import write_json
 from tocom.macs import count_macs
 from tocom.models import input_config
 from tocom.quickstart.cells import Cell, split_cells
-from tocom.quickstart.head import features, fit_head
+from tocom.quickstart.head import fit_head, pooled_features
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE
 
 
@@ -50,7 +50,7 @@ def smaller_image(model: VisionTransformer, side: int, train: Sequence[Cell]) ->
     twin = copy.deepcopy(model)
     twin.set_input_size(img_size=(side, side))
     twin.pretrained_cfg = {**twin.pretrained_cfg, "input_size": (3, side, side)}
-    inputs = features(twin, ImageFiles([cell.path for cell in train], input_config(twin)))
+    inputs = pooled_features(twin, ImageFiles([cell.path for cell in train], input_config(twin)))
     twin.head.load_state_dict(fit_head(inputs, [cell.label for cell in train]).state_dict())
     return twin
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tocom.errors import ExportError
-from tocom.export.trace import DTYPES
+from tocom.export.trace import DTYPES, answers
 
 __all__ = ["TOLERANCES", "CheckResult", "check_onnx", "sample_images"]
 
@@ -47,7 +47,9 @@ def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) ->
     return images.numpy()
 
 
-def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: str, batch: int | None) -> CheckResult:
+def check_onnx(
+    path: Path, model: nn.Module, images: np.ndarray, *, precision: str, batch: int | None, features: bool = False
+) -> CheckResult:
     """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
 
     Which tokens merge is decided by comparing scores, so on an image with a near-tie two correct programs may differ.
@@ -60,6 +62,7 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
         images: [count, channels, height, width], float32.
         precision: Of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
+        features: The file gives the pooled features beside the logits.
 
     Raises:
         ExportError: An output differs by more than the tolerance, or no image is conclusive.
@@ -70,7 +73,8 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        got = np.concatenate([session.run(None, {"images": part})[0] for part in np.split(images, len(images) // step)])
+        parts = [session.run(None, {"images": part}) for part in np.split(images, len(images) // step)]
+        got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
@@ -78,14 +82,14 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
             "--no-check exports without the comparison, for other runtimes."
         ) from error
     with torch.no_grad():
-        expected = model(torch.from_numpy(images)).numpy()
+        expected = torch.cat(answers(model, torch.from_numpy(images), features=features), dim=-1).numpy()
     allowed = TOLERANCES[precision] * max(1.0, float(np.abs(expected).max()))
     difference = np.abs(got - expected).reshape(len(images), -1).max(axis=1)
     undecided = np.zeros(len(images), dtype=bool)
     for index in np.flatnonzero(~(difference <= allowed)):
         # What overflows is wrong, not undecided.
         undecided[index] = np.isfinite(difference[index]) and _is_undecided(
-            model, images[index : index + 1], expected[index], allowed, precision
+            model, images[index : index + 1], expected[index], allowed, precision, features
         )
         if not undecided[index]:
             raise ExportError(
@@ -101,7 +105,9 @@ def check_onnx(path: Path, model: nn.Module, images: np.ndarray, *, precision: s
     return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))
 
 
-def _is_undecided(model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: float, precision: str) -> bool:
+def _is_undecided(
+    model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: float, precision: str, features: bool
+) -> bool:
     pixels = torch.from_numpy(image)
     if precision == "fp32":
         others = [copy.deepcopy(model).double()]
@@ -111,7 +117,7 @@ def _is_undecided(model: nn.Module, image: np.ndarray, expected: np.ndarray, all
     for other in others:
         dtype = next(other.parameters()).dtype
         with torch.no_grad():
-            got = other(pixels.to(dtype)).double().numpy()
+            got = torch.cat(answers(other, pixels.to(dtype), features=features), dim=-1).double().numpy()
         if np.abs(got[0] - expected).max() > allowed:
             return True
     return False

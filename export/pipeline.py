@@ -44,6 +44,7 @@ def export(
     source_degree: int = 0,
     method: str = "merge",
     fuse: bool = False,
+    features: bool = False,
     precision: str = "fp32",
     batch: int | tuple[int, int, int] = 1,
     labels: Sequence[str] | None = None,
@@ -65,6 +66,7 @@ def export(
         source_degree: Degree that the model was fine-tuned at.
         method: ``merge`` or ``prune``.
         fuse: With ``prune``: fuse the removed tokens into one.
+        features: Beside ``logits`` give the pooled ``features`` [batch, channels] that the classifier reads.
         precision: ``fp32``, ``fp16`` or ``bf16``; input and output stay float32.
         batch: A fixed batch, or (smallest, optimal, largest).
         labels: Names of the classes.
@@ -89,6 +91,8 @@ def export(
     degrees = _check_request(vit, degrees, compensator, scale, source_degree, method, fuse, precision, batch, labels)
     fixed = batch if isinstance(batch, int) else None
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
+    if features and isinstance(vit.head, nn.Identity):
+        raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
     entry = input_config(vit)
     entry["shape"][0] = fixed or "batch"
     steps = _Steps(progress, total=1 + len(degrees) * (2 if check else 1))
@@ -99,7 +103,9 @@ def export(
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
             templates = {
-                compressed: _template(vit, store, compressed=compressed, method=method, fuse=fuse, precision=precision)
+                compressed: _template(
+                    vit, store, compressed=compressed, method=method, fuse=fuse, features=features, precision=precision
+                )
                 for compressed in sorted({degree > 0 for degree in degrees})
             }
             for degree, removed in schedules.items():
@@ -120,7 +126,7 @@ def export(
                     ),
                 )
                 onnx.save(proto, folder / _file_name(degree))
-                output = proto.graph.output[0]
+                outputs = proto.graph.output
         for degree in degrees:
             results[degree] = None
             if check:
@@ -136,7 +142,7 @@ def export(
                 )
                 images = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
                 results[degree] = check_onnx(
-                    folder / _file_name(degree), reference, images, precision=precision, batch=fixed
+                    folder / _file_name(degree), reference, images, precision=precision, batch=fixed, features=features
                 )
         manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -159,6 +165,7 @@ def export(
                     "name": output.name,
                     "shape": [dim.dim_value or dim.dim_param for dim in output.type.tensor_type.shape.dim],
                 }
+                for output in outputs
             ],
             "labels": list(labels) if labels is not None else loaded.labels,
             "degrees": [
@@ -251,9 +258,16 @@ def _check_request(
 
 
 def _template(
-    vit: VisionTransformer, store: WeightStore, *, compressed: bool, method: str, fuse: bool, precision: str
+    vit: VisionTransformer,
+    store: WeightStore,
+    *,
+    compressed: bool,
+    method: str,
+    fuse: bool,
+    features: bool,
+    precision: str,
 ) -> onnx.ModelProto:
-    template = trace(vit, compressed=compressed, method=method, fuse=fuse, precision=precision)
+    template = trace(vit, compressed=compressed, method=method, fuse=fuse, features=features, precision=precision)
     make_retargetable(template)
     placeholders = projection_weights(vit, precision=precision)
     for tensor in template.graph.initializer:

@@ -27,7 +27,7 @@ from tocom.errors import ExportError
 from tocom.export.functions import DOMAIN, DOMAIN_VERSION, OPSET
 from tocom.tokens import removal_schedule
 
-__all__ = ["DTYPES", "projection_name", "trace"]
+__all__ = ["DTYPES", "answers", "projection_name", "trace"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -37,8 +37,28 @@ def projection_name(block: int, name: str, kind: str) -> str:
     return f"blocks.{block}.attn.qkv.{name}_{kind}"
 
 
+def answers(model: nn.Module, images: Tensor, *, features: bool) -> tuple[Tensor, ...]:
+    """Return the outputs of a model for images [batch, channels, height, width], in the order of the ONNX file's.
+
+    Args:
+        model: A timm Vision Transformer, dense or compressed.
+        images: [batch, channels, height, width].
+        features: Beside the logits [batch, classes] return the pooled features [batch, channels] that the head reads.
+    """
+    if not features:
+        return (model(images),)
+    tokens = model.forward_features(images)
+    return model.forward_head(tokens), model.forward_head(tokens, pre_logits=True)
+
+
 def trace(
-    model: VisionTransformer, *, compressed: bool, method: str = "merge", fuse: bool = False, precision: str = "fp32"
+    model: VisionTransformer,
+    *,
+    compressed: bool,
+    method: str = "merge",
+    fuse: bool = False,
+    features: bool = False,
+    precision: str = "fp32",
 ) -> onnx.ModelProto:
     """Trace a model to ONNX with a symbolic batch.
 
@@ -47,11 +67,13 @@ def trace(
         compressed: Trace with a ``tocom`` node in every block that can remove tokens (at degree 1), else dense.
         method: ``merge`` or ``prune``.
         fuse: With ``prune``: fuse the removed tokens.
+        features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
         precision: Type of weights and activations; the input and output stay float32.
 
     Returns:
-        Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``. q, k and v are products
-        with initializers of their own, named by :func:`projection_name`; the scale of the attention stands in q's.
+        Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``, or both. q, k
+        and v are products with initializers of their own, named by :func:`projection_name`; the scale of the attention
+        stands in q's.
 
     Raises:
         ExportError: torch cannot trace the model.
@@ -60,9 +82,9 @@ def trace(
     removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision])
+    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features)
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
-    output = "features" if isinstance(model.head, nn.Identity) else "logits"
+    names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), _quiet():
@@ -73,7 +95,7 @@ def trace(
                 opset_version=OPSET,
                 custom_translation_table=_TRANSLATIONS,
                 input_names=["images"],
-                output_names=[output],
+                output_names=names,
                 optimize=True,
                 verbose=False,
             )
@@ -93,11 +115,11 @@ _WRAPPER = "model."
 
 
 class _Typed(nn.Module):
-    """A model computing in one float type behind float32 input and output."""
+    """A model computing in one float type behind float32 input and outputs."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool) -> None:
         super().__init__()
-        self.model, self.image_dtype = model, dtype
+        self.model, self.image_dtype, self.features = model, dtype, features
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
         if dtype == torch.bfloat16:
@@ -105,8 +127,9 @@ class _Typed(nn.Module):
             self.image_dtype = torch.float32
             self.model.patch_embed.proj = _Float32(copy.deepcopy(model.patch_embed.proj), dtype)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.to(self.image_dtype)).float()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = answers(self.model, images.to(self.image_dtype), features=self.features)
+        return tuple(output.float() for output in found)
 
 
 class _Float32(nn.Module):

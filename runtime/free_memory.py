@@ -39,7 +39,8 @@ def require_free(need: Need, *, mapped: bool) -> None:
     for what, (least, free) in wanted.items():
         if free is not None and free < least:
             raise MemoryError(
-                f"degree {need.degree} needs about {least >> 20} MiB of {what} while it loads, {free >> 20} MiB are free"
+                f"degree {need.degree} needs about {least >> 20} MiB of {what} while it loads, "
+                f"{free >> 20} MiB are free"
             )
 
 

@@ -8,13 +8,18 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from exported import SOURCE, Exported, places, run_onnx
 from onnx import TensorProto, helper
+from small_vits import small_images, small_vit
 
 import tocom.schemas
 from tocom.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
-from tocom.compression import input_tokens
+from tocom.compression import compress, input_tokens
+from tocom.errors import ExportError
+from tocom.export import export
 from tocom.tokens import removal_schedule, token_counts
 
 
@@ -155,3 +160,22 @@ def test_the_model_is_left_as_it_was(exported: Exported, degree: int) -> None:
         np.testing.assert_array_equal(tensor.numpy(), fresh.state_dict()[name].numpy(), err_msg=name)
     assert [type(module) for module in fresh.modules()] == [type(module) for module in exported.model.modules()]
     assert all(parameter.requires_grad for parameter in exported.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_features_beside_the_logits(name: str, tmp_path: Path) -> None:
+    model = small_vit(name)
+    images = small_images(model, 3)
+    bundle = export(
+        model, tmp_path / "bundle", degrees=[4], features=True, batch=(1, 1, 4), check_images=images.numpy()
+    )
+    assert bundle.output_names == ("logits", "features")
+    session = onnxruntime.InferenceSession(bundle.onnx_path(4), providers=["CPUExecutionProvider"])
+    logits, features = session.run(None, {"images": images.numpy()})
+    compressed = compress(model, 4)
+    with torch.no_grad():
+        want = compressed(images).numpy(), compressed.forward_head(compressed.forward_features(images), pre_logits=True)
+    np.testing.assert_allclose(logits, want[0], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(features, want[1].numpy(), rtol=0, atol=1e-4)
+    with pytest.raises(ExportError, match="gives features alone"):
+        export(small_vit(name, num_classes=0), tmp_path / "other", degrees=[4], features=True)

@@ -54,7 +54,8 @@ stale and removes it. An existing folder is exchanged for the new one in one ste
 **Known limit.** ONNX Runtime 1.31 may crash once memory ended while it loads or runs a session. So an engine is tried
 only where three copies of its weights, its activations and a margin fit into the free memory and, under `ulimit -v`,
 into the free address space; a degree that does not fit is left out with a warning. Memory that other programs take
-afterwards is beyond that check; `memory_limit_bytes` keeps room, and `tocom verify --probe` loads in a process of its own.
+afterwards is beyond that check; `memory_limit_bytes` keeps room, and `tocom verify --probe` loads in a process of its
+own.
 """
 
 

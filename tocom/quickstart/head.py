@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["features", "fit_head", "pooled"]
+__all__ = ["fit_head", "pooled", "pooled_features"]
 
 _BATCH = 8
 
@@ -20,7 +20,7 @@ def pooled(model: VisionTransformer, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
-def features(
+def pooled_features(
     model: VisionTransformer, images: Dataset[Tensor], progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
     """Return the pooled features of all images, [count, channels]."""

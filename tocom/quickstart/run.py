@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import timm
 import torch
+from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import functional as F
 
 from tocom.bundle import Bundle
 from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_degrees, write_report
@@ -27,7 +28,7 @@ from tocom.export.weights import tensor_bytes
 from tocom.files import check_writable, write_json
 from tocom.models import LoadedModel, input_config
 from tocom.quickstart.cells import LABELS, Cell, split_cells
-from tocom.quickstart.head import features, fit_head, pooled
+from tocom.quickstart.head import fit_head, pooled, pooled_features
 from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.runtime import Runtime
@@ -51,7 +52,6 @@ class QuickstartConfig:
         held_out: Cells that choose the scale and rank the degrees.
         test: Cells that the figures are of.
         training: Of the compensator.
-        gap_images: Test cells for the feature gap. It is uneven: at high degrees a few cells hold much of it.
         scale_images: Held-out cells that choose the compensator's scale.
         latency_samples: Most timed inferences per degree; a p95 needs 72 for an interval.
         per_budget: Requests under each budget of the stream.
@@ -59,15 +59,14 @@ class QuickstartConfig:
     """
 
     degrees: tuple[int, ...] = (0, 4, 8, 12, 16, 20)
-    train: int = 640
+    train: int = 700
     held_out: int = 120
     test: int = 220
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            groups=20, hidden=1.0, steps=300, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
+            groups=20, hidden=1.0, steps=400, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
         )
     )
-    gap_images: int = 96
     scale_images: int = 32
     latency_samples: int = 80
     per_budget: int = 40
@@ -115,7 +114,7 @@ def quickstart(
     entry = input_config(model)
 
     advance = stage("fitting a linear head on frozen features")
-    inputs = features(model, _files(split.train, entry), advance)
+    inputs = pooled_features(model, _files(split.train, entry), advance)
     head = fit_head(inputs, [cell.label for cell in split.train])
 
     stage("training the compensator")
@@ -126,10 +125,9 @@ def quickstart(
         progress=lambda step: report("training the compensator", step.step, step.steps),
     )
 
-    advance = stage("measuring the feature gap and choosing the scale")
+    advance = stage("choosing the compensator's scale")
     choosing = torch.stack(list(_files(split.held_out[: config.scale_images], entry)))
-    measured = torch.stack(list(_files(split.test[: config.gap_images], entry)))
-    gaps, scales = _feature_gaps(model, compensator, choosing, measured, config.degrees, advance)
+    scales = _choose_scale(model, compensator, choosing, config.degrees, advance)
     compensator.metadata["scale_chosen_by"] = f"feature gap on {config.scale_images} held-out images"
     compensator.save(out / "compensator.safetensors")
 
@@ -147,6 +145,7 @@ def quickstart(
             out / name,
             degrees=config.degrees,
             compensator=part,
+            features=True,
             check_images=real,
             overwrite=True,
             progress=lambda what, done, total, label=label: report(f"{label}: {what}", done, total),
@@ -161,12 +160,15 @@ def quickstart(
     )
     test = [(cell.path, cell.label) for cell in split.test]
     accuracy = {}
+    features: dict[str, dict[int, list[NDArray[np.float32]]]] = {}
     for name, bundle in bundles.items():
-        label = f"accuracy on test cells, {name}"
+        label = f"accuracy and feature gap on test cells, {name}"
         stage(label)
         # Degree 0 is the same in both.
         wanted = [degree for degree in config.degrees if degree or name == "bundle"]
         with Runtime.open(bundle.path, degrees=wanted) as runtime:
+            of_degree = features[name] = {degree: [] for degree in wanted}
+            runtime.add_hook(lambda result, kept=of_degree: kept[result.degree].append(result.outputs["features"]))
             accuracy[name] = measure_accuracy(
                 runtime, test, progress=lambda what, done, total, label=label: report(label, done, total)
             )
@@ -178,6 +180,15 @@ def quickstart(
         backend = f"{runtime.backend.name}: {runtime.backend.reason}"
     stage("done")
 
+    found = {name: {d: np.concatenate(parts) for d, parts in by.items()} for name, by in features.items()}
+    gaps = {
+        degree: {
+            f"{word}_compensator": feature_gap(found[name][degree], found["bundle"][0])
+            for word, name in (("without", "bundle-without-compensator"), ("with", "bundle"))
+        }
+        for degree in config.degrees
+        if degree
+    }
     bundle, plain = bundles["bundle"], accuracy["bundle-without-compensator"]
     dense_bytes = tensor_bytes(bundle.onnx_path(0))
     rows = [
@@ -202,7 +213,6 @@ def quickstart(
             "train": config.train,
             "held_out": config.held_out,
             "test": config.test,
-            "feature_gap": min(config.gap_images, config.test),
             "seed": config.seed,
         },
         "scale": compensator.scale,
@@ -234,26 +244,23 @@ def _files(cells: list[Cell], entry: dict[str, Any]) -> ImageFiles:
     return ImageFiles([cell.path for cell in cells], entry)
 
 
-def _feature_gaps(
+def _choose_scale(
     model: VisionTransformer,
     compensator: Compensator,
-    choosing: Tensor,
-    measured: Tensor,
+    images: Tensor,
     degrees: Sequence[int],
     progress: Callable[[int, int], None],
-) -> tuple[dict[int, dict[str, float]], dict[float, float]]:
-    """Choose the compensator's scale on some images, and measure one minus cosine to the dense feature on others.
+) -> dict[float, float]:
+    """Give the compensator the scale that closes most of the feature gap of these images.
 
     Returns:
-        Per degree the gap of ``measured`` without and with the compensator; and per scale the share that it closes of
-        the gap of ``choosing`` at the upper half of the degrees, where the gap is.
+        Per scale the share that it closes of the gap at the upper half of the degrees, where the gap is.
     """
     compressed = [degree for degree in degrees if degree]
     upper = compressed[len(compressed) // 2 :]
-    total = 2 + len(compressed) * 2 + len(upper) * (1 + len(_SCALES))
-    done = 0
+    total, done = 1 + len(upper) * (1 + len(_SCALES)), 0
 
-    def run(images: Tensor, degree: int, scale: float | None = None) -> Tensor:
+    def run(degree: int, scale: float | None = None) -> Tensor:
         nonlocal done
         at = compress(model, degree, compensator=None if scale is None else compensator, scale=scale)
         found = torch.cat([pooled(at, part) for part in images.split(8)])
@@ -261,25 +268,21 @@ def _feature_gaps(
         progress(done, total)
         return found
 
-    def gap(images: Tensor, dense: Tensor, degree: int, scale: float | None = None) -> float:
-        return float((1 - F.cosine_similarity(run(images, degree, scale), dense, dim=-1)).mean())
-
     with torch.no_grad():
-        dense = run(choosing, 0)
-        without = sum(gap(choosing, dense, degree) for degree in upper)
-        scales = {
-            scale: 1 - sum(gap(choosing, dense, degree, scale) for degree in upper) / without for scale in _SCALES
+        dense = run(0).numpy()
+        without = sum(feature_gap(run(degree).numpy(), dense) for degree in upper)
+        closed = {
+            scale: 1 - sum(feature_gap(run(degree, scale).numpy(), dense) for degree in upper) / without
+            for scale in _SCALES
         }
-        compensator.scale = max(scales, key=scales.__getitem__)
-        dense = run(measured, 0)
-        gaps = {
-            degree: {
-                "without_compensator": gap(measured, dense, degree),
-                "with_compensator": gap(measured, dense, degree, compensator.scale),
-            }
-            for degree in compressed
-        }
-    return gaps, scales
+    compensator.scale = max(closed, key=closed.__getitem__)
+    return closed
+
+
+def feature_gap(found: NDArray[np.float32], dense: NDArray[np.float32]) -> float:
+    """Return one minus the cosine between features [count, channels] and the dense model's, averaged."""
+    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(dense, axis=-1)
+    return float((1 - (found * dense).sum(-1) / norms).mean())
 
 
 def _machine(backend: str) -> dict[str, str]:
