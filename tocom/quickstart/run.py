@@ -64,7 +64,7 @@ class QuickstartConfig:
     test: int = 220
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            groups=20, hidden=1.0, steps=400, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
+            groups=20, hidden=1.0, steps=300, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
         )
     )
     scale_images: int = 32
