@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import importlib
 import inspect
 import os
@@ -26,9 +27,12 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="needs the extra tocom[docs]")
     target = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    )
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / ".site-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # every test process builds, and each lays the package out in build/api
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return target
 

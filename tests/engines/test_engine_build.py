@@ -14,7 +14,7 @@ import time
 
 import onnx
 import pytest
-from tiny_engine_models import DEPTH, tiny_vit
+from tiny_engine_models import DEPTH, tiny_vit, with_onnx
 
 from tocom.bundle import Bundle
 from tocom.engine_store import unpack_engine
@@ -229,10 +229,9 @@ def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
 
 
 def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):
-    path = bundle.onnx_path(2)
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(bundle.onnx_path(2), load_external_data=False)
     model.graph.node[-1].op_type = "NoSuchOp"
-    path.write_bytes(model.SerializeToString())
+    bundle = with_onnx(bundle, 2, model)
     with pytest.raises(
         EngineError,
         match=r"TensorRT cannot read .*degree-02.onnx. TensorRT said: node \d+ .*\(NoSuchOp\): .*Plugin not found",
@@ -250,13 +249,12 @@ def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):
     ],
 )
 def test_attributes_out_of_range_are_told_by_the_op_plugin(bundle, op_plugin, attribute, value, message):
-    path = bundle.onnx_path(2)
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(bundle.onnx_path(2), load_external_data=False)
     node = next(node for node in model.graph.node if node.domain == "tocom")
     next(a for a in node.attribute if a.name == attribute).i = value
     # The shapes in the file no longer hold, and are not what is asked here.
     del model.graph.value_info[:]
-    path.write_bytes(model.SerializeToString())
+    bundle = with_onnx(bundle, 2, model)
     with pytest.raises(EngineError, match=rf"tocom op plugin: \S+: .*{message}") as caught:
         build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2])
     assert "\n" not in str(caught.value)
