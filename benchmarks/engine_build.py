@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import between
+
 from tocom.bundle import Bundle
 from tocom.engine_store import unpack_engine
 from tocom.export.build import EngineSet, build
@@ -136,9 +138,7 @@ def tables(report: dict[str, Any]) -> str:
 
 def rewrite(page: str, report: dict[str, Any]) -> str:
     """Return the page with the part between the markers written anew."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + tables(report) + after
+    return between(page, BEGIN, END, tables(report))
 
 
 def main() -> None:

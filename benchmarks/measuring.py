@@ -35,6 +35,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def between(page: str, begin: str, end: str, section: str) -> str:
+    """Return a page with ``section`` in place of what stands from ``begin`` to ``end``; the section holds both."""
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return before + section + after
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

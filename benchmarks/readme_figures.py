@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from measuring import between
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
 PICTURE = ROOT / "docs" / "images" / "quickstart.png"
@@ -68,9 +70,7 @@ def section(figures: dict[str, Any]) -> str:
 
 def rewrite(readme: str, figures: dict[str, Any]) -> str:
     """Return the README with the part between the markers written anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + section(figures) + after
+    return between(readme, BEGIN, END, section(figures))
 
 
 def main() -> None:

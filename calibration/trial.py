@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model
 
 from tocom.bundle import Bundle
+from tocom.calibration.accuracy import feature_gaps
 from tocom.calibration.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
 from tocom.calibration.ranges import open_session
 
@@ -118,9 +119,7 @@ def compare(expected: Outputs, got: Outputs, is_classifier: bool) -> NDArray[np.
     if is_classifier:
         first, second = _log_softmax(expected), _log_softmax(got)
         return np.asarray((np.exp(first) * (first - second)).sum(-1))
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
+    return feature_gaps(expected, got)
 
 
 def _log_softmax(logits: Outputs) -> NDArray[np.float64]:

@@ -8,10 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
+
 ROOT = Path(__file__).resolve().parents[1]
 REST = "In depth"
 
 
+# Before mkdocstrings, which looks once for build/api and does without it where a first build has not made it yet.
+@event_priority(100)
 def on_config(config: Any) -> Any:
     """Put pages that no section names under "In depth", and lay the package out for the API reference."""
     named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))

@@ -122,7 +122,7 @@ class Bundle:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs: ``logits``, or ``features`` for a model without a classifier."""
+        """Names of the outputs: ``logits``, ``features`` for a model without a classifier, or both in this order."""
         return tuple(output["name"] for output in self.manifest["outputs"])
 
     @property

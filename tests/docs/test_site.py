@@ -9,6 +9,7 @@ import inspect
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def site(tmp_path_factory):
     (ROOT / "build").mkdir(exist_ok=True)
     with (ROOT / "build" / ".site-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # every test process builds, and each lays the package out in build/api
+        shutil.rmtree(ROOT / "build" / "api", ignore_errors=True)  # as in a fresh clone
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
         )

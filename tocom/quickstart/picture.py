@@ -72,7 +72,7 @@ def _gap(axes: Any, figures: dict[str, Any]) -> None:
             [p + shift for p in places], [row["feature_gap"][key] for row in rows], 0.38, color=colour, label=label
         )
     axes.set_xticks(list(places), [str(row["degree"]) for row in rows])
-    axes.set(xlabel="degree", ylabel="1 − cosine to the dense feature", title="Feature gap on held-out cells")
+    axes.set(xlabel="degree", ylabel="1 − cosine to the dense feature", title="Feature gap on test cells")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25, axis="y")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tocom.bundle import Bundle
 from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_degrees, write_report
+from tocom.calibration.accuracy import feature_gaps
 from tocom.compensator import Compensator
 from tocom.compression import compress
 from tocom.data import ImageFiles
@@ -183,7 +184,7 @@ def quickstart(
     found = {name: {d: np.concatenate(parts) for d, parts in by.items()} for name, by in features.items()}
     gaps = {
         degree: {
-            f"{word}_compensator": feature_gap(found[name][degree], found["bundle"][0])
+            f"{word}_compensator": float(feature_gaps(found["bundle"][0], found[name][degree]).mean())
             for word, name in (("without", "bundle-without-compensator"), ("with", "bundle"))
         }
         for degree in config.degrees
@@ -260,29 +261,23 @@ def _choose_scale(
     upper = compressed[len(compressed) // 2 :]
     total, done = 1 + len(upper) * (1 + len(_SCALES)), 0
 
-    def run(degree: int, scale: float | None = None) -> Tensor:
+    def run(degree: int, scale: float | None = None) -> NDArray[np.float32]:
         nonlocal done
         at = compress(model, degree, compensator=None if scale is None else compensator, scale=scale)
-        found = torch.cat([pooled(at, part) for part in images.split(8)])
+        found = torch.cat([pooled(at, part) for part in images.split(8)]).numpy()
         done += 1
         progress(done, total)
         return found
 
+    def gap(degree: int, scale: float | None = None) -> float:
+        return float(feature_gaps(dense, run(degree, scale)).mean())
+
     with torch.no_grad():
-        dense = run(0).numpy()
-        without = sum(feature_gap(run(degree).numpy(), dense) for degree in upper)
-        closed = {
-            scale: 1 - sum(feature_gap(run(degree, scale).numpy(), dense) for degree in upper) / without
-            for scale in _SCALES
-        }
+        dense = run(0)
+        without = sum(gap(degree) for degree in upper)
+        closed = {scale: 1 - sum(gap(degree, scale) for degree in upper) / without for scale in _SCALES}
     compensator.scale = max(closed, key=closed.__getitem__)
     return closed
-
-
-def feature_gap(found: NDArray[np.float32], dense: NDArray[np.float32]) -> float:
-    """Return one minus the cosine between features [count, channels] and the dense model's, averaged."""
-    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(dense, axis=-1)
-    return float((1 - (found * dense).sum(-1) / norms).mean())
 
 
 def _machine(backend: str) -> dict[str, str]:
