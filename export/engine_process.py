@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError, OutputError, TocomError
 from tocom.export.engine_backend import BackendFound, link_libraries
 from tocom.export.engine_options import BuildOptions
@@ -70,6 +71,7 @@ def build_engines(
         links = folder / "links"
         links.mkdir()
         environment = link_libraries(backend, links)
+        environment.pop(SELF_REGISTER, None)
         stderr = stack.enter_context((folder / "stderr.txt").open("w+b"))
         read_end, write_end = os.pipe()
         reader = stack.enter_context(os.fdopen(read_end, encoding="utf-8", errors="replace"))

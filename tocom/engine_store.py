@@ -16,7 +16,11 @@ from pathlib import Path
 
 from tocom.errors import EngineError
 
-__all__ = ["engine_name", "pack_engine", "unpack_engine"]
+__all__ = ["SELF_REGISTER", "engine_name", "pack_engine", "unpack_engine"]
+
+# Where this environment variable is set, the op plugin library registers its ops as soon as it is opened: for programs
+# that open it and do no more. TensorRT's own load_library would then find them there already, and refuse the library.
+SELF_REGISTER = "TOCOM_OP_PLUGIN_REGISTER"
 
 _BLOCK_BYTES = 1 << 16
 # The start of a block tells whether it is text or numbers; float weights deflate to nine tenths at best.

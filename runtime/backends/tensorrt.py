@@ -7,6 +7,7 @@ size are captured into one CUDA graph the second time that batch size comes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
+from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError
 from tocom.files import sha256_file
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
@@ -352,6 +354,7 @@ class TensorRtBackend:
                 f"The op plugin library {path} has sha256 {got}, the engines were built with {expected}. It is not "
                 "loaded. Build them again."
             )
+        os.environ.pop(SELF_REGISTER, None)
         if self._trt.get_plugin_registry().load_library(str(path)) is None:
             raise EngineError(f"TensorRT cannot load the op plugin library {path}: {self._log.take()}.")
 

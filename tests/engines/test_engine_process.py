@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError, OutputError
 from tocom.export.engine_backend import BackendFound
 from tocom.export.engine_options import BuildOptions
@@ -49,6 +50,15 @@ for job in request["jobs"]:
     assert done == [(0, 0), (4, 40)]
     assert progress[1] == ("degree 0: tactics 2/5", 0, 2)
     assert progress[-1] == ("degree 4: built", 2, 2)
+
+
+def test_the_library_is_not_asked_to_register_itself(monkeypatch):
+    monkeypatch.setenv(SELF_REGISTER, "1")
+    script = f"""
+for job in request["jobs"]:
+    send(event="done", degree=job["degree"], size_bytes=int({SELF_REGISTER!r} in os.environ))
+"""
+    assert follow(script)[0] == [(0, 0), (4, 0)]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from scripted_engines import CLASSES, DEGREES, SIZE, ScriptedTensorRt, engine_by
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.bundle import Bundle
+from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError, RequestError
 from tocom.runtime import Runtime
 from tocom.runtime.backends import select
@@ -350,8 +352,9 @@ def test_out_of_device_memory_is_a_memory_error_and_leaves_nothing(bundle: Small
     outcome="EngineError that names the library; it is not loaded",
 )
 def test_the_op_plugin_library_is_checked_then_loaded(
-    bundle: SmallBundle, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend]
+    bundle: SmallBundle, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(SELF_REGISTER, "1")  # meant for other programs: TensorRT would refuse the library
     content = b"a library"
     op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so"}
     folder = write_engines(bundle, op_plugin=op_plugin)
@@ -364,6 +367,7 @@ def test_the_op_plugin_library_is_checked_then_loaded(
     (folder / "libop.so").write_bytes(content)
     opened()
     assert trt.libraries == [str(folder / "libop.so")]
+    assert SELF_REGISTER not in os.environ
 
 
 def test_needs_are_known_before_loading(
