@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from tocom.bundle import Bundle
 from tocom.errors import EngineError
+from tocom.files import scratch_folder
 
 __all__ = ["KINDS", "BlockTimes", "block_times", "split_events"]
 
@@ -59,6 +59,7 @@ def block_times(bundle: Bundle, degree: int, *, threads: int, runs: int = 10, ba
         batch: Images per inference; None takes the bundle's optimal batch.
 
     Raises:
+        BundleError: A file of the bundle does not match its manifest.
         EngineError: ONNX Runtime is missing, or refuses the file.
     """
     try:
@@ -66,16 +67,17 @@ def block_times(bundle: Bundle, degree: int, *, threads: int, runs: int = 10, ba
     except ImportError as error:
         raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.") from error
     images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), np.float32)
-    with tempfile.TemporaryDirectory(prefix="tocom-") as folder:
+    bundle.require_verified()
+    model = bundle.read_onnx(degree)
+    with scratch_folder("tocom-blocks") as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
         try:
-            session = onnxruntime.InferenceSession(
-                str(bundle.onnx_path(degree)), options, providers=["CPUExecutionProvider"]
-            )
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             name = session.get_inputs()[0].name
             for _ in range(runs + 2):
                 session.run(None, {name: images})

@@ -20,9 +20,11 @@ from tocom.export.file_lock import exclusive, remove_leftovers
 from tocom.export.plugin_library import OpPluginLibrary, build_library, check_library, read_library
 from tocom.files import atomic_path, sha256_file
 
-__all__ = ["EngineSet", "build", "engine_folder"]
+__all__ = ["TIMEOUT_S", "EngineSet", "build", "engine_folder"]
 
 Progress = Callable[[str, int, int], None]
+# A large model takes tens of minutes on a Jetson; an hour for one engine is a hang.
+TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def build(
     compact: bool | None = None,
     timing_cache: Path | str | None = None,
     op_plugin: Path | str | None = None,
+    timeout_s: float | None = TIMEOUT_S,
+    memory_limit_mib: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> EngineSet:
@@ -77,6 +81,8 @@ def build(
             other tools. None: compact for TensorRT-RTX, whose engines are a sixth text.
         timing_cache: File that keeps measured timings; None keeps one beside the engines.
         op_plugin: A library built elsewhere; None builds or takes the cached one.
+        timeout_s: Seconds that one engine may take until its build is killed; None sets no limit.
+        memory_limit_mib: Most memory that the process that builds may hold in RAM, in MiB; None sets no limit.
         progress: Called with what is being done, the steps done, and all steps.
         say: Told what was found and decided, one line each.
 
@@ -86,11 +92,12 @@ def build(
     Raises:
         BundleError: The bundle is missing, damaged, or has no such degree.
         RequestError: An option is out of its range.
-        EngineError: The backend is missing, the library does not fit, or an engine cannot be built.
+        EngineError: The backend is missing, the library does not fit, or an engine cannot be built within the limits.
         OutputError: The folder cannot be written.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     tell = say or (lambda line: None)
+    _check_limits(timeout_s, memory_limit_mib)
     found = find_backend(backend)
     options = BuildOptions(
         lowering=lowering or "plugin",
@@ -133,7 +140,14 @@ def build(
     ]
     cache = Path(timing_cache) if timing_cache is not None else folder / "timing.cache"
     with exclusive(folder / ".lock", on_wait=lambda: tell(f"waiting for another build in {folder}")):
-        built = _build_missing(plans, folder, cache, progress or (lambda what, done, total: None))
+        built = _build_missing(
+            plans,
+            folder,
+            timing_cache=cache,
+            progress=progress or (lambda what, done, total: None),
+            timeout_s=timeout_s,
+            memory_limit_mib=memory_limit_mib,
+        )
     records = {plan.degree: read_record(plan.sidecar) or {} for plan in plans}
     return EngineSet(folder, records, built, tuple(notes))
 
@@ -145,7 +159,14 @@ def engine_folder(bundle: Bundle, backend: BackendFound, device: Device | None) 
     return bundle.path / "engines" / f"{backend.name}-{version}-{where}"
 
 
-def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, progress: Progress) -> tuple[int, ...]:
+def _check_limits(timeout_s: float | None, memory_limit_mib: int | None) -> None:
+    if timeout_s is not None and not 0 < timeout_s < 1e6:
+        raise RequestError(f"The 'timeout_s' parameter must be a number of seconds greater than 0. Got {timeout_s!r}.")
+    if memory_limit_mib is not None and memory_limit_mib < 1:
+        raise RequestError(f"The 'memory_limit_mib' parameter must be at least 1. Got {memory_limit_mib!r} instead.")
+
+
+def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int, ...]:
     remove_leftovers(folder)
     stale = {plan.degree: plan for plan in plans if not is_current(plan)}
     for plan in plans:
@@ -161,15 +182,17 @@ def _build_missing(plans: Sequence[Plan], folder: Path, timing_cache: Path, prog
     library = next((plan.library for plan in stale.values() if plan.library is not None), None)
     if library is not None and not plans[0].options.embed_op_plugin:
         _copy_library(library, folder)
-    build_engines(
-        plans[0].backend,
-        [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
-        plans[0].options,
-        op_plugin=None if library is None else library.path.resolve(),
-        timing_cache=timing_cache,
-        on_done=lambda degree, facts: write_record(stale[degree], facts),
-        progress=progress,
-    )
+    try:
+        build_engines(
+            plans[0].backend,
+            [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
+            plans[0].options,
+            op_plugin=None if library is None else library.path.resolve(),
+            on_done=lambda degree, facts: write_record(stale[degree], facts),
+            **how,
+        )
+    finally:
+        remove_leftovers(folder)  # a child that was killed cannot
     _drop_unused_libraries(folder)
     return tuple(stale)
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tocom.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError, OutputError, TocomError
 from tocom.export.engine_backend import BackendFound, link_libraries
 from tocom.export.engine_options import BuildOptions
+from tocom.files import scratch_folder
 
 __all__ = ["Job", "build_engines"]
 
 Progress = Callable[[str, int, int], None]
 _WORKER = "tocom.export.engine_worker"
-_MOST_LOG_CHARACTERS = 1200
 # The op plugin writes to standard error where TensorRT gave it no logger (common/errors.cpp).
 _OP_PLUGIN_PREFIX = "tocom op plugin: "
 _OP_PLUGIN_LINES = 2
@@ -48,6 +49,8 @@ def build_engines(
     timing_cache: Path,
     on_done: Callable[[int, dict[str, Any]], object],
     progress: Progress,
+    timeout_s: float | None = None,
+    memory_limit_mib: int | None = None,
     worker: Sequence[str] = ("-m", _WORKER),
 ) -> None:
     """Build the jobs in one child process, in order, so that a native crash ends it and not this process.
@@ -60,21 +63,18 @@ def build_engines(
         timing_cache: File shared by the degrees; read if it is there, and written after each engine.
         on_done: Called after each engine with its degree and what the worker tells of it.
         progress: Called with what is being done, the steps done, and all steps.
+        timeout_s: Seconds that one engine may take; None sets no limit.
+        memory_limit_mib: Most memory that the child process may hold in RAM, in MiB; None sets no limit.
         worker: Arguments that start the worker; tests put another one in.
 
     Raises:
-        EngineError: TensorRT refused, or the child crashed; the message holds the last log lines.
+        EngineError: TensorRT refused, or the child crashed, took too long or too much; the message holds the last log
+            lines.
         OutputError: An engine cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix="tocom-build-") as scratch, contextlib.ExitStack() as stack:
-        folder = Path(scratch)
-        links = folder / "links"
-        links.mkdir()
-        environment = link_libraries(backend, links)
-        environment.pop(SELF_REGISTER, None)
-        stderr = stack.enter_context((folder / "stderr.txt").open("w+b"))
+    with scratch_folder("tocom-build") as folder, contextlib.ExitStack() as stack:
         read_end, write_end = os.pipe()
-        reader = stack.enter_context(os.fdopen(read_end, encoding="utf-8", errors="replace"))
+        stack.callback(os.close, read_end)
         request = {
             "module": backend.module,
             "preload": [str(library) for library in backend.libraries],
@@ -87,9 +87,23 @@ def build_engines(
             "events": write_end,
         }
         try:
+            links = folder / "links"
+            links.mkdir()
+            environment = link_libraries(backend, links)
+            environment.pop(SELF_REGISTER, None)
+            (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+            stdin = stack.enter_context((folder / "request.json").open("rb"))
+            stderr = stack.enter_context((folder / "stderr.txt").open("w+b"))
+        except OSError as error:
+            os.close(write_end)
+            raise OutputError(
+                f"Cannot write {folder}: {error.strerror or error}. Check the free space there."
+            ) from error
+        limits = Limits(timeout_s, None if memory_limit_mib is None else memory_limit_mib << 20)
+        try:
             child = subprocess.Popen(
                 [sys.executable, *worker],
-                stdin=subprocess.PIPE,
+                stdin=stdin,
                 stdout=stderr,
                 stderr=stderr,
                 env=environment,
@@ -98,36 +112,50 @@ def build_engines(
         finally:
             os.close(write_end)
         try:
-            follower = _Follower(jobs, on_done, progress)
-            with contextlib.suppress(BrokenPipeError):
-                _send(child, request)
-            for line in reader:
-                follower.take(line)
-            code = child.wait()
-        except BaseException:
+            follower = _Follower(jobs, on_done, progress, limits)
+            why = _follow(child, read_end, follower, limits)
+        finally:
             child.kill()
-            child.wait()
-            raise
+            code = child.wait()
         stderr.seek(0)
-        follower.finish(code, stderr.read().decode("utf-8", errors="replace"))
+        follower.finish(why or how_it_ended(code), code, stderr.read().decode("utf-8", errors="replace"))
 
 
-def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
-    if child.stdin is not None:
-        with child.stdin as stream:
-            stream.write(json.dumps(request).encode())
+def _follow(child: subprocess.Popen[bytes], read_end: int, follower: _Follower, limits: Limits) -> str | None:
+    """Hand on the child's events until it ended; return why it must be killed, or None when it ended by itself."""
+    poller = select.poll()
+    poller.register(read_end, select.POLLIN)
+    rest = b""
+    while (why := limits.exceeded(child.pid)) is None:
+        ended = child.poll() is not None  # asked before the last look, or what it said in between would be lost
+        if poller.poll(LOOK_EVERY_S * 1000):
+            if chunk := os.read(read_end, 1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    follower.take(line.decode("utf-8", errors="replace"))
+                continue
+            poller.unregister(read_end)  # nobody can write any more; what is left is the child's end
+        if ended:
+            break
+    follower.take(rest.decode("utf-8", errors="replace"))
+    return why
 
 
 class _Follower:
     """Reads the child's events and knows what to say when it ends."""
 
     def __init__(
-        self, jobs: Sequence[Job], on_done: Callable[[int, dict[str, Any]], object], progress: Progress
+        self,
+        jobs: Sequence[Job],
+        on_done: Callable[[int, dict[str, Any]], object],
+        progress: Progress,
+        limits: Limits,
     ) -> None:
         self._left = [job.degree for job in jobs]
         self._total = len(jobs)
         self._on_done = on_done
         self._progress = progress
+        self._limits = limits
         self._stage = "starting"
         self._log: list[str] = []
         self._failure: TocomError | None = None
@@ -154,12 +182,13 @@ class _Follower:
         elif kind == "done":
             self._left.remove(event["degree"])
             self._on_done(event["degree"], event)
+            self._limits.restart()
             self._progress(f"degree {event['degree']}: built", done + 1, self._total)
         elif kind == "failed":
             error = OutputError if event["kind"] == "OutputError" else EngineError
             self._failure = error(event["message"])
 
-    def finish(self, code: int, stderr: str) -> None:
+    def finish(self, how: str, code: int, stderr: str) -> None:
         """Raise what ended the build, if anything did."""
         if self._failure is not None:
             ours = [line.strip() for line in stderr.splitlines() if line.startswith(_OP_PLUGIN_PREFIX)]
@@ -168,9 +197,7 @@ class _Follower:
             raise self._failure
         if code == 0 and not self._left:
             return
-        lines = [*self._log, *stderr.splitlines()]
-        tail = " | ".join(line.strip() for line in lines if line.strip())
-        said = tail if len(tail) <= _MOST_LOG_CHARACTERS else f"... {tail[-_MOST_LOG_CHARACTERS:]}"
-        how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        hint = " This is often a lack of memory." if code == -signal.SIGKILL else ""
-        raise EngineError(f"The child process {how} while {self._stage}.{hint} Its log: {said or 'nothing'}")
+        hint = " This is often a lack of memory." if how == how_it_ended(-signal.SIGKILL) else ""
+        raise EngineError(
+            f"The child process {how} while {self._stage}.{hint} Its log: {tail([*self._log, *stderr.splitlines()])}"
+        )

@@ -9,7 +9,6 @@ import re
 import shutil
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from tocom.errors import EngineError
 from tocom.export.file_lock import cache_folder, exclusive, remove_leftovers
 from tocom.export.plugin_toolchain import Headers, Toolkit, find_headers, find_toolkit, select_architectures
-from tocom.files import atomic_path, sha256_file, write_json
+from tocom.files import atomic_path, scratch_folder, sha256_file, write_json
 
 __all__ = ["LIBRARY_NAME", "OpPluginLibrary", "build_library", "check_library", "read_library"]
 
@@ -222,8 +221,8 @@ def _compile(toolkit: Toolkit, headers: Headers, architectures: Sequence[int], o
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     define = f'-DTOCOM_ARCHITECTURES="{",".join(map(str, architectures))}"'
-    with tempfile.TemporaryDirectory(prefix="tocom-op-plugin-") as scratch:
-        objects = [Path(scratch) / f"{Path(unit).stem}.o" for unit in _UNITS]
+    with scratch_folder("tocom-op-plugin") as scratch:
+        objects = [scratch / f"{Path(unit).stem}.o" for unit in _UNITS]
 
         def compile_unit(unit: str, target: Path) -> None:
             command = [str(toolkit.nvcc), *_FLAGS, *includes, define, "-c", str(SOURCES / unit), "-o", str(target)]

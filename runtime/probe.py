@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from tocom import errors
 from tocom.bundle import Bundle
+from tocom.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 from tocom.errors import EngineError, TocomError
 
 __all__ = ["probe"]
 
 _WORKER = ("-m", "tocom.runtime.probe")
-_MOST_LOG_CHARACTERS = 1200
-_LOOK_EVERY_S = 0.02
 
 
 def probe(
@@ -62,41 +58,25 @@ def probe(
             if child.stdin is not None:
                 with contextlib.suppress(BrokenPipeError), child.stdin as stream:
                     stream.write(json.dumps(request).encode())
-            ended = _wait(child, timeout_s, memory_limit_bytes)
+            ended = _wait(child, Limits(timeout_s, memory_limit_bytes))
         finally:
             if child.poll() is None:
                 child.kill()
             child.wait()
         if ended is None and child.returncode == 0:
             return
-        raise _error(str(bundle_path), log, ended or _how(child.returncode))
+        raise _error(str(bundle_path), log, ended or how_it_ended(child.returncode))
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, memory_limit_bytes: int | None) -> str | None:
+def _wait(child: subprocess.Popen[bytes], limits: Limits) -> str | None:
     """Wait for the child; return why it must be killed, or None when it ended by itself."""
-    begin = time.monotonic()
     while True:
         try:
-            child.wait(_LOOK_EVERY_S)
+            child.wait(LOOK_EVERY_S)
             return None
         except subprocess.TimeoutExpired:
-            pass
-        if time.monotonic() - begin > timeout_s:
-            return f"did not end within {timeout_s:g} s"
-        if memory_limit_bytes is not None and (held := _resident_bytes(child.pid)) > memory_limit_bytes:
-            return f"held {held} bytes of memory, allowed are {memory_limit_bytes}"
-
-
-def _resident_bytes(process: int) -> int:
-    # A limit of the address space would do for a CPU, but CUDA reserves many times what it uses.
-    try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _how(code: int) -> str:
-    return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+            if (why := limits.exceeded(child.pid)) is not None:
+                return why
 
 
 def _error(bundle: str, log: IO[bytes], how: str) -> TocomError:
@@ -109,10 +89,10 @@ def _error(bundle: str, log: IO[bytes], how: str) -> TocomError:
             if "error" in said:
                 return getattr(errors, str(said["error"]))(said["message"])  # type: ignore[no-any-return]
             at = f"degree {said['degree']}"
-    said = " | ".join(line for line in lines if not line.startswith("{"))[-_MOST_LOG_CHARACTERS:]
+    said = tail(line for line in lines if not line.startswith("{"))
     return EngineError(
         f"The engines of {bundle} were tried in a process of their own, which {how} at {at}. They are not loaded here; "
-        f"build or export them anew. Its log: {said or 'nothing'}"
+        f"build or export them anew. Its log: {said}"
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "check_writable",
     "file_state",
     "open_regular",
+    "scratch_folder",
     "sha256_file",
     "sha256_open",
     "write_json",
@@ -146,6 +147,28 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """Yield an empty folder of this user alone, in the system's folder for such, and remove it in the end.
+
+    A kill leaves it there; the next call with the same name removes what dead processes left.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) / name
+    try:
+        _remove_stale(place)
+        folder, lock = _claim(place, folder=True)
+    except OSError as error:
+        raise _unwritable(place.parent, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

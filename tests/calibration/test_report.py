@@ -16,7 +16,7 @@ from small_bundles import SmallBundle, write_small_bundle
 from tocom.bundle import Bundle
 from tocom.calibration import block_times, calibrate, suggest_degrees, write_report
 from tocom.calibration.blocks import split_events
-from tocom.errors import CalibrationError
+from tocom.errors import BundleError, CalibrationError
 from tocom.measurements import Accuracy, Energy, PrecisionCandidate, PrecisionComparison, StateLog
 from tocom.profile import Profile
 
@@ -58,6 +58,15 @@ def page(bundle: SmallBundle, profile: Profile, tmp_path_factory: pytest.TempPat
     blocks = [block_times(opened, degree, threads=1, runs=2) for degree in opened.degrees]
     out = tmp_path_factory.mktemp("out")
     return write_report(profile, opened, out, suggestion=suggest_degrees(profile), blocks=blocks, feature_gap=GAP)
+
+
+def test_a_changed_model_is_not_profiled(tmp_path: Path) -> None:
+    changed = write_small_bundle(tmp_path / "bundle")
+    content = bytearray((changed.path / "degree-04.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (changed.path / "degree-04.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"degree-04\.onnx has sha256"):
+        block_times(Bundle(changed.path, verify=False), 4, threads=1)
 
 
 def test_one_file_that_needs_no_network_and_a_png_per_figure(page: Path, profile: Profile) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import onnx
 import pytest
@@ -226,6 +227,33 @@ def test_a_full_disk_is_one_error_and_leaves_no_engine(bundle, op_plugin):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(bundle.path.glob("engines/*/*degree*"))
     assert build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0]).built == (0,)
+
+
+@pytest.mark.fault(
+    "a build that is killed for its time or memory", outcome="EngineError; nothing is left half; the next build works"
+)
+def test_a_build_past_its_limit_leaves_nothing(bundle, op_plugin, monkeypatch):
+    script = """
+import json, os, pathlib, sys, time
+request = json.loads(sys.stdin.read())
+engine = pathlib.Path(request["jobs"][0]["engine"])
+engine.with_name(f".{engine.name}.k1ll3d00.tocom-part").write_bytes(b"half")
+time.sleep(600)
+"""
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "build_engines", partial(build_module.build_engines, worker=("-c", script)))
+        with pytest.raises(EngineError, match="took longer than 2 s while starting"):
+            build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0], timeout_s=2)
+    with pytest.raises(EngineError, match=r"held \d+ bytes of memory, allowed are 20971520 while"):
+        build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0], memory_limit_mib=20)
+    assert [path.name for path in bundle.path.glob("engines/*/*")] == [".lock"]
+    assert build(bundle, backend="tensorrt-rtx", lowering="native", degrees=[0]).built == (0,)
+
+
+@pytest.mark.parametrize("limits", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"memory_limit_mib": 0}])
+def test_limits_out_of_range(bundle, limits):
+    with pytest.raises(RequestError, match=f"'{next(iter(limits))}' parameter must be"):
+        build(bundle, backend="tensorrt-rtx", **limits)
 
 
 def test_an_onnx_file_that_tensorrt_refuses(bundle, op_plugin, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,15 @@ def send(**event):
 """
 
 
-def follow(script: str, degrees: tuple[int, ...] = (0, 4)) -> tuple[list, list]:
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    """However a build ends, it leaves nothing in the folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def follow(script: str, degrees: tuple[int, ...] = (0, 4), **limits) -> tuple[list, list]:
     done, progress = [], []
     jobs = [Job(degree, Path("x.onnx"), Path("x.engine"), 0) for degree in degrees]
     build_engines(
@@ -34,6 +44,7 @@ def follow(script: str, degrees: tuple[int, ...] = (0, 4)) -> tuple[list, list]:
         on_done=lambda degree, facts: done.append((degree, facts["size_bytes"])),
         progress=lambda *what: progress.append(what),
         worker=("-c", PROLOGUE + script),
+        **limits,
     )
     return done, progress
 
@@ -87,6 +98,55 @@ def test_a_death_is_one_error_with_the_log(script, message):
     with pytest.raises(EngineError, match=message) as caught:
         follow(f"send(event='begin', degree=0)\nsend(event='log', level='ERROR', text='last words')\n{script}")
     assert "\n" not in str(caught.value)
+
+
+# Starts a process of its own that keeps the way to the parent open, as a compiler would.
+HANGS = """
+send(event="begin", degree=0)
+send(event="log", level="ERROR", text="last words")
+if not os.fork():
+    events.write("{cut")
+    events.flush()
+    import time; time.sleep(8)
+"""
+
+
+@pytest.mark.parametrize("script", ["time.sleep(600)", "events.close(); os.close(2); time.sleep(600)"])
+@pytest.mark.fault("a build that hangs", outcome="EngineError with the captured log after `--timeout-s`; it is killed")
+def test_a_hang_is_one_error_with_the_log(script):
+    begin = time.monotonic()
+    with pytest.raises(EngineError, match=r"took longer than 3 s while building degree 0\. Its log: ERROR: last words"):
+        follow(f"{HANGS}import time; {script}", timeout_s=3)
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.fault("a build that takes too much memory", outcome="EngineError with the captured log; it is killed")
+def test_too_much_memory_is_one_error_with_the_log():
+    hog = "hog = bytes(range(256)) * (400 << 12); import time; time.sleep(600)"
+    message = rf"held \d+ bytes of memory, allowed are {200 << 20} while building degree 4\."
+    with pytest.raises(EngineError, match=message):
+        follow(f"send(event='begin', degree=4); {hog}", memory_limit_mib=200)
+
+
+def test_the_time_is_counted_for_each_engine():
+    done, _ = follow(
+        """
+import time
+for job in request["jobs"]:
+    send(event="begin", degree=job["degree"])
+    time.sleep(1)
+    send(event="done", degree=job["degree"], size_bytes=1)
+""",
+        degrees=(0, 2, 4, 8),
+        timeout_s=3.5,
+    )
+    assert [degree for degree, _ in done] == [0, 2, 4, 8]
+
+
+def test_what_a_killed_build_left_in_the_temporary_folder_is_removed(scratch):
+    (scratch / ".tocom-build.k1ll3d00.tocom-part").mkdir()
+    (scratch / ".tocom-build.k1ll3d00.tocom-part" / "stderr.txt").write_bytes(b"last words")
+    follow("for job in request['jobs']: send(event='done', degree=job['degree'], size_bytes=1)")
 
 
 def test_engines_before_the_crash_count():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,18 @@ from rich.progress import (
 from tocom import __version__
 from tocom.errors import RequestError, TocomError
 
-__all__ = ["TrustedKeys", "app", "console", "main", "output", "parse_batch", "parse_degrees", "print_json", "steps"]
+__all__ = [
+    "TrustedKeys",
+    "app",
+    "console",
+    "main",
+    "output",
+    "parse_batch",
+    "parse_degrees",
+    "parse_seconds",
+    "print_json",
+    "steps",
+]
 
 app = typer.Typer(
     name="tocom",
@@ -44,6 +56,7 @@ TrustedKeys = Annotated[
 ]
 
 _LOG_EVERY_S = 60.0
+_INTERRUPTED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated", 128 + signal.SIGHUP: "hung up"}
 
 VERBS = (
     "quickstart",
@@ -101,6 +114,20 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
         raise RequestError(f"The 'batch' option must be N or min:opt:max (1:4:8). Got {text!r} instead.") from error
 
 
+def parse_seconds(text: str) -> float | None:
+    """Read a number of seconds greater than 0, or ``none``.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    if text == "none":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < 1e6:
+            return seconds
+    raise RequestError(f"The 'timeout-s' option must be a number of seconds greater than 0, or none. Got {text!r}.")
+
+
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
     """Show progress and the time left: one moving line on a terminal; in a log a line per stage, and every minute.
@@ -155,7 +182,8 @@ def main() -> None:
     for verb in VERBS:
         import_module(f"tocom.cli.{verb}").register(app)
     try:
-        app()
+        with _cleaning_up_when_told_to_end():
+            app()
     except TocomError as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -163,6 +191,29 @@ def main() -> None:
     except MemoryError:
         console.print("[bold red]error:[/] out of memory; free some, or ask for fewer degrees or images at once")
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing half-written was left behind")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code in _INTERRUPTED:  # typer turns Ctrl-C into 130
+            console.print(f"{_INTERRUPTED[end.code]}; nothing half-written was left behind")
+        raise
+
+
+@contextlib.contextmanager
+def _cleaning_up_when_told_to_end() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does: as they come they end the process where it stands.
+
+    A second one ends it at once.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + number)
+
+    # nohup ignores SIGHUP, and then it stays ignored.
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

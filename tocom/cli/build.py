@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, console, parse_batch, parse_degrees, print_json, steps
+from tocom.cli import TrustedKeys, console, parse_batch, parse_degrees, parse_seconds, print_json, steps
 
 __all__ = ["register"]
 
@@ -49,6 +49,12 @@ def build(
         ),
     ] = None,
     op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
+    timeout_s: Annotated[
+        str, typer.Option(help="Seconds that one engine may take until its build is killed; 'none' for no limit.")
+    ] = "3600",
+    memory_limit_mib: Annotated[
+        int | None, typer.Option(help="Most memory of the process that builds, in MiB; it is killed beyond it.")
+    ] = None,
     trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
 ) -> None:
@@ -58,6 +64,7 @@ def build(
     from tocom.signing import load_public_keys
 
     keys = load_public_keys(trusted_key) if trusted_key else None
+    limit_s = parse_seconds(timeout_s)
     sizes = None if batch is None else parse_batch(batch)
     with steps() as progress:
         engines = run(
@@ -74,6 +81,8 @@ def build(
             compact=compact,
             timing_cache=timing_cache,
             op_plugin=op_plugin,
+            timeout_s=limit_s,
+            memory_limit_mib=memory_limit_mib,
             progress=progress,
             say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         )
