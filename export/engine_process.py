@@ -86,6 +86,7 @@ def build_engines(
             "timing_cache": str(timing_cache),
             "events": write_end,
         }
+        limits = Limits(timeout_s, None if memory_limit_mib is None else memory_limit_mib << 20)
         try:
             links = folder / "links"
             links.mkdir()
@@ -94,13 +95,6 @@ def build_engines(
             (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
             stdin = stack.enter_context((folder / "request.json").open("rb"))
             stderr = stack.enter_context((folder / "stderr.txt").open("w+b"))
-        except OSError as error:
-            os.close(write_end)
-            raise OutputError(
-                f"Cannot write {folder}: {error.strerror or error}. Check the free space there."
-            ) from error
-        limits = Limits(timeout_s, None if memory_limit_mib is None else memory_limit_mib << 20)
-        try:
             child = subprocess.Popen(
                 [sys.executable, *worker],
                 stdin=stdin,
@@ -109,6 +103,8 @@ def build_engines(
                 env=environment,
                 pass_fds=(write_end,),
             )
+        except OSError as error:
+            raise OutputError(f"Cannot start a build in {folder}: {error}. Check the free space there.") from error
         finally:
             os.close(write_end)
         try:
