@@ -14,6 +14,7 @@ import argparse
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch.nn import functional as F
@@ -49,7 +50,10 @@ def draw(label: str, generator: random.Random) -> Image.Image:
         pen.ellipse((x - size, y - size, x + size, y + size), fill=fill)
         pen.ellipse((x - size // 2, y - size // 2, x + size // 2, y + size // 2), fill=hole)
     turned = image.rotate(generator.randint(0, 359), fillcolor=hole)
-    return turned.filter(ImageFilter.GaussianBlur(generator.uniform(0.5, 2.0)))
+    blurred = turned.filter(ImageFilter.GaussianBlur(generator.uniform(0.5, 2.0)))
+    # A sensor's noise: without it the background's patches were equal, and which of them merge a matter of rounding.
+    noise = np.random.default_rng(generator.getrandbits(32)).normal(0, 5, (SIDE, SIDE, 1))
+    return Image.fromarray((np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8))
 
 
 def write_images(folder: Path, per_class: int, generator: random.Random) -> None:
@@ -74,13 +78,13 @@ def main() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gamma"):  # layer scale starts at 1e-5, which suits long trainings
-                parameter.fill_(1.0)
+                parameter.fill_(0.1)
     paths = sorted((options.out / "train").rglob("*.png"))
     images = torch.stack(list(ImageFiles(paths, input_config(model))))
     labels = torch.tensor([LABELS.index(path.parent.name) for path in paths])
     loader = DataLoader(list(zip(images, labels, strict=True)), batch_size=16, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=options.steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=options.steps)
     done = 0
     while done < options.steps:
         for batch, target in loader:

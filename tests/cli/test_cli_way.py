@@ -78,6 +78,8 @@ def test_doctor_tells_a_person_and_a_machine(tocom: Tocom) -> None:
     shown = tocom("doctor")
     assert shown.code == 0
     assert "training" in shown.out + shown.err
+    extras = [finding["cure"].split("'")[1] for finding in findings if "tocom[" in finding["cure"]]
+    assert all(extra in shown.out for extra in extras), shown.out  # not taken for the table's markup
 
 
 def test_help_lists_commands_that_answer(tocom: Tocom) -> None:

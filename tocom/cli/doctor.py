@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tocom import __version__
@@ -55,7 +56,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
     for column in ("", "what", "found", "to do"):
         table.add_column(column)
     for finding in findings:
-        table.add_row("[green]yes[/]" if finding.ok else "[yellow]no[/]", finding.what, finding.found, finding.cure)
+        table.add_row(
+            "[green]yes[/]" if finding.ok else "[yellow]no[/]",
+            finding.what,
+            escape(finding.found),
+            escape(finding.cure),
+        )
     output.print(table)
 
 
