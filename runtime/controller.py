@@ -14,6 +14,8 @@ from tocom.runtime.policy import ON_INFEASIBLE, Candidate, Decision, choose, fro
 
 __all__ = ["Controller", "ControllerConfig"]
 
+_UNSURE = (0, 0.0, 0.0, Decision(0, 0.0, False))
+
 
 @dataclass(frozen=True)
 class ControllerConfig:
@@ -57,6 +59,11 @@ class ControllerConfig:
 class Controller:
     """Decides and learns. Not thread-safe: the caller holds a lock.
 
+    After an inference the caches are cold, and every object that is touched costs. So an observation within the noise,
+    which says little, waits until some are together; until then they cannot have moved the prediction by more than
+    :attr:`LatencyModel.margin`. A decision that this could change learns from them first, so decisions are those of a
+    controller that never lets one wait.
+
     Args:
         latency: The profile's latency per degree.
         accuracy: A number per degree that orders them; higher is better.
@@ -73,7 +80,7 @@ class Controller:
         config: ControllerConfig | None = None,
     ) -> None:
         self.config = config or ControllerConfig()
-        self.model = LatencyModel(latency, batch=batch, quantile=self.config.quantile, config=self.config.model)
+        self._model = LatencyModel(latency, batch=batch, quantile=self.config.quantile, config=self.config.model)
         self.current: int | None = None
         self._accuracy = dict(accuracy)
         self._hits: deque[bool] = deque(maxlen=100)
@@ -81,8 +88,19 @@ class Controller:
         self._since_switch = 0
         self._frontiers: dict[int, tuple[Candidate, ...]] = {}
         self._frontier_revision = -1
-        self._stay: _Stay | None = None
         self._probe_every = self.config.probe_every or float("inf")
+        self._stay = _Stay(0, 0, -1, 0.0, 0.0)
+        # What the next decision is for a batch and the budgets from one up to another: batch, from, to, decision.
+        self._sure = _UNSURE
+        # Latencies of the present degree, all in time, that are still to be learned; which may join them, and how many.
+        self._waiting: list[float] = []
+        self._calm_batch, self._calm_from_ms, self._calm_to_ms, self._most_waiting = 0, 0.0, 0.0, 0
+
+    @property
+    def model(self) -> LatencyModel:
+        """The latency model, with all that was observed."""
+        self._catch_up()
+        return self._model
 
     def decide(self, budget_ms: float, batch: int = 1) -> Decision:
         """Return the degree for a request.
@@ -94,21 +112,20 @@ class Controller:
         Raises:
             BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
         """
-        model = self.model
-        factor = model.factor
         self._since_probe += 1
-        # Mostly nothing changed: the present degree fits and the next slower one does not, so it is the answer. This
-        # says the same as what follows; after an inference the caches are cold, and each object touched costs.
-        stay = self._stay
+        # Mostly nothing changed: the present degree fits and the next slower one does not, so it is the answer.
+        sure_batch, from_ms, to_ms, decision = self._sure
+        if from_ms <= budget_ms < to_ms and batch == sure_batch and self._since_probe < self._probe_every:
+            return decision
+        self._catch_up()
+        config, factor, stay = self.config, self._model.factor, self._stay
         if (
-            stay is not None
-            and stay.batch == batch
-            and stay.revision == model.revision
+            batch == stay.batch
+            and self._model.revision == stay.revision
             and stay.unit_ms * factor <= budget_ms < stay.slower_unit_ms * factor
             and self._since_probe < self._probe_every
         ):
             return Decision(stay.degree, stay.unit_ms * factor, True)
-        config = self.config
         candidates = self._frontier(batch)
         decision = choose(
             candidates,
@@ -118,7 +135,8 @@ class Controller:
             hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
             on_infeasible=config.on_infeasible,
         )
-        self._stay = _stay(candidates, decision.degree, batch, model.revision)
+        self._stay = _stay(candidates, decision.degree, batch, self._model.revision)
+        self._look_ahead()
         if self._since_probe >= self._probe_every:
             return self._probe(candidates, decision, budget_ms, factor)
         return decision
@@ -127,7 +145,7 @@ class Controller:
         """Return the predicted latency of a degree at the policy's quantile, milliseconds."""
         return self.model.predict_ms(degree, self.config.quantile, batch)
 
-    def observe(self, degree: int, compute_ms: float, met: bool, batch: int = 1, *, pinned: bool = False) -> None:
+    def observe(self, degree: int, compute_ms: float, met: bool, batch: int = 1, pinned: bool = False) -> None:
         """Learn from an answer.
 
         Args:
@@ -137,27 +155,69 @@ class Controller:
             batch: Images in it.
             pinned: The caller chose the degree, so it says nothing about the policy's choices.
         """
+        if (
+            self._calm_from_ms <= compute_ms < self._calm_to_ms
+            and degree == self.current
+            and batch == self._calm_batch
+            and met
+            and not pinned
+        ):
+            self._waiting.append(compute_ms)
+            if len(self._waiting) >= self._most_waiting:
+                self._catch_up()
+        else:
+            self._catch_up()
+            self._learn(degree, compute_ms, met, batch, pinned)
+            self._look_ahead()
+
+    def _learn(self, degree: int, compute_ms: float, met: bool, batch: int, pinned: bool) -> None:
         if compute_ms > 0.0:  # a clock that stood still or went back measured nothing
-            self.model.observe(degree, compute_ms, batch)
+            self._model.observe(degree, compute_ms, batch)
         if pinned:
             return
         self._hits.append(met)
         self._since_switch = self._since_switch + 1 if degree == self.current else 0
         self.current = degree
 
+    def _catch_up(self) -> None:
+        """Learn from what waits."""
+        if self._waiting and self.current is not None:
+            for compute_ms in self._waiting:
+                self._learn(self.current, compute_ms, True, self._calm_batch, False)
+            self._waiting.clear()
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Work out which decision is sure, and which observations may wait, until the next ones are learned."""
+        model, stay = self._model, self._stay
+        if stay.revision == model.revision:
+            predicted = stay.unit_ms * model.factor
+            self._sure = (
+                stay.batch,
+                predicted * model.margin,
+                stay.slower_unit_ms * model.factor / model.margin,
+                Decision(stay.degree, predicted, True),
+            )
+        else:
+            self._sure = _UNSURE
+        self._calm_batch, self._calm_from_ms, self._calm_to_ms, self._most_waiting = model.calm_ms(self.current)
+
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
+        learned = self.model.state()
         misses = self._hits.count(False) / len(self._hits) if self._hits else 0.0
-        return {**self.model.state(), "recent_miss_share": misses}
+        return {**learned, "recent_miss_share": misses}
 
     def _frontier(self, batch: int) -> tuple[Candidate, ...]:
         """Return the frontier at the profile's speed; drift and tail are common to all, so it outlives them."""
-        if self._frontier_revision != self.model.revision:
+        if self._frontier_revision != self._model.revision:
             self._frontiers.clear()
-            self._frontier_revision = self.model.revision
+            self._frontier_revision = self._model.revision
         found = self._frontiers.get(batch)
         if found is None:
-            found = frontier([Candidate(d, value, self.model.unit_ms(d, batch)) for d, value in self._accuracy.items()])
+            found = frontier(
+                [Candidate(d, value, self._model.unit_ms(d, batch)) for d, value in self._accuracy.items()]
+            )
             self._frontiers[batch] = found
         return found
 
@@ -167,7 +227,7 @@ class Controller:
         """Return the next slower degree when its median fits and few requests missed lately; else the decision."""
         self._since_probe = 0
         slower = [c for c in candidates if c.latency_ms * factor > decision.predicted_ms]
-        if not decision.feasible or not slower or slower[-1].latency_ms * self.model.drift > budget_ms:
+        if not decision.feasible or not slower or slower[-1].latency_ms * self._model.drift > budget_ms:
             return decision
         if self._hits.count(False) > self.config.probe_miss_share * len(self._hits):
             return decision

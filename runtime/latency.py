@@ -62,6 +62,7 @@ class LatencyModel:
     Attributes:
         drift: Speed of the device: latency over the profile's, common to all degrees.
         factor: Drift times tail: what turns :meth:`unit_ms` into the predicted quantile.
+        margin: The most that observations which :meth:`calm_ms` lets wait change ``factor`` by.
         revision: Changes whenever :meth:`unit_ms` does.
     """
 
@@ -89,17 +90,18 @@ class LatencyModel:
         self._since_change = 0
         self._observations = 0
         self._recent: deque[float] = deque(maxlen=self.config.recent)
-        # A ring of plain doubles, sorted only now and then: after an inference the caches are cold, and every object
-        # that is touched costs.
+        # A ring of plain doubles, and what goes into it next. It is sorted only now and then: after an inference the
+        # caches are cold, and every object that is touched costs.
         self._window = array("d", _prior_ratios(base, self.config.window))
+        self._fresh: list[float] = []
         self._place = 0
-        self._size = self.config.window
         # Observations in a row within the noise, and what counts as that.
         self._calm = 0
         self._recent_size = self.config.recent
         self._low, self._high = 1.0 - self.config.jump, 1.0 + self.config.jump
         # A single observation is noisier than a median of five: half the rate gives about the same smoothness.
         self._calm_rate = self.config.drift_rate / 2
+        self.margin = (1.0 - self._calm_rate * self.config.jump / 2) ** -_SORT_EVERY
         self._quantile = quantile
         self._sorted = sorted(self._window)
         self._tail = self.tail(quantile)
@@ -151,12 +153,23 @@ class LatencyModel:
             self.drift *= 1.0 + self._calm_rate * (ratio - 1.0)
         else:
             self._follow(ratio)
-        place = self._place
-        self._window[place] = ratio
-        self._place = place = place + 1 if place + 1 < self._size else 0
-        if place % _SORT_EVERY == 0:
-            self._sort()
+        fresh = self._fresh
+        fresh.append(ratio)
+        if len(fresh) == _SORT_EVERY:
+            self._take_in()
         self.factor = self.drift * self._tail
+
+    def calm_ms(self, degree: int | None) -> tuple[int, float, float, int]:
+        """Return which observations of a degree would say little: batch, least latency, first beyond, and how many.
+
+        Up to that many change the prediction by no more than :attr:`margin`. There are none unless the last
+        observations were calm and of this degree.
+        """
+        if degree != self._degree or not self._settled or self._calm < self._recent_size:
+            return 0, 0.0, 0.0, 0
+        # Half the noise: so the drift cannot move away so far that one of them would be beyond it after all.
+        typical, room = self._unit * self.drift, self.config.jump / 2
+        return self._batch, typical * (1.0 - room), typical * (1.0 + room), _SORT_EVERY - len(self._fresh)
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
@@ -211,9 +224,18 @@ class LatencyModel:
             self.drift *= 1.0 + config.drift_rate * distance
             return
         # A step: what was observed since belongs to the new speed, so it must not count as tail of the old one.
+        self._take_in()
         before, self.drift = self.drift, median
         for back in range(1, config.recent):
             self._window[self._place - back] *= before / median
+        self._sort()
+
+    def _take_in(self) -> None:
+        """Move the fresh ratios into the window."""
+        for ratio in self._fresh:
+            self._window[self._place] = ratio
+            self._place = (self._place + 1) % self.config.window
+        self._fresh.clear()
         self._sort()
 
     def _sort(self) -> None:

@@ -48,6 +48,10 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+# Looking it up in the enum costs more than the rest of the test.
+_WARM = State.WARM
+
+
 class Runtime:
     """Engines of one bundle, resident; answers each request with the most accurate degree within its budget.
 
@@ -364,7 +368,7 @@ class Runtime:
         if type(images) is not np.ndarray or images.dtype is not FLOAT32 or images.shape not in active.passed:
             images = active.check(images)
         with self._lock:
-            if self._state is not State.WARM:
+            if self._state is not _WARM:
                 raise self._unusable("infer")
             if self._active is not active:
                 active = self._active
@@ -377,15 +381,15 @@ class Runtime:
                 begin = start
             queue_ms = (begin - start) * 1e3
             batch = len(images)
-            before = controller.current
             left_ms = _NO_LIMIT if budget_ms is None else budget_ms - queue_ms
             if degree is None:
                 decision = controller.decide(left_ms, batch)
             else:
                 decision = _pinned(active, controller, batch, left_ms, degree)
+            taken = decision.degree
             try:
-                outputs = active.engines[decision.degree].run(images)
-                check_outputs(outputs, images, decision.degree)
+                outputs = active.engines[taken].run(images)
+                check_outputs(outputs, images, taken)
             except EngineError:
                 self._counters.failures += 1
                 raise
@@ -394,20 +398,18 @@ class Runtime:
                 end = begin
             latency_ms = (end - start) * 1e3
             met = budget_ms is None or latency_ms <= budget_ms
-            controller.observe(decision.degree, (end - begin) * 1e3, met, batch, pinned=degree is not None)
-            self._counters.record(decision.degree, latency_ms, queue_ms, budget_ms, met, decision.feasible)
-            switched = before is not None and controller.current != before
-            self._counters.switches += switched
+            before = controller.current
+            controller.observe(taken, (end - begin) * 1e3, met, batch, degree is not None)
+            switched = controller.current != before and before is not None
+            self._counters.record(taken, latency_ms, queue_ms, budget_ms, met, decision.feasible, switched)
         if switched:
             log.info(
                 "switched from degree %d to %d",
                 before,
-                decision.degree,
-                extra={"event": "switch", "from_degree": before, "to_degree": decision.degree, "budget_ms": budget_ms},
+                taken,
+                extra={"event": "switch", "from_degree": before, "to_degree": taken, "budget_ms": budget_ms},
             )
-        result = Result(
-            outputs, decision.degree, latency_ms, queue_ms, met, decision.predicted_ms, budget_ms, decision.feasible
-        )
+        result = Result(outputs, taken, latency_ms, queue_ms, met, decision.predicted_ms, budget_ms, decision.feasible)
         for hook in self._hooks:
             with _hook_guard():
                 hook(result)

@@ -23,16 +23,22 @@ class Counters:
         self.failures = 0
         self.reloads = 0
         self.frames_dropped = 0
-        self._latency: deque[float] = deque(maxlen=_RECENT)
-        self._queue: deque[float] = deque(maxlen=_RECENT)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
 
     def record(
-        self, degree: int, latency_ms: float, queue_ms: float, budget_ms: float | None, met: bool, feasible: bool
+        self,
+        degree: int,
+        latency_ms: float,
+        queue_ms: float,
+        budget_ms: float | None,
+        met: bool,
+        feasible: bool,
+        switched: bool,
     ) -> None:
         """Count one answer."""
+        self.switches += switched
         self.answers[degree] = self.answers.get(degree, 0) + 1
-        self._latency.append(latency_ms)
-        self._queue.append(queue_ms)
+        self._recent.append((latency_ms, queue_ms))
         if budget_ms is not None:
             self.budgeted += 1
             self.misses += not met
@@ -51,12 +57,12 @@ class Counters:
             "failures": self.failures,
             "reloads": self.reloads,
             "frames_dropped": self.frames_dropped,
-            "latency_ms": _quantiles(self._latency),
-            "queue_ms": _quantiles(self._queue),
+            "latency_ms": _quantiles([latency_ms for latency_ms, _ in self._recent]),
+            "queue_ms": _quantiles([queue_ms for _, queue_ms in self._recent]),
         }
 
 
-def _quantiles(values: deque[float]) -> dict[str, float]:
+def _quantiles(values: list[float]) -> dict[str, float]:
     """Return the quantiles of the recent values (nearest rank); empty without any."""
     if not values:
         return {}
