@@ -19,6 +19,7 @@ from tocom.export.engine_source import read_source
 from tocom.export.file_lock import exclusive, remove_leftovers
 from tocom.export.plugin_library import OpPluginLibrary, build_library, check_library, read_library
 from tocom.files import atomic_path, sha256_file
+from tocom.held_library import hold_library
 
 __all__ = ["TIMEOUT_S", "EngineSet", "build", "engine_folder"]
 
@@ -187,7 +188,7 @@ def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int
             plans[0].backend,
             [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
             plans[0].options,
-            op_plugin=None if library is None else library.path.resolve(),
+            op_plugin=library,
             on_done=lambda degree, facts: write_record(stale[degree], facts),
             **how,
         )
@@ -230,7 +231,7 @@ def _copy_library(library: OpPluginLibrary, folder: Path) -> None:
     target = folder / library_name(library)
     if not target.exists() or sha256_file(target) != library.sha256:
         with atomic_path(target) as beside:
-            shutil.copyfile(library.path, beside)
+            shutil.copyfile(hold_library(library.path, library.sha256), beside)
 
 
 def _drop_unused_libraries(folder: Path) -> None:

@@ -19,6 +19,7 @@ from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError, OutputError, TocomError
 from tocom.export.engine_backend import BackendFound, link_libraries
 from tocom.export.engine_options import BuildOptions
+from tocom.export.plugin_library import OpPluginLibrary
 from tocom.files import scratch_folder
 
 __all__ = ["Job", "build_engines"]
@@ -45,7 +46,7 @@ def build_engines(
     jobs: Sequence[Job],
     options: BuildOptions,
     *,
-    op_plugin: Path | None,
+    op_plugin: OpPluginLibrary | None,
     timing_cache: Path,
     on_done: Callable[[int, dict[str, Any]], object],
     progress: Progress,
@@ -78,7 +79,9 @@ def build_engines(
         request = {
             "module": backend.module,
             "preload": [str(library) for library in backend.libraries],
-            "op_plugin": None if op_plugin is None else str(op_plugin),
+            "op_plugin": None
+            if op_plugin is None
+            else {"path": str(op_plugin.path.resolve()), "sha256": op_plugin.sha256},
             "jobs": [
                 {"degree": j.degree, "onnx": str(j.onnx), "engine": str(j.engine), "op_nodes": j.op_nodes} for j in jobs
             ],

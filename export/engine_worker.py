@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from tocom.engine_store import pack_engine
 from tocom.errors import EngineError, OutputError
 from tocom.files import atomic_path, sha256_file
+from tocom.held_library import hold_library
 
 __all__ = ["main"]
 
@@ -69,10 +70,13 @@ def _build_all(request: dict[str, Any], reporter: Reporter) -> None:
     if builder is None:
         raise reporter.fail("TensorRT made no builder")
     if request["op_plugin"] is not None:
-        reporter.send("stage", what=f"loading the op plugin library {request['op_plugin']}")
+        named = request["op_plugin"]["path"]
+        reporter.send("stage", what=f"loading the op plugin library {named}")
         reporter.errors.clear()
+        # From here on the request names the bytes that were hashed, wherever the path leads by then.
+        request["op_plugin"] = hold_library(Path(named), request["op_plugin"]["sha256"])
         if builder.get_plugin_registry().load_library(request["op_plugin"]) is None:
-            raise reporter.fail(f"The op plugin library {request['op_plugin']} could not be loaded")
+            raise reporter.fail(f"The op plugin library {named} could not be loaded")
     for job in request["jobs"]:
         reporter.send("begin", degree=job["degree"])
         reporter.errors.clear()

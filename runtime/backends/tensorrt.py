@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tocom.bundle import Bundle
 from tocom.engine_store import SELF_REGISTER
 from tocom.errors import EngineError
-from tocom.files import sha256_file
+from tocom.held_library import hold_library
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.engine_files import EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt_library import LogCapture, import_tensorrt
@@ -342,20 +342,9 @@ class TensorRtBackend:
         if needed is None:
             return
         path, expected = needed
-        try:
-            got = sha256_file(path)
-        except OSError as error:
-            raise EngineError(
-                f"The engines need the op plugin library {path}, which cannot be read ({error.strerror}). "
-                "Build them again."
-            ) from error
-        if got != expected:
-            raise EngineError(
-                f"The op plugin library {path} has sha256 {got}, the engines were built with {expected}. It is not "
-                "loaded. Build them again."
-            )
+        held = hold_library(path, expected)
         os.environ.pop(SELF_REGISTER, None)
-        if self._trt.get_plugin_registry().load_library(str(path)) is None:
+        if self._trt.get_plugin_registry().load_library(held) is None:
             raise EngineError(f"TensorRT cannot load the op plugin library {path}: {self._log.take()}.")
 
 

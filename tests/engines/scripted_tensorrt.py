@@ -110,6 +110,7 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
         configs=[],
         network_flags=[],
         shapes={},
+        libraries=[],
     )
     flags = {"STRONGLY_TYPED": 1} if script.get("strongly_typed", True) else {}
     module.NetworkDefinitionCreationFlag = types.SimpleNamespace(**flags)
@@ -119,7 +120,11 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
             self.logger = logger
 
         def get_plugin_registry(self) -> Any:
-            return types.SimpleNamespace(load_library=lambda path: script.get("library", object()))
+            return types.SimpleNamespace(load_library=self._load)
+
+        def _load(self, path: str) -> Any:
+            module.libraries.append(path)
+            return script.get("library", object())
 
         def create_network(self, flags: int) -> Network:
             module.network_flags.append(flags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -298,18 +299,34 @@ def test_a_library_that_is_cut_off(bundle, op_plugin, tmp_path):
 @pytest.mark.fault(
     "an op plugin library that crashes the process", outcome="EngineError that names the signal; the caller lives"
 )
-def test_a_library_that_ends_the_process_is_one_error(bundle, op_plugin, tmp_path, monkeypatch):
-    """The content is checked before, so this takes a library that is damaged between the check and its use."""
+def test_a_library_that_ends_the_process_is_one_error(bundle, op_plugin, tmp_path):
+    """It says of itself what the real one says, and ends the process as soon as it is opened."""
+    said = re.search(rb"tocom-op-plugin;[ -~]*", op_plugin.path.read_bytes())[0].decode()
+    source = f"""
+        #include <stdlib.h>
+        const char info[] = "{said}";
+        __attribute__((constructor)) static void begin(void) {{ abort(); }}
+    """
     broken = tmp_path / "libbroken.so"
-    content = bytearray(op_plugin.path.read_bytes())
-    broken.write_bytes(content)
-    checked = build_module.read_library(broken)
-    monkeypatch.setattr(build_module, "read_library", lambda path: checked)
-    broken.write_bytes(content[: len(content) // 2])
-    with pytest.raises(
-        EngineError, match=r"SIGBUS while loading the op plugin library .*libbroken.so|could not be loaded"
-    ):
+    subprocess.run(["g++", "-shared", "-fPIC", "-xc++", "-", "-o", broken], input=source.encode(), check=True)
+    with pytest.raises(EngineError, match=r"SIGABRT while loading the op plugin library .*libbroken\.so"):
         build(bundle, backend="tensorrt-rtx", op_plugin=broken, degrees=[2])
+
+
+@pytest.mark.parametrize("embed", [True, False])
+@pytest.mark.fault(
+    "the op plugin library exchanged while a build begins", outcome="EngineError with both hashes; it is not loaded"
+)
+def test_a_library_that_is_exchanged_after_its_check(bundle, op_plugin, tmp_path, monkeypatch, embed):
+    library = tmp_path / "liboperations.so"
+    shutil.copyfile(op_plugin.path, library)
+    checked = build_module.read_library(library)
+    monkeypatch.setattr(build_module, "read_library", lambda path: checked)
+    with library.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(EngineError, match=rf"liboperations\.so has sha256 .* built with {op_plugin.sha256}"):
+        build(bundle, backend="tensorrt-rtx", op_plugin=library, degrees=[2], embed_op_plugin=embed)
+    assert not list(bundle.path.glob("engines/*/*degree*"))
 
 
 def test_a_batch_that_the_bundle_was_not_exported_for(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import scripted_tensorrt
@@ -16,14 +18,18 @@ from tocom.export.engine_options import BuildOptions
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    def run(script=None, *, options=None, op_plugin="lib.so", op_nodes=1):
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"a library")
+    its_own = hashlib.sha256(b"a library").hexdigest()
+
+    def run(script=None, *, options=None, sha256=its_own, op_nodes=1):
         module = scripted_tensorrt.make(script or {})
         monkeypatch.setitem(sys.modules, "scripted", module)
         read_end, write_end = os.pipe()
         request = {
             "module": "scripted",
             "preload": [],
-            "op_plugin": op_plugin,
+            "op_plugin": {"path": str(library), "sha256": sha256},
             "jobs": [{"degree": 4, "onnx": "x.onnx", "engine": str(tmp_path / "x.engine"), "op_nodes": op_nodes}],
             "options": (options or BuildOptions(batch=(1, 2, 4))).to_json(),
             "timing_cache": str(tmp_path / "timing.cache"),
@@ -54,7 +60,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     assert said["builder_optimization_level"] == 5
     assert said["VERSION_COMPATIBLE"] is True
     assert said["hardware_compatibility_level"].name == "AMPERE_PLUS"
-    assert said["plugins_to_serialize"] == ["lib.so"]
+    assert [Path(path).read_bytes() for path in said["plugins_to_serialize"]] == [b"a library"]
     assert module.shapes == {"images": ([1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])}
     assert (tmp_path / "x.engine").read_bytes() == b"engine"
     done = events[-1]
@@ -88,7 +94,7 @@ def test_the_timing_cache_is_kept_or_begun_anew(work, tmp_path, before, after):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ({"library": None}, "The op plugin library lib.so could not be loaded. TensorRT said: nothing"),
+        ({"library": None}, "The op plugin library {folder}/lib.so could not be loaded. TensorRT said: nothing"),
         ({"parses": False}, "TensorRT cannot read x.onnx. TensorRT said: node 3 gelu (Gelu): no importer"),
         ({"profile": -1}, "TensorRT refused the batch range [1, 2, 4]"),
         (
@@ -102,9 +108,16 @@ def test_what_tensorrt_refuses_is_an_error_with_its_words(work, tmp_path, script
     assert code == 1
     assert events[-1]["event"] == "failed"
     assert events[-1]["kind"] == "EngineError"
-    assert events[-1]["message"].startswith(message)
+    assert events[-1]["message"].startswith(message.replace("{folder}", str(tmp_path)))
     assert "\n" not in events[-1]["message"]
     assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_library_that_is_not_the_one_that_was_chosen_is_not_loaded(work):
+    code, events, module = work(sha256="0" * 64)
+    assert code == 1
+    assert "lib.so has sha256" in events[-1]["message"]
+    assert module.libraries == []
 
 
 def test_layers_that_do_not_run_in_the_op_plugin_are_an_error(work):

@@ -7,16 +7,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from PIL import Image
 from scripted_cuda import ScriptedCuda
 from scripted_engines import ScriptedTensorRt, write_engines
 from scripted_engines import reference as scripted_reference
 from small_bundles import SmallBundle, images_of, write_small_bundle
+from typer.testing import CliRunner
 
 from tocom.bundle import Bundle
+from tocom.cli import bench, run
 from tocom.errors import BundleError, EngineError, RequestError
 from tocom.runtime import Runtime
 from tocom.runtime.backends import select
@@ -84,6 +89,33 @@ def test_a_silent_device_is_given_up_and_serves_when_it_returns(bundle: SmallBun
         assert runtime._active._guard._lost.done.wait(30)
         # The late answer, all zeros, was dropped: this one is of its own images.
         check(runtime, bundle, seed=3)
+
+
+@pytest.mark.parametrize("verb", ["run", "bench"])
+@pytest.mark.fault("a backend that hangs under `tocom run` or `tocom bench`", outcome="EngineError after `--timeout-s`")
+def test_a_silent_device_ends_a_command(
+    bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    silence = Silence()
+    opened = Runtime.open
+
+    def open_then_hang(*arguments: Any, **options: Any) -> Runtime:
+        runtime = opened(*arguments, **options)
+        break_engines(runtime, silence)
+        return runtime
+
+    monkeypatch.setattr(Runtime, "open", open_then_hang)
+    app = typer.Typer()
+    (run if verb == "run" else bench).register(app)
+    app.command("other")(lambda: None)  # with one command alone, typer takes its name for an argument
+    images = ["--images", str(tmp_path)] if verb == "run" else []
+    done = CliRunner().invoke(app, [verb, str(bundle.path), *images, "--timeout-s", str(LIMIT_S)])
+    silence.over.set()
+    assert isinstance(done.exception, EngineError)
+    assert "did not answer within 0.3 s" in str(done.exception)
+    wrong = CliRunner().invoke(app, [verb, str(bundle.path), *images, "--timeout-s", "soon"])
+    assert isinstance(wrong.exception, RequestError)
 
 
 @pytest.mark.fault(

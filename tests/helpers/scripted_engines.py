@@ -101,11 +101,11 @@ class ScriptedTensorRt:
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
     def get_plugin_registry(self) -> Any:
-        def load(path: str) -> Any:
-            self.libraries.append(path)
-            return object()
+        return SimpleNamespace(load_library=self.load_library)
 
-        return SimpleNamespace(load_library=load)
+    def load_library(self, path: str) -> Any:
+        self.libraries.append(path)
+        return object()
 
 
 class Engine:

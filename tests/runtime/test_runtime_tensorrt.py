@@ -6,6 +6,8 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -366,8 +368,52 @@ def test_the_op_plugin_library_is_checked_then_loaded(
     assert trt.libraries == []
     (folder / "libop.so").write_bytes(content)
     opened()
-    assert trt.libraries == [str(folder / "libop.so")]
+    opened()
+    first, again = trt.libraries
+    assert first == again, "TensorRT would register the ops twice"
+    assert Path(first).read_bytes() == content
     assert SELF_REGISTER not in os.environ
+
+
+@pytest.mark.fault(
+    "the op plugin library exchanged or rewritten between its hash and its loading",
+    outcome="the bytes that were hashed are loaded, and no others",
+)
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_an_exchange_after_the_hash_loads_nothing_else(
+    bundle: SmallBundle, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend], rewrite: bool
+) -> None:
+    """With a real dynamic loader, at the very moment when TensorRT is handed the path."""
+    content, hostile = (compiled(bundle.path.parent, answer) for answer in (42, 666))
+    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so"}
+    library = write_engines(bundle, op_plugin=op_plugin) / "libop.so"
+    library.write_bytes(content)
+    answers = []
+
+    def exchanged(path: str) -> Any:
+        if not rewrite:
+            library.unlink()
+        library.write_bytes(hostile)
+        with pytest.raises(PermissionError):
+            Path(path).write_bytes(hostile)  # the copy is sealed
+        loaded = ctypes.CDLL(path)
+        answers.append(loaded.answer())
+        return loaded
+
+    trt.load_library = exchanged
+    opened()
+    assert answers == [42]
+    with pytest.raises(EngineError, match="It is not loaded"):
+        opened()
+
+
+def compiled(folder: Path, answer: int) -> bytes:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    out = folder / f"{answer}.so"
+    source = f"int answer(void) {{ return {answer}; }}"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(out)], input=source.encode(), check=True)
+    return out.read_bytes()
 
 
 def test_needs_are_known_before_loading(

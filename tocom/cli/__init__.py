@@ -27,6 +27,7 @@ from tocom import __version__
 from tocom.errors import RequestError, TocomError
 
 __all__ = [
+    "TimeoutS",
     "TrustedKeys",
     "app",
     "console",
@@ -53,6 +54,13 @@ output = Console(width=None if sys.stdout.isatty() else 120)
 TrustedKeys = Annotated[
     list[Path] | None,
     typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
+]
+
+TimeoutS = Annotated[
+    str | None,
+    typer.Option(
+        help="Seconds until a device that does not answer is given up, or 'none'; default: 60 on a GPU, none on a CPU."
+    ),
 ]
 
 _LOG_EVERY_S = 60.0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, output, parse_degrees, print_json, steps
+from tocom.cli import TimeoutS, TrustedKeys, output, parse_degrees, parse_seconds, print_json, steps
 
 __all__ = ["register"]
 
@@ -30,6 +30,7 @@ def bench(
     concurrency: Annotated[int, typer.Option(help="Threads that send requests; more than one makes them queue.")] = 1,
     backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    timeout_s: TimeoutS = None,
     trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
@@ -41,8 +42,16 @@ def bench(
     chosen = None if degrees is None else parse_degrees(degrees)
     if budget_ms is not None:
         check_budget(budget_ms)
+    limit_s = "auto" if timeout_s is None else parse_seconds(timeout_s)
     with (
-        Runtime.open(bundle, backend, degrees=chosen, threads=threads, trusted_keys=trusted_key or None) as runtime,
+        Runtime.open(
+            bundle,
+            backend,
+            degrees=chosen,
+            threads=threads,
+            timeout_s=limit_s,
+            trusted_keys=trusted_key or None,
+        ) as runtime,
         steps() as progress,
     ):
         targets: list[int | None] = list(runtime.degrees) if budget_ms is None else [None]

@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, console, output, print_json
+from tocom.cli import TimeoutS, TrustedKeys, console, output, parse_seconds, print_json
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run(
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
     ] = None,
+    timeout_s: TimeoutS = None,
     trusted_key: TrustedKeys = None,
     live: Annotated[
         bool, typer.Option("--live", help="Show budget, degree, latency and misses while running.")
@@ -67,12 +68,18 @@ def run(
     if budget_ms is None and fps is not None:
         budget_ms = 1000.0 / fps
     limit = None if memory_limit_mib is None else memory_limit_mib << 20
+    limit_s = "auto" if timeout_s is None else parse_seconds(timeout_s)
     rows: list[dict[str, Any]] = []
     show: Callable[[dict[str, Any]], None] = (lambda row: None) if as_json else _print_row
     # Names are listed, and a bad folder is told, before the engines are loaded.
     source = _video(video) if images is None else _folder(images)
     with Runtime.open(
-        bundle, backend, threads=threads, memory_limit_bytes=limit, trusted_keys=trusted_key or None
+        bundle,
+        backend,
+        threads=threads,
+        memory_limit_bytes=limit,
+        timeout_s=limit_s,
+        trusted_keys=trusted_key or None,
     ) as runtime:
         answers = _answers(runtime, source, budget_ms, fps, as_camera=fps is not None or video is not None)
         with _View(budget_ms, enabled=live and not as_json) as view:
