@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
 from tocom.profile import Accuracy, DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
+from tocom.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from tocom.runtime.checks import check_outputs
 from tocom.runtime.profiles import identity_of
 
 
@@ -170,6 +173,28 @@ def test_nan_images_are_refused_when_asked(small_bundle: SmallBundle) -> None:
         with pytest.raises(RequestError, match=r"must be finite \(the answer to them is not\)\. Got 2 NaN or infinite"):
             runtime.infer(images)
         assert np.isfinite(runtime.infer(images_of(1)).outputs["logits"]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (1, 6), (2, 3)])
+def test_one_value_that_is_not_finite_is_found(bad: float, place: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32) * np.float32(1e37)
+    check_outputs({"features": values, "logits": values}, images_of(3), 4)
+    wrong = values.copy()
+    wrong[place] = bad
+    with pytest.raises(EngineError, match="Degree 4 answered 1 of 21 values of 'logits' with NaN or infinity"):
+        check_outputs({"features": values, "logits": wrong}, images_of(3), 4)
+
+
+def test_an_engine_needs_only_the_public_session(small_bundle: SmallBundle) -> None:
+    class Public:
+        def __init__(self, session: Any) -> None:
+            self.run, self.get_inputs = session.run, session.get_inputs
+
+    with Runtime.open(small_bundle.path) as runtime:
+        engine: Any = runtime._active.engines[4]
+        public = OnnxRuntimeEngine(Public(engine._session), 4, ("logits", "logits"))
+        np.testing.assert_array_equal(public.run(images_of(2))["logits"], engine.run(images_of(2))["logits"])
 
 
 def test_images_of_another_layout_in_memory_give_the_same_answer(small_bundle: SmallBundle) -> None:
