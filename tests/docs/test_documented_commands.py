@@ -139,21 +139,6 @@ def test_the_camera_loop_plays_a_folder(workplace):
     assert re.search(r"last answer: (bolt|nut|washer) at degree [024]", said)
 
 
-def test_triton_s_layout_holds_every_degree(workplace):
-    run([sys.executable, "examples/triton_layout.py", "mine/bundle", "repository"], workplace)
-    repository = workplace / "repository"
-    assert sorted(path.name for path in repository.iterdir()) == ["vit-r00", "vit-r02", "vit-r04"]
-    config = (repository / "vit-r04" / "config.pbtxt").read_text(encoding="utf-8")
-    assert 'name: "vit-r04"' in config
-    assert "max_batch_size: 2" in config
-    assert "dims: [ 3, 80, 80 ]" in config
-    # The file runs from where Triton would open it.
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(repository / "vit-r04" / "1" / "model.onnx"))
-    assert session.run(None, {"images": np.zeros((1, 3, 80, 80), np.float32)})[0].shape == (1, 3)
-
-
 @pytest.mark.slow
 def test_the_example_s_checkpoint_is_one_of_a_team(tmp_path):
     script = str(ROOT / "examples" / "own_checkpoint.py")

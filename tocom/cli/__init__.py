@@ -73,6 +73,7 @@ VERBS = (
     "export",
     "build",
     "plugins",
+    "pack",
     "quantize",
     "calibrate",
     "run",

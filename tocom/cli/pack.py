@@ -1,0 +1,69 @@
+"""``tocom pack``: a bundle becomes what another server loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tocom.cli import TrustedKeys, console, parse_degrees, print_json, steps
+from tocom.errors import RequestError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(pack)
+
+
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    layout: Annotated[str, typer.Option(help="'triton': a model repository of NVIDIA Triton Inference Server.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the repository to.")],
+    backend: Annotated[
+        str, typer.Option(help="What serves: 'tensorrt' (engines), 'onnxruntime', or 'auto': engines if there are any.")
+    ] = "auto",
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of engines, where the bundle has some for several devices.")
+    ] = None,
+    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the models' names begin with; default: the model's.")] = None,
+    dynamic_batching: Annotated[
+        bool, typer.Option("--dynamic-batching", help="Let the server join the requests of several clients.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    trusted_key: TrustedKeys = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the repository's models as JSON.")] = False,
+) -> None:
+    """Write a model repository: one model per degree; the caller picks, by budget or otherwise."""
+    if layout != "triton":
+        raise RequestError(f"The 'layout' option must be triton. Got {layout!r} instead.")
+    from tocom.bundle import Bundle
+    from tocom.export.triton_repository import write_triton_repository
+    from tocom.signing import load_public_keys
+
+    keys = load_public_keys(trusted_key) if trusted_key else None
+    chosen = None if degrees is None else parse_degrees(degrees)
+    with steps() as progress:
+        repository = write_triton_repository(
+            Bundle(bundle, trusted_keys=keys),
+            out,
+            backend=backend,
+            engines=engines,
+            degrees=chosen,
+            name=name,
+            dynamic_batching=dynamic_batching,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print_json(repository.to_json())
+        return
+    table = Table("degree", "model", "platform", "most images", title="how to start the server: README.md")
+    for degree, model in repository.models.items():
+        table.add_row(str(degree), model.name, model.platform, str(model.batch[2]))
+    console.print(table)
+    typer.echo(str(repository.path))
