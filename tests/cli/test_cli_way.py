@@ -73,6 +73,8 @@ def test_doctor_tells_a_person_and_a_machine(tocom: Tocom) -> None:
     assert {"what", "ok", "found", "cure"} == set(findings[0])
     by_name = {finding["what"]: finding for finding in findings}
     assert by_name["export"]["ok"]
+    explained = {"NVIDIA driver", "TensorRT", "op plugin library", "TensorRT headers", "nvcc", "power mode", "disk"}
+    assert explained <= set(by_name)
     assert "onnx" in by_name["export"]["found"]
     assert all(finding["cure"] or finding["ok"] for finding in findings)
     shown = tocom("doctor")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,13 +73,20 @@ def test_a_checkpoint_that_does_not_fit(model: VisionTransformer, tmp_path: Path
     assert len(str(caught.value)) < 600
 
 
+MADE_BY_ATTACK = Path(tempfile.gettempdir()) / f"tocom-attack-{os.getpid()}"
+
+
 class Attack:
     """What a pickle may do to whoever opens it."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Path("/tmp/never-made").touch, ())
+        return (MADE_BY_ATTACK.touch, ())
 
 
+@pytest.mark.fault(
+    "backbone weights that are empty, no checkpoint, or a pickle that runs code",
+    outcome="ModelError; no code of it runs",
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -95,6 +104,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, suffix: str, content: byte
     with pytest.raises(ModelError, match=message) as caught:
         load_model(NAME, weights=path, **OPTIONS)
     assert "\n" not in str(caught.value)
+    assert not MADE_BY_ATTACK.exists()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {"a": 1}}, torch.ones(3)])

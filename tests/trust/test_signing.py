@@ -57,6 +57,10 @@ def test_a_signed_bundle_opens_and_answers_and_reloads(bundle: Path, keys: Path)
         assert runtime.infer(images).met_budget
 
 
+@pytest.mark.fault(
+    "a bundle that no trusted key signed",
+    outcome="BundleError that names the keys, before anything of it is parsed or loaded",
+)
 def test_unsigned_and_signed_by_others(bundle: Path, keys: Path) -> None:
     ours = load_public_keys(public(keys))
     with pytest.raises(BundleError, match="is signed by no trusted key"):
@@ -71,6 +75,9 @@ def test_unsigned_and_signed_by_others(bundle: Path, keys: Path) -> None:
         Runtime.open(bundle, trusted_keys=[])
 
 
+@pytest.mark.fault(
+    "a forger who makes files, hashes and seals consistent again", outcome="BundleError: the signature does not fit"
+)
 def test_a_forger_who_seals_anew_is_refused(bundle: Path, keys: Path) -> None:
     """Hashes do not help against someone who can write: all is made consistent again, but the signature."""
     signature = sign(bundle, keys / "ours")
@@ -94,6 +101,7 @@ def test_a_forger_who_seals_anew_is_refused(bundle: Path, keys: Path) -> None:
         Bundle(bundle, trusted_keys=ours)
 
 
+@pytest.mark.fault("signature files that are damaged or no signatures", outcome="BundleError in one line")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -135,6 +143,9 @@ def add_engine(bundle: Path, content: bytes = b"engine") -> Path:
     return sidecar
 
 
+@pytest.mark.fault(
+    "an engine that was made or exchanged after the signing", outcome="BundleError that names its sidecar"
+)
 def test_engines_are_signed_with_the_bundle(bundle: Path, keys: Path) -> None:
     ours = load_public_keys(public(keys))
     sign(bundle, keys / "ours")

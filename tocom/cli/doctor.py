@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from tocom import __version__
 from tocom.cli import output, print_json
+from tocom.errors import TocomError
 
 __all__ = ["Finding", "diagnose", "register"]
 
@@ -47,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Explain what this machine can do: packages, driver, compiler, disk. Missing extras are no error."""
+    """Explain what this machine can do: packages, driver, compiler, power mode, disk. Missing extras are no error."""
     findings = diagnose()
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -107,11 +109,50 @@ def _driver() -> Finding:
 
 
 def _nvcc() -> Finding:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    path = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-    if path:
-        return Finding("nvcc", True, path)
-    return Finding("nvcc", False, "none", "needed only to build op plugins: install the CUDA toolkit, or set CUDA_HOME")
+    from tocom.export.plugin_toolchain import find_toolkit
+
+    try:
+        toolkit = find_toolkit()
+    except TocomError as error:
+        return Finding("nvcc", False, "none", f"needed only to build the op plugin library: {error}")
+    return Finding("nvcc", True, f"{'.'.join(map(str, toolkit.version))}: {toolkit.nvcc}")
+
+
+def _headers() -> Finding:
+    from tocom.export.plugin_toolchain import find_headers
+
+    try:
+        headers = find_headers()
+    except TocomError as error:
+        return Finding("TensorRT headers", False, "none", f"needed only to build the op plugin library: {error}")
+    return Finding("TensorRT headers", True, f"{'.'.join(map(str, headers.version))}: {headers.include}")
+
+
+def _op_plugin() -> Finding:
+    from tocom.export.file_lock import cache_folder
+    from tocom.export.plugin_library import LIBRARY_NAME, read_library
+
+    found = []
+    for path in sorted(cache_folder().glob(f"op-plugin/*/{LIBRARY_NAME}")):
+        with contextlib.suppress(TocomError):
+            library = read_library(path)
+            versions = f"TensorRT {library.tensorrt[0]}, CUDA {library.cuda[0]}"
+            found.append(f"{versions}, architectures {', '.join(map(str, library.architectures))}: {path}")
+    if found:
+        return Finding("op plugin library", True, "; ".join(found))
+    cure = "'tocom build' makes it where nvcc and headers are, or beforehand: tocom plugins build"
+    return Finding("op plugin library", False, "none built yet", cure)
+
+
+def _power_mode() -> Finding:
+    from tocom.runtime.identity import power_mode
+
+    mode = power_mode()
+    if mode is None:
+        return Finding("power mode", True, "this system tells none")
+    slow = any(word in mode.lower() for word in ("powersave", "low-power", "conservative"))
+    cure = "latencies will vary: set a fixed mode before calibrating (Jetson: nvpmodel -m 0, jetson_clocks)"
+    return Finding("power mode", not slow, mode, cure if slow else "")
 
 
 def _disk() -> Finding:
@@ -138,4 +179,7 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
     _packages("TensorRT-RTX", ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"), "rtx"),
     _driver,
     _nvcc,
+    _headers,
+    _op_plugin,
+    _power_mode,
 )

@@ -110,9 +110,11 @@ def _folder(images: Path) -> Source:
     return ((str(path), lambda entry, path=path: read_image(path, entry)) for path in paths)
 
 
-def _without_password(address: str) -> str:
-    """Return a stream's address as it may be shown: cameras take name and password in front of the host."""
-    return re.sub(r"//[^/]*@", "//…@", address)
+def _without_secrets(address: str) -> str:
+    """Return a stream's address as it may be shown: cameras take name and password before the host or in the query."""
+    if "://" not in address:
+        return address
+    return re.sub(r"[?#].*", "?…", re.sub(r"//.*@", "//…@", address))
 
 
 def _video(address: str | None) -> Source:
@@ -127,7 +129,7 @@ def _video(address: str | None) -> Source:
     source: Any = int(address) if address is not None and address.isdigit() else address
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        shown = _without_password(str(address))
+        shown = _without_secrets(str(address))
         raise DataError(f"Cannot open the video {shown!r}. Give a file, a stream's address, or a camera's number.")
 
     def frames() -> Source:
