@@ -1,31 +1,36 @@
 """INT8 on the quickstart's model: accuracy, size and latency against float32, and what ranges per degree are worth.
 
-    python benchmarks/int8.py [--quickstart quickstart-output] [--samples 200]
+    python benchmarks/int8.py [--quickstart quickstart-output] [--part equalization|accuracy|ranges|latency]
 
 Takes the bundle of ``tocom quickstart``, or makes it first (about nine minutes). Ranges come from training cells. The
 method and the floor come from cells that the quickstart uses for nothing: of its 120 held-out cells two are 1.7 points,
 so a floor of one point would be held or missed by chance. Every figure is of test cells, which decide nothing. Writes
-``benchmarks/results/int8.json`` and the tables of ``docs/int8.md``.
+``benchmarks/results/int8.json`` and the tables of ``docs/int8.md``. Without ``--part`` all is measured; a part that is
+measured alone replaces its own figures only. Latency wants an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
 from tocom.calibration import mcnemar
 from tocom.calibration.accuracy import Answers, collect_answers
+from tocom.calibration.equalization import equalization_scales, equalized, largest_values
 from tocom.calibration.precision import compare_precisions, degree_bytes
-from tocom.calibration.qdq import default_scheme
-from tocom.calibration.quantize import quantize
+from tocom.calibration.qdq import Range, default_scheme
+from tocom.calibration.quantize import EQUALIZE, quantize
 from tocom.calibration.ranges import METHODS, collect_ranges
-from tocom.calibration.trial import DegreeModel, compare
+from tocom.calibration.trial import DegreeModel, compare, load_degree
 from tocom.files import write_json
 from tocom.images import read_image
 from tocom.quickstart.cells import Cell, split_cells
@@ -34,7 +39,10 @@ from tocom.runtime import Runtime
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "int8.json"
 PAGE = ROOT / "docs" / "int8.md"
+PARTS = ("equalization", "accuracy", "ranges", "latency")
+STRENGTHS = (0.0, 0.25, 0.5, 0.75)
 DEGREES = (0, 8, 16)
+AT = 16
 MOST_POINTS_LOST, MOST_SIZE = 1.0, 0.35
 # As the quickstart parts the cells.
 TRAIN, HELD_OUT, TEST = 700, 120, 220
@@ -43,40 +51,94 @@ TRAIN, HELD_OUT, TEST = 700, 120, 220
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quickstart", type=Path, default=ROOT / "quickstart-output")
+    options.add_argument("--part", choices=PARTS, action="append", help="measure this alone; may be given again")
     options.add_argument("--samples", type=int, default=200, help="timed inferences per degree and precision")
     options.add_argument("--range-images", type=int, default=64, help="training cells that make ranges")
+    options.add_argument("--method", default="auto", help="of the ranges, as tocom quantize takes it")
     options.add_argument("--held-out", type=int, default=1000, help="unused cells for the method and the floor")
+    options.add_argument("--draws", type=int, default=5, help="draws of range images, own ranges against degree 0's")
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--page", type=Path, default=PAGE)
     options.add_argument("--page-only", action="store_true", help="write the page from the results that are there")
     chosen = options.parse_args()
     if not chosen.page_only:
-        write_json(chosen.out, measure(chosen))
+        measures = {
+            "equalization": measure_equalization,
+            "accuracy": measure_accuracy,
+            "ranges": measure_ranges,
+            "latency": measure_latency,
+        }
+        results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.part and chosen.out.exists() else {}
+        for part in chosen.part or PARTS:
+            results[part] = measures[part](chosen)
+            write_json(chosen.out, {name: results[name] for name in PARTS if name in results})
     write_page(chosen.out, chosen.page)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    if not (options.quickstart / "bundle" / "bundle.json").exists():
-        from tocom.quickstart.run import quickstart
+def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
+    """Quantize, and return what each degree loses on test cells and how large it is."""
+    dense = dense_bundle(options)
+    made, split = quantized(options, dense), split_cells(TRAIN, HELD_OUT, TEST)
+    with Runtime.open(made.path, "onnxruntime", warm=False) as runtime:
+        runtime.warm_up(expect_profile=False)
+        answers = collect_answers(runtime, pairs(split.test), progress=say)
+    with Runtime.open(dense.path, "onnxruntime", degrees=DEGREES, warm=False) as runtime:
+        runtime.warm_up(expect_profile=False)
+        reference = collect_answers(runtime, pairs(split.test), progress=say)
+    rows = [row(made, dense, degree, answers, reference) for degree in DEGREES]
+    return {
+        "test_cells": len(split.test),
+        "quantization": made.manifest["quantization"],
+        "degrees": rows,
+        "holds": {
+            "accuracy": all(each["points_lost"] <= MOST_POINTS_LOST for each in rows),
+            "size": all(each["size_ratio"] <= MOST_SIZE for each in rows),
+        },
+    }
 
-        quickstart(options.quickstart, progress=say)
-    split = split_cells(TRAIN, HELD_OUT, TEST)
-    tested = {cell.path for cell in split.test}
-    # A longer test part begins with the same cells; what is beyond them the quickstart never saw.
-    unused = [cell for cell in split_cells(TRAIN, HELD_OUT, TEST + options.held_out).test if cell.path not in tested]
-    dense = Bundle(options.quickstart / "bundle")
-    made = quantize(
-        dense,
-        options.quickstart / "bundle-int8",
-        pairs(split.train[: options.range_images]),
-        held_out=pairs(unused),
-        held_out_images=len(unused),
-        degrees=DEGREES,
-        range_images=options.range_images,
-        floor_points=MOST_POINTS_LOST,
-        overwrite=True,
-        progress=say,
-    )
+
+def measure_equalization(options: argparse.Namespace) -> dict[str, Any]:
+    """Return, per strength, how far INT8 departs from float32 on cells that nothing else uses: they choose it."""
+    dense, split = dense_bundle(options), split_cells(TRAIN, HELD_OUT, TEST)
+    cells = unused_cells(options.held_out)
+    pixels, labels = read(dense, cells), np.array([cell.label for cell in cells], np.int64)
+    images = read(dense, split.train[: options.range_images])
+    largest = [largest_values(load_degree(dense, degree), dense.path, images) for degree in DEGREES]
+    rows = []
+    for degree in DEGREES:
+        model = DegreeModel(dense, degree, pixels, labels, default_scheme())
+        base = None
+        for strength in STRENGTHS:
+            say(f"degree {degree}: equalization {strength:g}", STRENGTHS.index(strength), len(STRENGTHS))
+            model.even = equalized(model.model, equalization_scales(largest, strength)) if strength else model.model
+            outputs = model.outputs_of(model.ranges(images, ("min-max",))["min-max"])
+            parted = compare(model.outputs, outputs, True)
+            base = parted if base is None else base
+            nearer, further = int((parted < base).sum()), int((parted > base).sum())
+            right = outputs.argmax(-1) == labels
+            lost, gained = int((model.right & ~right).sum()), int((right & ~model.right).sum())
+            rows.append(
+                {
+                    "degree": degree,
+                    "strength": strength,
+                    "divergence": float(parted.mean()),
+                    "median_divergence": float(np.median(parted)),
+                    "agreement": float((outputs.argmax(-1) == model.outputs.argmax(-1)).mean()),
+                    "lost": lost,
+                    "gained": gained,
+                    "mcnemar": mcnemar(lost, gained),
+                    "nearer": nearer,
+                    "sign_test": mcnemar(nearer, further),
+                }
+            )
+    return {"held_out_cells": len(cells), "range_images": len(images), "rows": rows}
+
+
+def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
+    """Return both precisions' latency per degree, timed in turn."""
+    dense = dense_bundle(options)
+    path = options.quickstart / "bundle-int8"
+    made = Bundle(path) if (path / "bundle.json").exists() else quantized(options, dense)
     with (
         Runtime.open(made.path, "onnxruntime", warm=False) as int8,
         Runtime.open(dense.path, "onnxruntime", degrees=DEGREES, warm=False) as fp32,
@@ -84,38 +146,122 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         int8.warm_up(expect_profile=False)
         fp32.warm_up(expect_profile=False)
         comparisons = compare_precisions(int8, fp32, samples=options.samples, progress=say)
-        answers = collect_answers(int8, pairs(split.test), progress=say)
-        reference = collect_answers(fp32, pairs(split.test), progress=say)
         backend = {"device": dict(int8.backend.device), "threads": int8.backend.threads}
-    rows = [row(made, dense, degree, answers, reference, comparisons[degree]) for degree in DEGREES]
-    results = {
+    return {
         "backend": backend,
-        "cells": {"ranges": options.range_images, "held_out": len(unused), "test": len(split.test)},
         "samples": options.samples,
-        "quantization": made.manifest["quantization"],
-        "degrees": rows,
-        "ranges_at_16": ranges_at(dense, 16, split.train[: options.range_images], split.test),
+        "degrees": [
+            {
+                "degree": degree,
+                "p50_ms": comparisons[degree].candidates["int8"].p50_ms,
+                "p50_ms_float32": comparisons[degree].candidates["fp32"].p50_ms,
+                "winner": comparisons[degree].winner,
+                "reason": comparisons[degree].reason,
+            }
+            for degree in DEGREES
+        ],
     }
-    results["holds"] = {
-        "accuracy": all(each["points_lost"] <= MOST_POINTS_LOST for each in rows),
-        "size": all(each["size_ratio"] <= MOST_SIZE for each in rows),
-        "ranges": all(each["own"]["divergence"] < each["degree_0"]["divergence"] for each in results["ranges_at_16"]),
-    }
-    return results
 
 
-def row(
-    made: Bundle, dense: Bundle, degree: int, answers: Answers, reference: Answers, comparison: Any
-) -> dict[str, Any]:
+def measure_ranges(options: argparse.Namespace) -> dict[str, Any]:
+    """Return, per method, what the degree's own ranges and the dense degree's give on test cells.
+
+    Where two ranges differ little, which is the nearer to float32 hangs on the images that made them; so every figure
+    is a mean over several draws of them.
+    """
+    dense, split = dense_bundle(options), split_cells(TRAIN, HELD_OUT, TEST)
+    pixels, labels = read(dense, split.test), np.array([cell.label for cell in split.test], np.int64)
+    draws = [split.train[start : start + options.range_images] for start in range(0, TRAIN, options.range_images)]
+    methods = METHODS if options.method == "auto" else (options.method,)
+    parted: dict[str, dict[str, list[Any]]] = {method: {"own": [], "degree_0": []} for method in methods}
+    answers: dict[str, dict[str, list[Any]]] = {method: {"own": [], "degree_0": []} for method in methods}
+    widths: dict[str, list[float]] = {method: [] for method in methods}
+    for place, cells in enumerate(draws[: options.draws]):
+        images = read(dense, cells)
+        scales = equalization_scales(
+            [largest_values(load_degree(dense, degree), dense.path, images) for degree in DEGREES], EQUALIZE
+        )
+        model = DegreeModel(dense, AT, pixels, labels, default_scheme(), scales)
+        even = equalized(load_degree(dense, 0), scales)
+        ranges = {"own": model.ranges(images, methods), "degree_0": collect_ranges(even, dense.path, images, methods)}
+        for method in methods:
+            widths[method] += relative_widths(ranges["own"][method], ranges["degree_0"][method])
+            for name, found in ranges.items():
+                say(f"draw {place + 1}: degree {AT}, {method}, ranges: {name}", place, options.draws)
+                outputs = model.outputs_of(found[method])
+                parted[method][name].append(compare(model.outputs, outputs, True))
+                answers[method][name].append(outputs.argmax(-1))
+    rows = []
+    for method in methods:
+        mean = {name: np.mean(found, axis=0) for name, found in parted[method].items()}
+        nearer, further = int((mean["own"] < mean["degree_0"]).sum()), int((mean["own"] > mean["degree_0"]).sum())
+        entry: dict[str, Any] = {"method": method, "own_nearer": nearer, "degree_0_nearer": further}
+        entry |= {"sign_test": mcnemar(nearer, further), "width_ratio": float(np.median(widths[method]))}
+        for name in mean:
+            entry[name] = {
+                "accuracy": float(np.mean([each == labels for each in answers[method][name]])),
+                "agreement": float(np.mean([each == model.outputs.argmax(-1) for each in answers[method][name]])),
+                "divergence": float(mean[name].mean()),
+                "median_divergence": float(np.median(mean[name])),
+                "by_draw": [float(each.mean()) for each in parted[method][name]],
+            }
+        rows.append(entry)
+    return {
+        "degree": AT,
+        "range_images": options.range_images,
+        "draws": min(options.draws, len(draws)),
+        "test_cells": len(split.test),
+        "methods": rows,
+        "own_ranges_win": all(
+            each["own"]["divergence"] < each["degree_0"]["divergence"] and each["sign_test"] <= 0.05 for each in rows
+        ),
+    }
+
+
+def relative_widths(own: Mapping[str, Range], other: Mapping[str, Range]) -> list[float]:
+    """Return per layer how wide its own range is, the other being one."""
+    return [(own[name][1] - own[name][0]) / (other[name][1] - other[name][0]) for name in own]
+
+
+def dense_bundle(options: argparse.Namespace) -> Bundle:
+    if not (options.quickstart / "bundle" / "bundle.json").exists():
+        from tocom.quickstart.run import quickstart
+
+        quickstart(options.quickstart, progress=say)
+    return Bundle(options.quickstart / "bundle")
+
+
+def unused_cells(count: int) -> list[Cell]:
+    """Return cells that the quickstart never saw: a longer test part than its own holds them too."""
+    tested = {cell.path for cell in split_cells(TRAIN, HELD_OUT, TEST).test}
+    return [cell for cell in split_cells(TRAIN, HELD_OUT, TEST + count).test if cell.path not in tested]
+
+
+def quantized(options: argparse.Namespace, dense: Bundle) -> Bundle:
+    split, unused = split_cells(TRAIN, HELD_OUT, TEST), unused_cells(options.held_out)
+    return quantize(
+        dense,
+        options.quickstart / "bundle-int8",
+        pairs(split.train[: options.range_images]),
+        held_out=pairs(unused),
+        held_out_images=len(unused),
+        degrees=DEGREES,
+        method=options.method,
+        range_images=options.range_images,
+        floor_points=MOST_POINTS_LOST,
+        overwrite=True,
+        progress=say,
+    )
+
+
+def row(made: Bundle, dense: Bundle, degree: int, answers: Answers, reference: Answers) -> dict[str, Any]:
     right, before = answers.right()[degree], reference.right()[degree]
     entry = next(each for each in made.manifest["degrees"] if each["degree"] == degree)
-    int8, fp32 = comparison.candidates["int8"], comparison.candidates["fp32"]
     lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
     return {
         "degree": degree,
         "precision": entry["precision"],
-        "method": entry["quantization"]["method"],
-        "excluded": entry["quantization"]["excluded"],
+        "held_out": entry["quantization"],
         "accuracy": vars(answers.accuracy()[degree]),
         "accuracy_float32": vars(reference.accuracy()[degree]),
         "points_lost": round(100 * float(before.mean() - right.mean()), 4),
@@ -124,89 +270,95 @@ def row(
         "mcnemar": mcnemar(lost, gained),
         "agreement": float((answers.by_degree[degree] == reference.by_degree[degree]).mean()),
         "size_ratio": degree_bytes(made, degree) / degree_bytes(dense, degree),
-        "p50_ms": int8.p50_ms,
-        "p50_ms_float32": fp32.p50_ms,
-        "latency_ratio": int8.p50_ms / fp32.p50_ms,
-        "winner": comparison.winner,
-        "reason": comparison.reason,
     }
-
-
-def ranges_at(dense: Bundle, degree: int, cells: list[Cell], test: list[Cell]) -> list[dict[str, Any]]:
-    """Return, per method, what the degree's own ranges and the dense degree's give on test cells."""
-    entry = dense.manifest["input"]
-    images = np.stack([read_image(cell.path, entry) for cell in cells])
-    pixels = np.stack([read_image(cell.path, entry) for cell in test])
-    labels = np.array([cell.label for cell in test], np.int64)
-    model = DegreeModel(dense, degree, pixels, labels, default_scheme())
-    sources = {"own": degree, "degree_0": 0}
-    ranges = {name: collect_ranges(dense.read_onnx(source), dense.path, images) for name, source in sources.items()}
-    rows = []
-    for method in METHODS:
-        found: dict[str, Any] = {"method": method}
-        parted = {}
-        for name in sources:
-            say(f"degree {degree}, {method}, ranges: {name}", 0, 1)
-            outputs = model.outputs_of(ranges[name][method])
-            parted[name] = compare(model.outputs, outputs, True)
-            found[name] = {
-                "accuracy": float((outputs.argmax(-1) == labels).mean()),
-                "agreement": float((outputs.argmax(-1) == model.outputs.argmax(-1)).mean()),
-                "divergence": float(parted[name].mean()),
-                "median_divergence": float(np.median(parted[name])),
-                "logit_error": float(np.sqrt(np.square(outputs - model.outputs).mean())),
-            }
-        nearer = int((parted["own"] < parted["degree_0"]).sum())
-        found["own_nearer"] = nearer
-        found["images"] = len(test)
-        found["sign_test"] = mcnemar(nearer, len(test) - nearer)
-        rows.append(found)
-    return rows
 
 
 def write_page(results: Path, page: Path) -> None:
     """Put the tables of the results between the page's markers."""
-    import json
-
     content = json.loads(results.read_text(encoding="utf-8"))
     text = page.read_text(encoding="utf-8")
-    for name, table in (("degrees", degree_table(content)), ("ranges", range_table(content))):
+    tables = {"degrees": degree_table, "latency": latency_table, "ranges": range_table}
+    for name, table in {"equalization": equalization_table, **tables}.items():
+        key = {"degrees": "accuracy"}.get(name, name)
+        unknown = "Not measured on an idle machine yet.\n" if key == "latency" else "Not measured yet.\n"
+        filled = table(content[key]) if key in content else unknown
         pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
-        text = re.sub(pattern, lambda found, table=table: found[1] + table + found[2], text, flags=re.DOTALL)
+        text = re.sub(pattern, lambda found, filled=filled: found[1] + filled + found[2], text, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")
 
 
 def degree_table(content: dict[str, Any]) -> str:
-    cells = content["cells"]["test"]
+    facts = content["quantization"]
     lines = [
-        f"| degree | ranges | layers in float32 | accuracy float32 ({cells} test cells) | accuracy INT8 | points lost "
-        "| answers that differ | size | median ms float32 | median ms INT8 | ratio | winner |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        f"{content['test_cells']} test cells; ranges from {facts['range_images']} training cells, the method and the "
+        f"floor from {facts['held_out_images']} cells that nothing else uses.",
+        "",
+        "| degree | precision | ranges | layers in float32 | accuracy float32 | accuracy INT8 | points lost (cells) "
+        "| McNemar's p | answers that differ | points lost on held-out cells | size |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for each in content["degrees"]:
+        found = each["held_out"]
+        lines.append(
+            f"| {each['degree']} | {each['precision']} | {found['method']} | {len(found['excluded'])} "
+            f"| {share(each['accuracy_float32'])} | {share(each['accuracy'])} "
+            f"| {each['points_lost']:.2f} (−{each['lost']}, +{each['gained']}) | {each['mcnemar']:.2f} "
+            f"| {1 - each['agreement']:.1%} | {found['loss_points']:.2f} | {each['size_ratio']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def equalization_table(content: dict[str, Any]) -> str:
+    cells = content["held_out_cells"]
+    lines = [
+        f"{cells} cells that nothing else uses; min-max ranges from {content['range_images']} training cells.",
+        "",
+        "| degree | strength | divergence | median divergence | answers as float32 | cells lost, gained | McNemar's p "
+        "| nearer to float32 than strength 0 | sign test's p |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for each in content["rows"]:
+        against = f"{each['nearer']} of {cells} | {each['sign_test']:.2g}" if each["strength"] else "– | –"
+        lines.append(
+            f"| {each['degree']} | {each['strength']:g} | {each['divergence']:.4f} | {each['median_divergence']:.5f} "
+            f"| {each['agreement']:.1%} | −{each['lost']}, +{each['gained']} | {each['mcnemar']:.2g} | {against} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def latency_table(content: dict[str, Any]) -> str:
+    lines = [
+        f"{content['samples']} timed inferences per degree and precision, {content['backend']['threads']} threads.",
+        "",
+        "| degree | median ms float32 | median ms INT8 | ratio | winner |",
+        "| ---: | ---: | ---: | ---: | --- |",
     ]
     for each in content["degrees"]:
         lines.append(
-            f"| {each['degree']} | {each['method']} | {len(each['excluded'])} | {share(each['accuracy_float32'])} "
-            f"| {share(each['accuracy'])} | {each['points_lost']:.2f} | {1 - each['agreement']:.1%} "
-            f"| {each['size_ratio']:.3f} | {each['p50_ms_float32']:.1f} | {each['p50_ms']:.1f} "
-            f"| {each['latency_ratio']:.2f} | {each['winner']} |"
+            f"| {each['degree']} | {each['p50_ms_float32']:.1f} | {each['p50_ms']:.1f} "
+            f"| {each['p50_ms'] / each['p50_ms_float32']:.2f} | {each['winner']} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def range_table(content: dict[str, Any]) -> str:
+    cells = content["test_cells"]
     lines = [
-        "| ranges by | of degree | accuracy | answers as float32 | divergence | median divergence | logit error "
-        "| nearer to float32 |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"{cells} test cells; means over {content['draws']} draws of {content['range_images']} training cells that "
+        "make the ranges.",
+        "",
+        "| ranges by | of degree | width | accuracy | answers as float32 | divergence | median divergence "
+        "| nearer to float32 | sign test's p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for each in content["ranges_at_16"]:
-        for name, title in (("own", "16"), ("degree_0", "0")):
+    for each in content["methods"]:
+        for name, title in (("own", str(content["degree"])), ("degree_0", "0")):
             found = each[name]
-            nearer = each["own_nearer"] if name == "own" else each["images"] - each["own_nearer"]
+            width = each["width_ratio"] if name == "own" else 1.0
             lines.append(
-                f"| {each['method']} | {title} | {found['accuracy']:.1%} | {found['agreement']:.1%} "
-                f"| {found['divergence']:.4f} | {found['median_divergence']:.5f} | {found['logit_error']:.3f} "
-                f"| {nearer} of {each['images']} |"
+                f"| {each['method']} | {title} | {width:.3f} | {found['accuracy']:.1%} | {found['agreement']:.1%} "
+                f"| {found['divergence']:.4f} | {found['median_divergence']:.5f} | {each[f'{name}_nearer']} of {cells} "
+                f"| {each['sign_test']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -217,6 +369,10 @@ def share(accuracy: dict[str, Any]) -> str:
 
 def pairs(cells: list[Cell]) -> list[tuple[Any, int | None]]:
     return [(cell.path, cell.label) for cell in cells]
+
+
+def read(bundle: Bundle, cells: list[Cell]) -> NDArray[np.float32]:
+    return np.stack([read_image(cell.path, bundle.manifest["input"]) for cell in cells])
 
 
 def say(what: str, done: int, total: int) -> None:

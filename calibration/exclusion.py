@@ -57,7 +57,7 @@ def search_exclusions(
         progress: Told what is being measured.
     """
     end = time.monotonic() + seconds
-    base = model.divergence(ranges, (), _IMAGES)
+    base = model.trial(start.method, ranges, (), _IMAGES).divergence
     blocks: dict[str, list[str]] = {}
     weights: dict[str, int] = {}
     for layer in model.layers:
@@ -72,7 +72,7 @@ def search_exclusions(
             if time.monotonic() > end:
                 break
             progress(f"sensitivity of {name} ({place + 1} of {len(parts)})")
-            found[name] = base - model.divergence(ranges, groups, _IMAGES)
+            found[name] = base - model.trial(start.method, ranges, groups, _IMAGES).divergence
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
     by_block = measure(blocks)

@@ -15,22 +15,27 @@ from numpy.typing import NDArray
 from tocom import __version__
 from tocom.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
 from tocom.calibration.accuracy import Samples, as_input, read_samples, wilson_interval
+from tocom.calibration.equalization import Scales, equalization_scales, largest_values
 from tocom.calibration.exclusion import Search, search_exclusions
 from tocom.calibration.qdq import Scheme, default_scheme
-from tocom.calibration.ranges import METHODS, collect_ranges
+from tocom.calibration.ranges import METHODS
 from tocom.calibration.ranking import told_apart
-from tocom.calibration.trial import DegreeModel, Trial
+from tocom.calibration.trial import DegreeModel, Trial, load_degree
 from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.files import atomic_folder, sha256_file
 from tocom.json_files import write_sealed_json
 from tocom.manifest import SCHEMA_VERSION
 from tocom.weight_store import WeightStore, tensor_bytes
 
-__all__ = ["quantize", "split_images"]
+__all__ = ["EQUALIZE", "quantize", "split_images"]
 
 Progress = Callable[[str, int, int], None]
 # protobuf's own limit of a message; candidates are tried with their weights inside.
 _MOST_BYTES = 2**31 - 1
+# The strength that Xiao et al. found to suit most models.
+EQUALIZE = 0.5
+# Methods part clearly or hardly matter; the floor is held by all held-out images.
+_METHOD_IMAGES = 200
 
 
 def quantize(
@@ -41,6 +46,7 @@ def quantize(
     held_out: Samples | None = None,
     degrees: Sequence[int] | None = None,
     method: str = "auto",
+    equalize: float = EQUALIZE,
     floor_points: float = 1.0,
     scheme: Scheme | None = None,
     range_images: int = 64,
@@ -62,7 +68,10 @@ def quantize(
         held_out: Other images for the second purpose; then all of ``images`` may make ranges.
         degrees: Degrees to write; None takes all.
         method: One of :data:`METHODS`, or ``auto``: the one that is told to be most accurate on the held-out images
-            (paired, as degrees are ranked), and of those that cannot be told apart the nearest to float32.
+            (paired, as degrees are ranked; the first 200), and of those that cannot be told apart the nearest to
+            float32.
+        equalize: Share of the unevenness of the channels that moves from activations to weights, in 0…1 (see
+            :mod:`tocom.calibration.equalization`); 0 leaves them as they are.
         floor_points: Most accuracy that a degree may lose to float32 at the same degree, in percentage points.
         scheme: How numbers become eight bits; None takes what fits this processor.
         range_images: Most images that make ranges.
@@ -84,7 +93,7 @@ def quantize(
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     for degree in chosen:
         bundle.onnx_path(degree)  # raises when it is not there
-    _check_request(bundle, method, floor_points, range_images, held_out_images, seconds_per_degree)
+    _check_request(bundle, method, equalize, floor_points, range_images, held_out_images, seconds_per_degree)
     bundle.require_verified()
     methods = METHODS if method == "auto" else (method,)
     scheme = scheme or default_scheme()
@@ -101,24 +110,25 @@ def quantize(
     pixels = np.stack([as_input(image, entry) for image, _ in for_ranges])
     chosen_on = np.stack([as_input(image, entry) for image, _ in for_choice])
     labels = None if for_choice[0][1] is None else np.array([label for _, label in for_choice], np.int64)
-    report = _Steps(progress, len(chosen) * (2 + len(methods)))
+    report = _Steps(progress, len(chosen) * (2 + len(methods) + (equalize > 0)))
+    scales = _scales(bundle, chosen, pixels, equalize, report) if equalize > 0 else {}
     entries: dict[int, dict[str, Any]] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         with WeightStore(folder / WEIGHTS_NAME) as store:
             for degree in chosen:
                 report.next(f"degree {degree}: float32 answers of {len(chosen_on)} images")
-                model = DegreeModel(bundle, degree, chosen_on, labels, scheme)
+                model = DegreeModel(bundle, degree, chosen_on, labels, scheme, scales)
                 _check_labels(model, labels)
                 report.next(f"degree {degree}: ranges of {len(pixels)} images")
-                ranges = collect_ranges(
-                    model.source, bundle.path, _whole(pixels, model.batch), methods, batch=model.batch
-                )
+                ranges = model.ranges(pixels, methods)
                 trials = []
                 for each in methods:
                     report.next(f"degree {degree}: {each}")
-                    trials.append(model.trial(each, ranges[each]))
-                best = _best(trials)
-                search = None
+                    trials.append(model.trial(each, ranges[each], count=_METHOD_IMAGES if len(methods) > 1 else None))
+                best, search = _best(trials), None
+                if len(best.right) < len(chosen_on):
+                    report.same(f"degree {degree}: {best.method}, all {len(chosen_on)} images")
+                    best = model.trial(best.method, ranges[best.method])
                 if best.loss_points > floor_points:
                     search = search_exclusions(
                         model,
@@ -151,6 +161,8 @@ def quantize(
                 "weights": "int8, symmetric, one scale per output channel",
                 "activations": f"{'int8' if scheme.activations == 'symmetric' else 'uint8'}, {scheme.activations}",
                 "reduce_range": scheme.reduce_range,
+                "equalize": equalize,
+                "equalized": sorted(scales),
                 "ranges": "collected at each degree, on its own graph",
                 "range_images": len(pixels),
                 "held_out_images": len(chosen_on),
@@ -208,7 +220,13 @@ def split_images(
 
 
 def _check_request(
-    bundle: Bundle, method: str, floor_points: float, range_images: int, held_out_images: int, seconds: float
+    bundle: Bundle,
+    method: str,
+    equalize: float,
+    floor_points: float,
+    range_images: int,
+    held_out_images: int,
+    seconds: float,
 ) -> None:
     if bundle.precision != "fp32":
         raise RequestError(
@@ -216,6 +234,8 @@ def _check_request(
         )
     if method != "auto" and method not in METHODS:
         raise RequestError(f"The 'method' parameter must be auto, {', '.join(METHODS)}. Got {method!r} instead.")
+    if not 0 <= equalize <= 1:
+        raise RequestError(f"The 'equalize' parameter must be in 0…1. Got {equalize!r} instead.")
     if not 0 < floor_points <= 100:
         raise RequestError(f"The 'floor_points' parameter must be above 0 and at most 100. Got {floor_points!r}.")
     if range_images < 1 or held_out_images < 1 or not seconds >= 0:
@@ -226,6 +246,17 @@ def _check_request(
     largest = max(tensor_bytes(bundle.onnx_path(degree)) for degree in bundle.degrees)
     if largest > _MOST_BYTES:
         raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
+
+
+def _scales(
+    bundle: Bundle, degrees: Sequence[int], images: NDArray[np.float32], strength: float, report: _Steps
+) -> Scales:
+    """Return the scales that all degrees share."""
+    found = []
+    for degree in degrees:
+        report.next(f"degree {degree}: largest values of {len(images)} images")
+        found.append(largest_values(load_degree(bundle, degree), bundle.path, images, batch=bundle.batch[1]))
+    return equalization_scales(found, strength)
 
 
 def _check_labels(model: DegreeModel, labels: NDArray[np.int64] | None) -> None:
@@ -276,12 +307,6 @@ def _entry(
 def _share(right: NDArray[np.bool_]) -> dict[str, float | int]:
     low, high = wilson_interval(int(right.sum()), len(right))
     return {"value": float(right.mean()), "count": len(right), "low": low, "high": high}
-
-
-def _whole(images: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
-    """Return the images, some of them twice where the last batch would not be full."""
-    count = -(-len(images) // batch) * batch
-    return images if count == len(images) else np.resize(images, (count, *images.shape[1:]))
 
 
 def _onnxruntime_version() -> str:

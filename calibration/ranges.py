@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from onnx import helper
 from tocom.calibration.qdq import Range, quantizable_layers
 from tocom.errors import EngineError
 
-__all__ = ["METHODS", "collect_ranges", "open_session"]
+__all__ = ["METHODS", "activations_of", "collect_ranges", "open_session"]
 
 METHODS = ("min-max", "entropy", "percentile")
 _PERCENTILE = 99.999
@@ -53,8 +53,36 @@ def open_session(model: bytes, folder: Path, threads: int | None = None) -> Any:
         raise EngineError(f"ONNX Runtime cannot load the model while quantizing: {first[:400]}") from error
 
 
+def activations_of(
+    model: onnx.ModelProto, folder: Path, images: NDArray[np.float32], names: Sequence[str], *, batch: int = 1
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yield, batch by batch, the tensors of these names.
+
+    Args:
+        model: A float32 model; it is not changed.
+        folder: Where its weights lie, those that are not inside.
+        images: [count, channels, height, width], float32; the last batch is filled up with copies.
+        names: Of tensors of the graph.
+        batch: Images per inference.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    wanted = sorted(set(names))
+    if not wanted:
+        return
+    known = {value.name for value in copied.graph.output}
+    copied.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted if name not in known
+    )
+    session = open_session(copied.SerializeToString(), folder)
+    count = -(-len(images) // batch) * batch
+    filled = images if count == len(images) else np.resize(images, (count, *images.shape[1:]))
+    for start in range(0, count, batch):
+        yield dict(zip(wanted, session.run(wanted, {"images": filled[start : start + batch]}), strict=True))
+
+
 def collect_ranges(
-    model: bytes,
+    model: onnx.ModelProto,
     folder: Path,
     images: NDArray[np.float32],
     methods: Sequence[str] = METHODS,
@@ -65,30 +93,23 @@ def collect_ranges(
     """Return per method, per layer, the range of its activations.
 
     Args:
-        model: A float32 ONNX file.
-        folder: Where its weights lie.
-        images: [count, channels, height, width], float32; ``count`` a multiple of ``batch``.
+        model: A float32 model.
+        folder: Where its weights lie, those that are not inside.
+        images: [count, channels, height, width], float32.
         methods: Of :data:`METHODS`.
         batch: Images per inference.
         progress: Called with the images done and all of them.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    graph = onnx.load_model_from_string(model)
-    layers = quantizable_layers(graph.graph)
-    names = sorted({layer.input for layer in layers})
-    known = {value.name for value in graph.graph.output}
-    graph.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
-    )
-    session = open_session(graph.SerializeToString(), folder)
+    layers = quantizable_layers(model.graph)
+    names = [layer.input for layer in layers]
     entropy = HistogramCollector("entropy", False, _ENTROPY_BINS, _ENTROPY_LEVELS, None, None)
     percentile = HistogramCollector("percentile", False, _PERCENTILE_BINS, None, _PERCENTILE, None)
     collectors = {"entropy": entropy, "percentile": percentile}
     used = [collectors[method] for method in methods if method in collectors]
     extremes = {name: (float("inf"), float("-inf")) for name in names}
-    for start in range(0, len(images), batch):
-        values = dict(zip(names, session.run(names, {"images": images[start : start + batch]}), strict=True))
+    for done, values in enumerate(activations_of(model, folder, images, names, batch=batch), start=1):
         for name, value in values.items():
             low, high = extremes[name]
             extremes[name] = (min(low, float(value.min())), max(high, float(value.max())))
@@ -96,7 +117,7 @@ def collect_ranges(
             for collector in used:
                 collector.collect(values)
         if progress is not None:
-            progress(min(start + batch, len(images)), len(images))
+            progress(min(done * batch, len(images)), len(images))
     found: dict[str, dict[str, Range]] = {}
     for method in methods:
         if method in collectors:

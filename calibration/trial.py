@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from tocom.bundle import Bundle
 from tocom.calibration.accuracy import feature_gaps
+from tocom.calibration.equalization import Scales, equalized
 from tocom.calibration.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
-from tocom.calibration.ranges import open_session
+from tocom.calibration.ranges import METHODS, collect_ranges, open_session
 
-__all__ = ["DegreeModel", "Outputs", "Trial", "compare"]
+__all__ = ["DegreeModel", "Outputs", "Trial", "compare", "load_degree"]
 
 Outputs = NDArray[np.float32]
 
@@ -51,6 +52,11 @@ class DegreeModel:
         images: Held-out images [count, channels, height, width], float32.
         labels: Their class indices [count], or None.
         scheme: How numbers become eight bits.
+        scales: Of :func:`tocom.calibration.equalization.equalization_scales`; none leaves the channels as they are.
+
+    Attributes:
+        model: The float32 model with its weights inside, as the bundle holds it.
+        even: The same with even channels; this is what gets quantized.
     """
 
     def __init__(
@@ -60,38 +66,41 @@ class DegreeModel:
         images: NDArray[np.float32],
         labels: NDArray[np.int64] | None,
         scheme: Scheme,
+        scales: Scales | None = None,
     ) -> None:
         self.folder = bundle.path
         self.batch = bundle.batch[1]
-        self.source = bundle.read_onnx(degree)
         self._images, self._labels, self._scheme = images, labels, scheme
         self._is_classifier = "logits" in bundle.output_names
-        self.model = onnx.load_model_from_string(self.source)
-        load_external_data_for_model(self.model, str(bundle.path))
+        self.model = load_degree(bundle, degree)
+        self.even = equalized(self.model, scales) if scales else self.model
         self.layers: list[Layer] = quantizable_layers(self.model.graph)
-        self.outputs = self._run(self.source, images)
+        self.outputs = self._run(bundle.read_onnx(degree), images)
         self.right = self._right(self.outputs)
 
     def quantized(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the model with Q/DQ, its weights inside."""
-        return with_qdq(self.model, ranges, self._scheme, exclude=exclude)
+        """Return the equalized model with Q/DQ, its weights inside."""
+        return with_qdq(self.even, ranges, self._scheme, exclude=exclude)
 
-    def outputs_of(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> Outputs:
-        """Return a candidate's outputs on the held-out images."""
-        return self._run(self.quantized(ranges, exclude).SerializeToString(), self._images)
+    def ranges(self, images: NDArray[np.float32], methods: Sequence[str] = METHODS) -> dict[str, dict[str, Range]]:
+        """Return per method the ranges of the equalized model."""
+        return collect_ranges(self.even, self.folder, images, methods, batch=self.batch)
 
-    def trial(self, method: str, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> Trial:
-        """Return how a candidate does on the held-out images."""
-        got = self.outputs_of(ranges, exclude)
+    def outputs_of(
+        self, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
+    ) -> Outputs:
+        """Return a candidate's outputs on the held-out images, or on the first ``count``."""
+        return self._run(self.quantized(ranges, exclude).SerializeToString(), self._images[:count])
+
+    def trial(
+        self, method: str, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
+    ) -> Trial:
+        """Return how a candidate does on the held-out images, or on the first ``count``."""
+        got = self.outputs_of(ranges, exclude, count)
         right = self._right(got)
-        divergence = float(compare(self.outputs, got, self._is_classifier).mean())
-        loss = 100 * (float(self.right.mean() - right.mean()) if self._is_classifier else divergence)
+        divergence = float(compare(self.outputs[:count], got, self._is_classifier).mean())
+        loss = 100 * (float(self.right[:count].mean() - right.mean()) if self._is_classifier else divergence)
         return Trial(method, tuple(sorted(exclude)), right, loss, divergence)
-
-    def divergence(self, ranges: Mapping[str, Range], exclude: Collection[str], count: int) -> float:
-        """Return the mean divergence on the first ``count`` held-out images: a cheap trial."""
-        got = self._run(self.quantized(ranges, exclude).SerializeToString(), self._images[:count])
-        return float(compare(self.outputs[:count], got, self._is_classifier).mean())
 
     def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
         session = open_session(model, self.folder)
@@ -101,7 +110,14 @@ class DegreeModel:
         if not self._is_classifier:
             return np.ones(len(outputs), np.bool_)
         expected = self.outputs.argmax(-1) if self._labels is None else self._labels
-        return np.asarray(outputs.argmax(-1) == expected)
+        return np.asarray(outputs.argmax(-1) == expected[: len(outputs)])
+
+
+def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
+    """Return a degree's model with its weights inside."""
+    model = onnx.load_model_from_string(bundle.read_onnx(degree))
+    load_external_data_for_model(model, str(bundle.path))
+    return model
 
 
 def run(session: Any, images: NDArray[np.float32], batch: int) -> Outputs:

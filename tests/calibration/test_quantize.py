@@ -81,7 +81,7 @@ def test_onnxruntime_runs_integer_products(made: Bundle, tmp_path: Path) -> None
 @pytest.mark.parametrize("degree", DEGREES)
 def test_ranges_are_those_of_the_degrees_own_activations(bundle: Bundle, degree: int) -> None:
     images = smooth_images(6, seed=5)
-    ranges = collect_ranges(bundle.read_onnx(degree), bundle.path, images)
+    ranges = collect_ranges(onnx.load(bundle.onnx_path(degree), load_external_data=False), bundle.path, images)
     assert list(ranges) == list(METHODS)
     reference = small_vit(seed=3)
     model = compress(reference, degree, compensator=busy_compensator(reference))
@@ -174,7 +174,7 @@ def test_the_layer_that_costs_the_accuracy_stays_in_float32(hard: Bundle, tmp_pa
     samples = [(image, None) for image in smooth_images(70)]
     said: list[str] = []
     made = quantize(
-        hard, tmp_path / "b", samples, degrees=[4], method="min-max", floor_points=10,
+        hard, tmp_path / "b", samples, degrees=[4], method="min-max", equalize=0, floor_points=10,
         progress=lambda what, *_: said.append(what),
     )  # fmt: skip
     found = made.manifest["degrees"][0]["quantization"]
@@ -186,7 +186,7 @@ def test_the_layer_that_costs_the_accuracy_stays_in_float32(hard: Bundle, tmp_pa
 
 def test_below_the_floor_float32_stays_and_the_reason_is_noted(hard: Bundle, tmp_path: Path) -> None:
     samples = [(image, None) for image in smooth_images(70)]
-    common: dict[str, Any] = {"method": "min-max", "seconds_per_degree": 0, "overwrite": True}
+    common: dict[str, Any] = {"method": "min-max", "equalize": 0, "seconds_per_degree": 0, "overwrite": True}
     made = quantize(hard, tmp_path / "b", samples, floor_points=100, **common)
     lost = {entry["degree"]: entry["quantization"]["loss_points"] for entry in made.manifest["degrees"]}
     assert lost[0] != lost[4]
@@ -238,6 +238,7 @@ def test_the_winner_is_in_the_profile(bundle: Bundle, made: Bundle) -> None:
             "at least 100 held-out images.*Got 18 of 24 images. Add about 110",
         ),
         ({"method": "mse"}, RequestError, "'method' parameter must be auto, min-max"),
+        ({"equalize": 1.5}, RequestError, "'equalize' parameter must be in 0…1. Got 1.5"),
         ({"floor_points": 0}, RequestError, "'floor_points' parameter must be above 0"),
         ({"degrees": [3]}, BundleError, "no degree 3"),
         ({"range_images": 0}, RequestError, "'range_images' and 'held_out_images'"),

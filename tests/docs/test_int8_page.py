@@ -15,7 +15,7 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "int8.json", ROOT / "docs" / "
 
 def test_the_tables_come_from_the_results(tmp_path: Path) -> None:
     if not RESULTS.exists():
-        assert PAGE.read_text().count("Not measured yet.") == 2
+        assert PAGE.read_text().count("Not measured") == 4
         pytest.skip("not measured yet, and the page says so")
     page = tmp_path / "page.md"
     shutil.copy(PAGE, page)

@@ -30,6 +30,9 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder to write the INT8 bundle to.")],
     degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
     method: Annotated[str, typer.Option(help="Ranges: 'min-max', 'entropy', 'percentile', or 'auto'.")] = "auto",
+    equalize: Annotated[
+        float, typer.Option(help="Share of the channels' unevenness moved from activations to weights; 0 moves none.")
+    ] = 0.5,
     floor: Annotated[float, typer.Option(help="Points of accuracy that a degree may lose to float32.")] = 1.0,
     activations: Annotated[
         str, typer.Option(help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).")
@@ -66,6 +69,7 @@ def quantize(
             images,
             degrees=None if degrees is None else parse_degrees(degrees),
             method=method,
+            equalize=equalize,
             floor_points=floor,
             scheme=Scheme(activations, reduced),
             range_images=range_images,
