@@ -134,20 +134,24 @@ def _table(profile: Profile) -> Table:
     setting = f"{profile.backend}, {profile.precision}, batch {profile.batch}, {profile.threads} threads"
     mode = profile.device.get("power_mode")
     table = Table(title=f"{profile.model}, {setting}{f', {mode}' if mode else ''}")
-    energy = any(entry.energy for entry in profile.degrees.values())
-    columns = ["degree", "p50 ms (95 % interval)", "p90 ms", "p95 ms (95 % interval)", "p99 ms", "samples", "outliers"]
-    for column in [*columns, *(["mJ"] if energy else []), "accuracy (95 % interval)", "agrees with the lowest"]:
+    entries = profile.degrees.values()
+    energy = any(entry.energy for entry in entries)
+    measured = next((entry.accuracy for entry in entries if entry.accuracy), None)
+    for column in (
+        *("degree", "p50 ms\n95 % interval", "p90 ms", "p95 ms\n95 % interval", "p99 ms", "samples", "outliers"),
+        *(["mJ"] if energy else []),
+        *([f"{measured.kind} of {measured.count}\n95 % interval", "same as\nlowest degree"] if measured else []),
+        "beaten by",
+    ):
         table.add_column(column, justify="right")
     for degree, entry in profile.degrees.items():
         latency, accuracy = entry.latency, entry.accuracy
-        share = (
-            "not measured"
-            if accuracy is None
-            else (f"{accuracy.kind} {accuracy.value:.3f} ({accuracy.low:.3f}–{accuracy.high:.3f}, n={accuracy.count})")
-        )
-        agreed = "" if entry.agreement is None else f"{entry.agreement.value:.3f}"
+        shares = [
+            "–" if accuracy is None else f"{accuracy.value:.1%}\n{accuracy.low:.1%}–{accuracy.high:.1%}",
+            "–" if entry.agreement is None else f"{entry.agreement.value:.1%}",
+        ]
         table.add_row(
-            str(degree) if entry.dominated_by is None else f"{degree} (brings nothing: {entry.dominated_by})",
+            str(degree),
             _quantile(latency, "p50"),
             f"{latency.p90_ms:.2f}",
             _quantile(latency, "p95"),
@@ -155,8 +159,8 @@ def _table(profile: Profile) -> Table:
             str(latency.count),
             str(latency.outliers),
             *([f"{entry.energy.millijoules:.1f}" if entry.energy else "–"] if energy else []),
-            share,
-            agreed,
+            *(shares if measured else []),
+            "–" if entry.dominated_by is None else str(entry.dominated_by),
         )
     return table
 
@@ -164,7 +168,7 @@ def _table(profile: Profile) -> Table:
 def _quantile(latency: Any, name: str) -> str:
     interval = latency.intervals_ms.get(name)
     value = f"{getattr(latency, f'{name}_ms'):.2f}"
-    return f"{value} (too few)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
+    return f"{value}\ntoo few" if interval is None else f"{value}\n{interval[0]:.2f}–{interval[1]:.2f}"
 
 
 def _suggestion_table(suggestion: Suggestion, bundle: Bundle) -> Table:

@@ -127,7 +127,7 @@ def _table(result: Evaluation) -> Table:
 
 
 def _cells(scores: Scores) -> list[str]:
-    gap = f"{scores.feature_gap:.5f}"
+    gap = f"{max(scores.feature_gap, 0.0):.5f}"  # rounding makes a gap of none a little negative
     if scores.accuracy is None or scores.log_loss is None:
         return [gap]
     return [f"{100 * scores.accuracy:.2f} %", f"{scores.log_loss:.4f}", gap]
