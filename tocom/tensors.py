@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from tocom.errors import OutputError
 from tocom.files import atomic_path
 
 __all__ = ["save_tensors"]
@@ -22,8 +20,7 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: dict
         OutputError: The file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not save_file: it writes under a name of its own beside the one it is given, and a kill would leave that there.
+    content = save(plain, metadata=metadata)
     with atomic_path(path) as beside:
-        try:
-            save_file(plain, beside, metadata=metadata)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OutputError(f"Cannot write {path}: {error}. Free some space, or choose another folder.") from error
+        beside.write_bytes(content)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from tocom import Compensator
 from tocom.errors import CompensatorError, OutputError
-from tocom.files import sha256_file
+from tocom.files import atomic_path, sha256_file
 
 Tensors, Metadata = dict[str, Tensor], dict[str, str]
 
@@ -37,6 +38,23 @@ def saved(original: Compensator, tmp_path: Path) -> Path:
 def read(path: Path) -> tuple[Tensors, Metadata]:
     with safe_open(path, framework="pt") as file:
         return load_file(path), dict(file.metadata())
+
+
+def test_nothing_is_written_but_the_part_that_a_kill_may_leave(
+    original: Compensator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is locked, so the next run knows it for stale; a file of another name would stay for ever."""
+    parts = []
+
+    @contextlib.contextmanager
+    def watched(path: Path) -> Iterator[Path]:
+        with atomic_path(path) as beside:
+            parts.append(beside.stat().st_ino)
+            yield beside
+
+    monkeypatch.setattr("tocom.tensors.atomic_path", watched)
+    original.save(tmp_path / "c.safetensors")
+    assert parts == [(tmp_path / "c.safetensors").stat().st_ino]
 
 
 def test_round_trip(original: Compensator, saved: Path) -> None:
