@@ -41,6 +41,7 @@ def page(results: Path) -> str:
     else:
         parts += [_setting(compare), _ratios(compare), _pictures(compare), _latencies(compare), _smaller(compare)]
         parts += [_making(compare), _first_answers(compare)]
+    parts.append(_export(found.get("export")))
     parts.append(_accuracy(found.get("quickstart"), found.get("accuracy_against_cost")))
     parts.append(_gpu(found))
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -278,6 +279,20 @@ def _accuracy(quickstart: dict[str, Any] | None, cost: dict[str, Any] | None) ->
 
 def _share(value: dict[str, Any]) -> str:
     return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+
+
+def _export(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return f"## Export\n{NOT_MEASURED} `python benchmarks/export_time.py --write` on an idle machine does it."
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report["seconds_by_step"].items())
+    machine = report["machine"]
+    return (
+        f"## Export\n{report['model']} with random weights and a random compensator at {len(report['degrees'])} "
+        f"degrees, {report['checked']} of them checked against torch under ONNX Runtime, on {machine['cores']} cores "
+        f"of an {machine['processor']} (torch {machine['torch']}, load average {report['load_average_before']} at the "
+        f"start): **{report['seconds']:.0f} s** ({steps}), a bundle of {report['bundle_mb']:.0f} MB, at most "
+        f"{report['peak_mb']:.0f} MB of memory. `benchmarks/export_time.py` measures it."
+    )
 
 
 def _gpu(found: dict[str, Any]) -> str:

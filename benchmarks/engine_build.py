@@ -1,6 +1,6 @@
 """Build time and size of DeiT-S's TensorRT-RTX engines, which need no GPU, and what of TensorRT's own is in them.
 
-    python benchmarks/engine_build.py [--precisions fp32,fp16] [--write]
+    python benchmarks/engine_build.py [--precisions fp32,fp16] [--degrees 0,4,8,12,16] [--write]
 
 Degrees 0, 4, 8, 12, 16 with the op plugin, then the same once more (nothing to do), then degree 8 with native lowering.
 Five engines must take at most 15 seconds on two cores, the second build at most 1, and no engine may be larger than the
@@ -73,12 +73,12 @@ def describe(engines: EngineSet) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(precision: str, folder: Path, op_plugin: Path) -> dict[str, Any]:
+def measure(precision: str, folder: Path, op_plugin: Path, degrees: list[int]) -> dict[str, Any]:
     from tocom.export import export
     from tocom.models import load_model
 
     bundle = export(
-        load_model(MODEL, weights="random"), folder / precision, degrees=DEGREES, precision=precision, check=False
+        load_model(MODEL, weights="random"), folder / precision, degrees=degrees, precision=precision, check=False
     )
     begin = time.perf_counter()
     engines = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin)
@@ -144,12 +144,18 @@ def rewrite(page: str, report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", default="fp32,fp16")
+    parser.add_argument("--degrees", default=",".join(map(str, DEGREES)), help="must hold 0 and 8; all for --write")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
+    degrees = sorted(int(degree) for degree in arguments.degrees.split(","))
+    if not {0, NATIVE_DEGREE} <= set(degrees) or (arguments.write and degrees != DEGREES):
+        parser.error(f"--degrees must hold 0 and {NATIVE_DEGREE}; --write is for {DEGREES} alone.")
     library = build_library(architectures=[89])
     load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory(prefix="tocom-engines-") as folder:
-        runs = [measure(precision, Path(folder), library.path) for precision in arguments.precisions.split(",")]
+        runs = [
+            measure(precision, Path(folder), library.path, degrees) for precision in arguments.precisions.split(",")
+        ]
     backend = find_backend("tensorrt-rtx")
     report = {
         "model": MODEL,

@@ -5,7 +5,7 @@
 Weights are random, and so is the compensator: every degree has q and v of its own, as in use. 17 degrees must take at
 most 60 seconds on two cores. The seconds are told apart by step: tracing (twice: dense and compressed), writing each
 degree's graph, checking each degree. The peak is this process's resident set, importing torch included. ``--write``
-puts the result into ``benchmarks/results/export.json``.
+puts the result into ``benchmarks/results/export.json`` and onto the page ``docs/benchmarks.md``.
 Run it on an idle machine; it takes about a minute.
 """
 
@@ -89,6 +89,9 @@ def main() -> None:
     if arguments.write:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(text, encoding="utf-8")
+        import compare_page  # here: it brings matplotlib, which is no part of the peak
+
+        compare_page.PAGE.write_text(compare_page.page(RESULTS.parent), encoding="utf-8")
     print(text, end="")
 
 

@@ -95,7 +95,7 @@ def test_the_page_shows_the_figures_that_it_is_given(quick, tmp_path):
 
 def test_a_missing_measurement_is_said_to_be_missing(tmp_path):
     text = compare_page.page(tmp_path)
-    assert text.count("Not measured yet") == 3
+    assert text.count("Not measured yet") == 4
 
 
 def test_variants_are_timed_in_turns():
@@ -158,3 +158,22 @@ def test_difference_is_paired():
     worse = accuracy_against_cost.difference(np.array([True] * 50 + [False] * 50), dense)
     assert worse["value"] == pytest.approx(-0.1)
     assert worse["low"] < -0.1 < worse["high"] < 0
+
+
+def test_the_export_s_figures_stand_on_the_page(tmp_path):
+    assert "`python benchmarks/export_time.py --write`" in compare_page.page(tmp_path)
+    report = {
+        "model": "deit_small_patch16_224",
+        "degrees": [0, 8],
+        "seconds": 14.253,
+        "seconds_by_step": {"tracing": 8.4, "writing": 1.0, "checking": 4.8},
+        "peak_mb": 1450.8,
+        "bundle_mb": 102.2,
+        "checked": 2,
+        "machine": {"processor": "AMD EPYC", "cores": "2", "torch": "2.15.0"},
+        "load_average_before": 0.1,
+    }
+    (tmp_path / "export.json").write_text(json.dumps(report))
+    text = compare_page.page(tmp_path)
+    assert "at 2 degrees, 2 of them checked" in text
+    assert "**14 s** (tracing 8.4 s, writing 1.0 s, checking 4.8 s), a bundle of 102 MB, at most 1451 MB" in text
