@@ -292,8 +292,9 @@ def degree_table(content: dict[str, Any]) -> str:
     tried = {len(each["held_out"]["methods"]) for each in content["degrees"]}
     chosen = "the floor" if tried == {1} else "the method and the floor"
     lines = [
-        f"{content['test_cells']} test cells, of which one is {100 / content['test_cells']:.2f} points; ranges from "
-        f"{facts['range_images']} training cells, {chosen} from {facts['held_out_images']} cells that nothing else uses.",
+        f"{content['test_cells']} test cells, of which one is {100 / content['test_cells']:.2f} points; ranges "
+        f"from {facts['range_images']} training cells, {chosen} from {facts['held_out_images']} cells that nothing "
+        "else uses.",
         "",
         "| degree | precision | ranges | layers in float32 | accuracy float32 | accuracy INT8 | points lost (cells) "
         "| McNemar's p | answers that differ | points lost on held-out cells | size |",
