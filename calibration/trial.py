@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.external_data_helper import load_external_data_for_model
 
 from tocom.bundle import Bundle
 from tocom.calibration.accuracy import feature_gaps
@@ -116,7 +115,17 @@ class DegreeModel:
 def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
     """Return a degree's model with its weights inside."""
     model = onnx.load_model_from_string(bundle.read_onnx(degree))
-    load_external_data_for_model(model, str(bundle.path))
+    # Not onnx's own loader, which refuses files with a second hard link: copies of a bundle may share its weights.
+    files: dict[str, NDArray[np.uint8]] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            name, offset = place["location"], int(place["offset"])
+            if name not in files:
+                files[name] = np.memmap(bundle.path / name, np.uint8, "r")
+            tensor.raw_data = files[name][offset : offset + int(place["length"])].tobytes()
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from quantize_cases import DEGREES, labelled, small_bundle, smooth_images, with_outlier, write_bundle
 from small_vits import busy_compensator, small_vit
 from typer.testing import CliRunner
@@ -24,6 +26,7 @@ from tocom.calibration.precision import degree_bytes
 from tocom.calibration.qdq import Scheme, quantizable_layers
 from tocom.calibration.quantize import quantize
 from tocom.calibration.ranges import METHODS, collect_ranges
+from tocom.calibration.trial import load_degree
 from tocom.cli import quantize as quantize_cli
 from tocom.compression import compress
 from tocom.errors import BundleError, CalibrationError, DataError, RequestError
@@ -160,6 +163,15 @@ def test_symmetric_activations_have_no_zero_point(bundle: Bundle, tmp_path: Path
     assert points
     assert all(point.dtype == np.int8 and not point.any() for point in points)
     assert made.manifest["quantization"]["labelled"] is False
+
+
+def test_a_copy_by_hard_links_is_read(bundle: Bundle, tmp_path: Path) -> None:
+    def weights(model: onnx.ModelProto) -> dict[str, bytes]:
+        return {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in model.graph.initializer}
+
+    original = shutil.copytree(bundle.path, tmp_path / "original")
+    linked = shutil.copytree(original, tmp_path / "linked", copy_function=os.link)
+    assert weights(load_degree(Bundle(linked), 2)) == weights(onnx.load(bundle.onnx_path(2)))
 
 
 @pytest.fixture(scope="module")
