@@ -73,7 +73,7 @@ def test_calibrate_then_run(app: typer.Typer, labelled: SmallBundle, folder: Pat
     assert (labelled.path / "profiles" / f"{content['fingerprint']}.json").is_file()
     table = runner.invoke(app, ["calibrate", str(labelled.path), "--samples", "3"])
     assert "p95 ms" in table.stdout
-    assert "not measured" in table.stdout
+    assert "same as" not in table.stdout
 
 
 @pytest.mark.parametrize("budget", ["0", "-3", "nan"])
