@@ -1,0 +1,186 @@
+"""Measure what the compensators of ``results_train.py`` are worth; writes ``benchmarks/results/compensator.json``.
+
+    python benchmarks/results_train.py
+    python benchmarks/results_measure.py       # about 25 minutes on two idle cores
+    python benchmarks/results_page.py
+
+On the cells: a linear probe and a whole fine-tune, each fitted at degree 0 and at degree 16, run at other degrees
+without a compensator and with that of each seed: accuracy, AUROC, log-loss and feature gap on the test cells. On all
+three kinds of images: the share of the feature gap that a compensator closes, trained on cells alone or on the mix.
+Nothing is chosen on test images: scales are the training's. What has not been trained is left out; the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from domains import DOMAINS, quickstart_cells, test_views, training_views
+from measuring import RESULTS, machine
+from numpy.typing import NDArray
+from results_train import FOLDER, RECIPES, SEEDS, SOURCES, backbone, compensator_path, fine_tuned_path
+from safetensors.torch import load_file
+from sklearn.metrics import log_loss, roc_auc_score
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tocom import Compensator, compress
+from tocom.calibration.accuracy import feature_gaps
+from tocom.files import write_json
+from tocom.models import input_config
+from tocom.quickstart.cells import LABELS
+from tocom.quickstart.head import fit_head, pooled_features
+
+RESULT = RESULTS / "compensator.json"
+TARGETS = (0, 4, 8, 12, 16, 20)
+METHODS = {"merge": "cells", "prune": "cells-prune"}  # and the recipe that is measured on the cells
+Features = NDArray[np.float32]
+
+
+def trained(recipe: str) -> list[int]:
+    """Return the seeds that a recipe has been trained with."""
+    return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
+
+
+class Measured:
+    """Pooled features of one backbone on one set of images, computed once per degree and compensator.
+
+    Features on disk are of the same weights: the folder is ``build/results``, and is removed to measure anew.
+    """
+
+    def __init__(self, name: str, model: VisionTransformer, images: Any) -> None:
+        self.name, self.model, self.images = name, model, images
+
+    def at(self, degree: int, method: str = "merge", *, recipe: str = "", seed: int = 0, source: int = 0) -> Features:
+        """Return features [images, channels] at a degree; with a recipe, compensated from the source degree."""
+        key = f"{method}-{degree}" + (f"-{recipe}-seed{seed}-from{source}" if recipe else "")
+        path = FOLDER / "features" / f"{self.name}-{key}.npy"
+        if path.exists():
+            return np.load(path)
+        print(path.stem, file=sys.stderr, flush=True)
+        compensator = Compensator.load(compensator_path(recipe, seed)) if recipe else None
+        model = compress(
+            self.model, degree, method=method, compensator=compensator, source_degree=source if recipe else 0
+        )
+        found = pooled_features(model, self.images).numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, found)
+        return found
+
+
+def scores(head: nn.Linear, features: Features, reference: Features, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Return accuracy, AUROC, log-loss of a head on features, and their mean gap to those at the source degree."""
+    probabilities = head(torch.from_numpy(features)).double().softmax(-1).numpy()
+    return {
+        "accuracy": float((probabilities.argmax(-1) == labels).mean()),
+        "auroc": float(roc_auc_score(labels, probabilities[:, 1])),
+        "log_loss": float(log_loss(labels, probabilities)),
+        "feature_gap": float(feature_gaps(reference, features).mean()),
+    }
+
+
+def on_cells(
+    kind: str, source: int, method: str, train: Any, test: Any, labels: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return a row per target degree of a model fitted at ``source``."""
+    model = backbone()
+    if kind == "probe":
+        fitted = Measured("train", model, train).at(source, method)
+        head = fit_head(torch.from_numpy(fitted), labels["train"])
+        measured = Measured("cells", model, test)
+    else:
+        state = load_file(fine_tuned_path(source, method))
+        head = nn.Linear(model.embed_dim, len(LABELS))
+        head.load_state_dict({name: state.pop(f"head.{name}") for name in ("weight", "bias")})
+        model.load_state_dict(state)
+        measured = Measured(fine_tuned_path(source, method).stem, model, test)
+    head.requires_grad_(False)
+    reference, truth, rows = measured.at(source, method), np.array(labels["test"]), []
+    for target in TARGETS:
+        row = {"target": target, "without": scores(head, measured.at(target, method), reference, truth)}
+        if target != source:
+            recipe = METHODS[method]
+            row["compensated"] = [
+                scores(head, measured.at(target, method, recipe=recipe, seed=seed, source=source), reference, truth)
+                for seed in trained(recipe)
+            ]
+        rows.append(row)
+    return rows
+
+
+def transfer(domain: str, recipe: str, images: Any) -> list[dict[str, Any]]:
+    """Return per direction and seed the share of the gap closed, and of images that came nearer."""
+    measured, rows = Measured(domain, backbone(), images), []
+    for source, target in [(0, target) for target in TARGETS[1:]] + [(max(SOURCES), 0)]:
+        reference = measured.at(source)
+        without = feature_gaps(reference, measured.at(target))
+        gaps = [
+            feature_gaps(reference, measured.at(target, recipe=recipe, seed=seed, source=source))
+            for seed in trained(recipe)
+        ]
+        rows.append(
+            {
+                "source": source,
+                "target": target,
+                "gap": float(without.mean()),
+                "closed": [float(1 - gap.mean() / without.mean()) for gap in gaps],
+                "nearer": [float((gap < without).mean()) for gap in gaps],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, help="of torch")
+    chosen = options.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    entry, split = input_config(backbone()), quickstart_cells()
+    labels = {"train": [cell.label for cell in split.train], "test": [cell.label for cell in split.test]}
+    train, tests = training_views("cells", entry), {domain: test_views(domain, entry) for domain in DOMAINS}
+    parts = [
+        (
+            kind,
+            source,
+            method,
+            trained(METHODS[method]) and (kind == "probe" or fine_tuned_path(source, method).exists()),
+        )
+        for method in METHODS
+        for kind in ("probe", "fine-tune")
+        for source in SOURCES
+    ]
+    result = {
+        "machine": machine(),
+        "recipes": {
+            name: {
+                "seeds": trained(name),
+                "training": Compensator.load(compensator_path(name, trained(name)[0])).metadata["training"],
+            }
+            for name in RECIPES
+            if trained(name)
+        },
+        "images": {domain: len(views) for domain, views in tests.items()},
+        "transfer": {
+            domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in ("cells", "mix")}
+            for domain in DOMAINS
+        },
+        "cells": [
+            {
+                "kind": kind,
+                "source": source,
+                "method": method,
+                "rows": on_cells(kind, source, method, train, tests["cells"], labels) if there else None,
+            }
+            for kind, source, method, there in parts
+        ],
+    }
+    write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()

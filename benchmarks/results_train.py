@@ -1,0 +1,167 @@
+"""Train what the results page measures: compensators of several recipes and seeds, and whole fine-tunes.
+
+    python benchmarks/results_train.py [--only NAME …] [--steps N]      # about three hours on two idle cores
+
+Writes ``build/results/``: one ``<recipe>-seed<N>.safetensors`` per compensator and one ``fine-tuned-…safetensors`` per
+model. What is there is kept; a run that was stopped goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from domains import DOMAINS, quickstart_cells, training_views
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import ConcatDataset
+
+from tocom import compress
+from tocom.models import input_config
+from tocom.quickstart.cells import LABELS
+from tocom.quickstart.head import fit_head, pooled_features
+from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
+from tocom.tensors import save_tensors
+from tocom.training import TrainingConfig, train
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "results"
+SEEDS = (0, 1, 2)
+SOURCES = (0, 16)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a compensator learns from.
+
+    Attributes:
+        domains: Kinds of images, equally many of each.
+        config: How.
+    """
+
+    domains: tuple[str, ...]
+    config: TrainingConfig
+
+
+_CONFIG = TrainingConfig(
+    groups=20,
+    hidden=1.0,
+    steps=1200,
+    batch_size=4,
+    precision="bf16",
+    learning_rate=5e-4,
+    source_degree=0,
+    far_targets=True,
+)
+RECIPES = {
+    "cells": Recipe(("cells",), _CONFIG),
+    # At the rate that is right for cells alone, steps for photographs overshoot: their gaps differ by a factor of 100.
+    "mix": Recipe(DOMAINS, dataclasses.replace(_CONFIG, steps=600, learning_rate=3e-4)),
+    "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune")),
+}
+
+
+def backbone() -> VisionTransformer:
+    """Return the quickstart's pretrained ViT-S/14, without a head."""
+    model = timm.create_model(BACKBONE, pretrained=False, img_size=IMAGE_SIZE, num_classes=0).eval()
+    model.load_state_dict(read_backbone(), strict=True)
+    return model
+
+
+def compensator_path(recipe: str, seed: int) -> Path:
+    return FOLDER / f"{recipe}-seed{seed}.safetensors"
+
+
+def fine_tuned_path(source: int, method: str) -> Path:
+    return FOLDER / (f"fine-tuned-{method}-{source}.safetensors" if source else "fine-tuned-0.safetensors")
+
+
+def train_compensator(name: str, seed: int, steps: int | None) -> None:
+    recipe, model = RECIPES[name], backbone()
+    entry = input_config(model)
+    config = dataclasses.replace(recipe.config, seed=seed, steps=steps or recipe.config.steps)
+    path = compensator_path(name, seed)
+    begin = time.perf_counter()
+    compensator = train(
+        model,
+        ConcatDataset([training_views(domain, entry) for domain in recipe.domains]),
+        config,
+        checkpoint=path.with_suffix(".checkpoint"),
+        resume=True,
+        progress=lambda step: (
+            step.step % 20 or tell(f"{path.stem}: step {step.step} of {step.steps}, {begin_s(begin)}")
+        ),
+    )
+    compensator.save(path)
+
+
+def fine_tune(source: int, method: str, epochs: int = 2, batch: int = 8, seed: int = 0) -> None:
+    """Fine-tune all weights on the training cells at one degree, from the linear probe's head."""
+    model, cells = backbone(), quickstart_cells().train
+    views = training_views("cells", input_config(model))
+    labels = torch.tensor([cell.label for cell in cells])
+    head = fit_head(pooled_features(compress(model, source, method=method), views), labels.tolist())
+    model.reset_classifier(len(LABELS))
+    model.head.load_state_dict(head.state_dict())
+    model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    path, begin, steps = fine_tuned_path(source, method), time.perf_counter(), epochs * (len(cells) // batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        if step % (len(cells) // batch) == 0:
+            order = torch.randperm(len(cells), generator=generator)
+        chosen = order[step % (len(cells) // batch) * batch :][:batch]
+        images = torch.stack([views[index] for index in chosen.tolist()])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = compress(model, source, method=method)(images)
+        loss = F.cross_entropy(logits.float(), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 10 == 0:
+            tell(f"{path.stem}: step {step + 1} of {steps}, loss {loss.item():.3f}, {begin_s(begin)}")
+    save_tensors(path, model.eval().state_dict(), {"labels": "\n".join(LABELS)})
+
+
+def begin_s(begin: float) -> str:
+    return f"{time.perf_counter() - begin:.0f} s"
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", nargs="+", help="names of files to make, without .safetensors")
+    options.add_argument("--steps", type=int, help="optimizer steps of every compensator")
+    options.add_argument("--threads", type=int, help="of torch")
+    chosen = options.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    work = {
+        compensator_path(name, seed): (train_compensator, name, seed, chosen.steps)
+        for name in RECIPES
+        for seed in SEEDS
+    }
+    work |= {
+        fine_tuned_path(source, method): (fine_tune, source, method)
+        for source in SOURCES
+        for method in ("merge", "prune")
+    }
+    for path, (make, *arguments) in work.items():
+        if not path.exists() and (chosen.only is None or path.stem in chosen.only):
+            make(*arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The results page: its images, its figures at a small size, and the page against the committed figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_vits import busy_compensator, small_images, small_vit
+
+from tocom import compress
+from tocom.models import input_config
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import domains  # noqa: E402
+import results_measure  # noqa: E402
+import results_page  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def test_the_page_is_what_the_committed_figures_make():
+    if not results_measure.RESULT.exists():
+        assert not results_page.PAGE.exists()
+        pytest.skip("not measured yet, and there is no page")
+    result = json.loads(results_measure.RESULT.read_text(encoding="utf-8"))
+    assert results_page.PAGE.read_text(encoding="utf-8") == results_page.page(result)
+
+
+def test_no_picture_is_in_both_parts():
+    assert not set(domains._TRAINING) & set(domains._TEST)
+    split = domains.quickstart_cells()
+    assert not {cell.path for cell in split.train} & {cell.path for cell in split.test}
+
+
+def test_views_are_squares_that_can_be_had_again():
+    entry = input_config(small_vit())
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 255, (40, 60, 3), dtype=np.uint8)) for _ in range(2)]
+    views = domains.Views(pictures, entry, 6, least=0.3)
+    found = [view for view in views]
+    assert len(found) == 6
+    assert all(torch.equal(view, views[index]) for index, view in enumerate(found))
+    # Another square of the same picture.
+    assert not torch.equal(found[0], found[2])
+    whole = domains.Views(pictures, entry, 6)
+    assert torch.equal(whole[0], whole[2])
+
+
+def test_what_is_closed_is_of_the_gap_without(tmp_path, monkeypatch):
+    model = small_vit()
+    compensator = busy_compensator(model)
+    compensator.save(tmp_path / "cells-seed0.safetensors")
+    monkeypatch.setattr(results_measure, "FOLDER", tmp_path)
+    monkeypatch.setattr(results_measure, "SEEDS", (0,))
+    monkeypatch.setattr(results_measure, "SOURCES", (0, 4))
+    monkeypatch.setattr(results_measure, "TARGETS", (0, 2))
+    monkeypatch.setattr(
+        results_measure, "compensator_path", lambda recipe, seed: tmp_path / f"{recipe}-seed{seed}.safetensors"
+    )
+    monkeypatch.setattr(results_measure, "backbone", lambda: model)
+    images = small_images(model, 5)
+    row, _ = results_measure.transfer("here", "cells", images)
+
+    def gap(compressed):
+        with torch.no_grad():
+            a, b = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (model, compressed))
+        return 1 - torch.nn.functional.cosine_similarity(a, b)
+
+    without, compensated = gap(compress(model, 2)), gap(compress(model, 2, compensator=compensator))
+    assert row["gap"] == pytest.approx(float(without.mean()), rel=1e-3)
+    assert row["closed"] == [pytest.approx(float(1 - compensated.mean() / without.mean()), rel=1e-3)]
+    assert row["nearer"] == [float((compensated < without).float().mean())]
+
+
+def test_worse_is_more_than_the_range_of_the_seeds():
+    def scores(accuracy):
+        return {"accuracy": accuracy, "auroc": 0.9, "log_loss": 0.3, "feature_gap": 0.001}
+
+    def result(*compensated):
+        row = {"target": 8, "without": scores(0.80), "compensated": [scores(each) for each in compensated]}
+        return {"cells": [{"kind": "probe", "source": 0, "method": "merge", "rows": [row]}]}
+
+    assert results_page.worse(result(0.78, 0.80)) == []
+    assert results_page.worse(result(0.77, 0.78)) == ["linear probe at 0, merge, degree 8: accuracy worse by 0.025"]
+    assert results_page.worse(result(0.83, 0.84)) == []
