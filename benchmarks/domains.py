@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom.images import preprocess
-from tocom.quickstart.cells import Split, split_cells
+from tocom.quickstart.cells import HELD_OUT, TEST, TRAIN, Split, split_cells
 from tocom.quickstart.weights import installed_file
 
 __all__ = ["DOMAINS", "Views", "quickstart_cells", "test_views", "training_views"]
@@ -69,7 +69,7 @@ class Views(Dataset[Tensor]):
 
 def quickstart_cells() -> Split:
     """Return the cells as the quickstart parts them."""
-    return split_cells(700, 120, 220, 0)
+    return split_cells(TRAIN, HELD_OUT, TEST)
 
 
 def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:

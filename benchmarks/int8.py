@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import between
 from numpy.typing import NDArray
 
 from tocom.bundle import Bundle
@@ -33,7 +33,7 @@ from tocom.calibration.ranges import METHODS, collect_ranges
 from tocom.calibration.trial import DegreeModel, compare, load_degree
 from tocom.files import write_json
 from tocom.images import read_image
-from tocom.quickstart.cells import Cell, split_cells
+from tocom.quickstart.cells import HELD_OUT, TEST, TRAIN, Cell, split_cells
 from tocom.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
@@ -44,8 +44,6 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75)
 DEGREES = (0, 8, 16)
 AT = 16
 MOST_POINTS_LOST, MOST_SIZE = 1.0, 0.35
-# As the quickstart parts the cells.
-TRAIN, HELD_OUT, TEST = 700, 120, 220
 
 
 def main() -> None:
@@ -282,8 +280,8 @@ def write_page(results: Path, page: Path) -> None:
         key = {"degrees": "accuracy"}.get(name, name)
         unknown = "Not measured on an idle machine yet.\n" if key == "latency" else "Not measured yet.\n"
         filled = table(content[key]) if key in content else unknown
-        pattern = rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
-        text = re.sub(pattern, lambda found, filled=filled: found[1] + filled + found[2], text, flags=re.DOTALL)
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        text = between(text, begin, end, begin + filled + end)
     page.write_text(text, encoding="utf-8")
 
 

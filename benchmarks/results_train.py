@@ -94,9 +94,7 @@ def train_compensator(name: str, seed: int, steps: int | None) -> None:
         config,
         checkpoint=path.with_suffix(".checkpoint"),
         resume=True,
-        progress=lambda step: (
-            step.step % 20 or tell(f"{path.stem}: step {step.step} of {step.steps}, {begin_s(begin)}")
-        ),
+        progress=lambda step: step.step % 20 or tell(path.stem, step.step, step.steps, begin),
     )
     compensator.save(path)
 
@@ -127,16 +125,12 @@ def fine_tune(source: int, method: str, epochs: int = 2, batch: int = 8, seed: i
         optimizer.step()
         schedule.step()
         if (step + 1) % 10 == 0:
-            tell(f"{path.stem}: step {step + 1} of {steps}, loss {loss.item():.3f}, {begin_s(begin)}")
+            tell(f"{path.stem}, loss {loss.item():.3f}", step + 1, steps, begin)
     save_tensors(path, model.eval().state_dict(), {"labels": "\n".join(LABELS)})
 
 
-def begin_s(begin: float) -> str:
-    return f"{time.perf_counter() - begin:.0f} s"
-
-
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def tell(what: str, step: int, steps: int, begin: float) -> None:
+    print(f"{what}: step {step} of {steps}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tocom.bundle import WEIGHTS_NAME, Bundle
-from tocom.engine_store import unpack_engine
+from tocom.engine_store import read_sidecar, unpack_engine
 from tocom.errors import EngineError
 from tocom.export.triton_config import Tensor, engine_tensors
-from tocom.files import open_regular
-from tocom.json_files import parse_json
 
 __all__ = ["ServableEngine", "find_servable", "op_plugin_of"]
 
-_MAX_SIDECAR_BYTES = 4 << 20
 _BUILD = "Build them on the device that serves: 'tocom build --backend tensorrt'."
 
 
@@ -112,9 +109,7 @@ def op_plugin_of(engines: Sequence[ServableEngine]) -> tuple[str, bytes] | None:
 def _open(bundle: Bundle, sidecar: Path) -> ServableEngine:
     """Read a sidecar and check that its engine is of this bundle, for Triton, and signed where keys are asked for."""
     try:
-        with open_regular(sidecar) as file:
-            data = file.read(_MAX_SIDECAR_BYTES)
-        record = parse_json(data)
+        record, sha256 = read_sidecar(sidecar)
         if record["backend"] != "tensorrt":
             raise EngineError(
                 f"{sidecar.parent} holds engines of {record['backend']}; Triton loads engines of TensorRT alone. "
@@ -132,7 +127,7 @@ def _open(bundle: Bundle, sidecar: Path) -> ServableEngine:
         raise EngineError(f"{sidecar} is of an engine of another bundle, or of this one before a change. {_BUILD}")
     inside, place = sidecar.resolve(), bundle.path.resolve()
     name = inside.relative_to(place).as_posix() if inside.is_relative_to(place) else sidecar.name
-    bundle.require_signed(name, hashlib.sha256(data).hexdigest())
+    bundle.require_signed(name, sha256)
     return engine
 
 

@@ -8,15 +8,19 @@ members, in their order, are the engine: what deflates well is deflated, the res
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tocom.errors import EngineError
+from tocom.files import open_regular
+from tocom.json_files import parse_json
 
-__all__ = ["SELF_REGISTER", "engine_name", "pack_engine", "unpack_engine"]
+__all__ = ["SELF_REGISTER", "engine_name", "pack_engine", "read_sidecar", "unpack_engine"]
 
 # Where this environment variable is set, the op plugin library registers its ops as soon as it is opened: for programs
 # that open it and do no more. TensorRT's own load_library would then find them there already, and refuse the library.
@@ -29,11 +33,24 @@ _WORTH_IT = 0.6
 _READ_BYTES = 1 << 20
 # A member's time is part of the file: always the same one, so that equal engines are equal files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
+_MAX_SIDECAR_BYTES = 4 << 20
 
 
 def engine_name(degree: int, *, compact: bool = False) -> str:
     """Return the file name of a degree's engine, such as ``degree-08.engine`` or ``degree-08.engine.zip``."""
     return f"degree-{degree:02d}.engine{'.zip' if compact else ''}"
+
+
+def read_sidecar(path: Path) -> tuple[Any, str]:
+    """Return the JSON content of an engine's sidecar, and the sha256 of the very bytes that it was read from.
+
+    Raises:
+        OSError: It is missing, or no regular file.
+        ValueError: It is no valid JSON, or larger than 4 MiB.
+    """
+    with open_regular(path) as file:
+        data = file.read(_MAX_SIDECAR_BYTES)
+    return parse_json(data), hashlib.sha256(data).hexdigest()
 
 
 def pack_engine(content: memoryview, path: Path) -> None:

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tocom.bundle import Bundle
-from tocom.engine_store import engine_name, unpack_engine
+from tocom.engine_store import engine_name, read_sidecar, unpack_engine
 from tocom.errors import EngineError
-from tocom.files import open_regular
-from tocom.json_files import parse_json
 
 __all__ = ["EngineFile", "EngineFolder", "any_engines", "find_engines"]
 
-_MAX_SIDECAR_BYTES = 4 << 20
 _BUILD = "Build it on this device: tocom build {bundle} --backend {backend}"
 
 
@@ -131,12 +128,10 @@ def _folders(bundle: Bundle, backend: str) -> list[Path]:
 def _read(sidecar: Path) -> tuple[dict[str, Any], str]:
     """Return a sidecar's content, empty where it is not readable, and the sha256 of the very bytes it was read from."""
     try:
-        with open_regular(sidecar) as file:
-            data = file.read(_MAX_SIDECAR_BYTES)
-        content = parse_json(data)
+        content, sha256 = read_sidecar(sidecar)
     except (OSError, ValueError):
         return {}, ""
-    return content if isinstance(content, dict) else {}, hashlib.sha256(data).hexdigest()
+    return content if isinstance(content, dict) else {}, sha256
 
 
 def _unfit(

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -111,21 +111,21 @@ def _driver() -> Finding:
 def _nvcc() -> Finding:
     from tocom.export.plugin_toolchain import find_toolkit
 
-    try:
-        toolkit = find_toolkit()
-    except TocomError as error:
-        return Finding("nvcc", False, "none", f"needed only to build the op plugin library: {error}")
-    return Finding("nvcc", True, f"{'.'.join(map(str, toolkit.version))}: {toolkit.nvcc}")
+    return _for_op_plugins("nvcc", lambda: ((toolkit := find_toolkit()).version, toolkit.nvcc))
 
 
 def _headers() -> Finding:
     from tocom.export.plugin_toolchain import find_headers
 
+    return _for_op_plugins("TensorRT headers", lambda: ((headers := find_headers()).version, headers.include))
+
+
+def _for_op_plugins(what: str, find: Callable[[], tuple[Sequence[int], Path]]) -> Finding:
     try:
-        headers = find_headers()
+        version, path = find()
     except TocomError as error:
-        return Finding("TensorRT headers", False, "none", f"needed only to build the op plugin library: {error}")
-    return Finding("TensorRT headers", True, f"{'.'.join(map(str, headers.version))}: {headers.include}")
+        return Finding(what, False, "none", f"needed only to build the op plugin library: {error}")
+    return Finding(what, True, f"{'.'.join(map(str, version))}: {path}")
 
 
 def _op_plugin() -> Finding:

@@ -14,9 +14,11 @@ from pathlib import Path
 from tocom.errors import DataError
 from tocom.quickstart.weights import installed_file
 
-__all__ = ["LABELS", "Cell", "Split", "split_cells"]
+__all__ = ["HELD_OUT", "LABELS", "TEST", "TRAIN", "Cell", "Split", "split_cells"]
 
 LABELS = ["functional", "defective"]
+# How many cells the quickstart takes for each part; what measures beside it must part them alike.
+TRAIN, HELD_OUT, TEST = 700, 120, 220
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tocom.export import export
 from tocom.export.weights import tensor_bytes
 from tocom.files import check_writable, write_json
 from tocom.models import LoadedModel, input_config
-from tocom.quickstart.cells import LABELS, Cell, split_cells
+from tocom.quickstart.cells import HELD_OUT, LABELS, TEST, TRAIN, Cell, split_cells
 from tocom.quickstart.head import fit_head, pooled, pooled_features
 from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
@@ -60,9 +60,9 @@ class QuickstartConfig:
     """
 
     degrees: tuple[int, ...] = (0, 4, 8, 12, 16, 20)
-    train: int = 700
-    held_out: int = 120
-    test: int = 220
+    train: int = TRAIN
+    held_out: int = HELD_OUT
+    test: int = TEST
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             groups=20, hidden=1.0, steps=300, batch_size=2, learning_rate=5e-4, source_degree=0, far_targets=True
