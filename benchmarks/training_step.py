@@ -42,7 +42,7 @@ def baseline(model: VisionTransformer, images: Tensor, source: int, target: int)
     student = compress(model, target)
     hook = student.blocks.register_forward_pre_hook(lambda _, inputs: (inputs[0].requires_grad_(),))
     try:
-        LOSSES["kl"](student(images), expected).backward()
+        LOSSES["kl"](student(images), expected).mean().backward()
     finally:
         hook.remove()
 

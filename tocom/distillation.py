@@ -19,24 +19,31 @@ from tocom.errors import RequestError
 
 __all__ = ["LOSSES", "PRECISIONS", "Distillation", "draw_degrees", "loss_for"]
 
+# What the logarithm of a loss is taken above: an image that merging leaves (almost) as it is has nothing to teach.
+_LEAST_LOSS = 1e-5
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher ‖ student) at temperature 1, in float32."""
     return F.kl_div(
-        student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="batchmean", log_target=True
-    )
+        student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
 
 
 def _mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.mse_loss(student.float(), teacher.float())
+    return (student.float() - teacher.float()).square().mean(-1)
 
 
+def _relative(losses: Tensor) -> Tensor:
+    return (losses + _LEAST_LOSS).log()
+
+
+# Of student and teacher outputs [batch, channels]: the loss of each image, [batch].
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "cosine": _cosine, "mse": _mse}
 
 
@@ -82,16 +89,24 @@ class Distillation(nn.Module):
         compensator: What learns.
         loss: A key of ``LOSSES``.
         hidden: Weight of the loss between the class tokens on the way, see :class:`tocom.training.TrainingConfig`.
+        relative: Average the logarithms of the images' losses, not the losses.
         precision: ``fp32``, ``bf16`` or ``fp16``: what autocast computes products in.
     """
 
     def __init__(
-        self, model: VisionTransformer, compensator: Compensator, *, loss: str, hidden: float, precision: str
+        self,
+        model: VisionTransformer,
+        compensator: Compensator,
+        *,
+        loss: str,
+        hidden: float,
+        precision: str,
+        relative: bool = False,
     ) -> None:
         super().__init__()
         self.compensator = compensator
         self._backbone = (model,)
-        self._hidden = hidden
+        self._hidden, self._relative = hidden, relative
         self._logits, self._loss = loss == "kl", LOSSES[loss]
         self._dtype = PRECISIONS[precision]
 
@@ -118,10 +133,11 @@ class Distillation(nn.Module):
             known = tokens[:]
             tokens.clear()
             found = self._output(student, images)
-        loss = self._loss(found, expected)
+        losses = [self._loss(found, expected)]
         if known:
-            loss = loss + self._hidden * _cosine(torch.stack(tokens), torch.stack(known))
-        return loss
+            losses.append(_cosine(torch.stack(tokens), torch.stack(known)).mean(0))
+        means = [(_relative(each) if self._relative else each).mean() for each in losses]
+        return means[0] + self._hidden * means[1] if known else means[0]
 
     def _output(self, model: VisionTransformer, images: Tensor) -> Tensor:
         return model(images) if self._logits else model.forward_head(model.forward_features(images), pre_logits=True)

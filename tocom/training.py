@@ -43,6 +43,9 @@ class TrainingConfig:
             student behind the first norm of each block, averaged over the blocks from the second on. Hidden states as
             further targets of distillation are FitNets' (arXiv 1412.6550), not ToCom's; a short run closes more of the
             gap with them. 0 computes nothing; needs a class token.
+        relative: Minimise the mean *logarithm* of the images' losses (and of ``hidden``'s), not their mean. Every image
+            then counts by the share of its own gap that is closed, where the mean is that of the few images with the
+            largest gaps: for mixes of kinds of images, whose gaps may differ by a factor of 100. Not ToCom's.
         steps: Optimizer steps.
         batch_size: Images per step, over all processes.
         accumulation: Parts that a process computes its images in, one after the other: memory of one part, the same
@@ -69,6 +72,7 @@ class TrainingConfig:
     method: str = "merge"
     loss: str = "auto"
     hidden: float = 0.0
+    relative: bool = False
     steps: int = 1000
     batch_size: int = 8
     accumulation: int = 1

@@ -112,7 +112,12 @@ class Run:
         """
         config, count = self.config, len(self.images)  # type: ignore[arg-type]
         distill: nn.Module = Distillation(
-            self._model, self.compensator, loss=self._loss, hidden=config.hidden, precision=config.precision
+            self._model,
+            self.compensator,
+            loss=self._loss,
+            hidden=config.hidden,
+            relative=config.relative,
+            precision=config.precision,
         )
         if self.processes.count > 1:
             distill = DistributedDataParallel(distill, broadcast_buffers=False)

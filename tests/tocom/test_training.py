@@ -30,7 +30,7 @@ def gap(
     with torch.inference_mode():
         want = model(batch)
         return sum(
-            float(LOSSES[loss](compress(model, degree, compensator=compensator, **options)(batch), want))
+            float(LOSSES[loss](compress(model, degree, compensator=compensator, **options)(batch), want).mean())
             for degree in range(1, 5)
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -87,8 +88,8 @@ def test_training_lowers_the_loss(model: VisionTransformer, images: list[Tensor]
     batch = torch.stack(images)
     with torch.inference_mode():
         dense = model(batch)
-        plain = LOSSES["kl"](compress(model, 8, method=method)(batch), dense)
-        with_it = LOSSES["kl"](compress(model, 8, method=method, compensator=compensator)(batch), dense)
+        plain = LOSSES["kl"](compress(model, 8, method=method)(batch), dense).mean()
+        with_it = LOSSES["kl"](compress(model, 8, method=method, compensator=compensator)(batch), dense).mean()
     assert with_it < 0.9 * plain
 
 
@@ -99,6 +100,7 @@ def test_training_lowers_the_loss(model: VisionTransformer, images: list[Tensor]
         ({"accumulation": 4}, 1e-5),
         ({"activation_checkpointing": True}, 0),
         ({"activation_checkpointing": True, "hidden": 0.5}, 0),
+        ({"accumulation": 2, "hidden": 0.5, "relative": True}, 1e-5),
         ({"accumulation": 2, "activation_checkpointing": True, "method": "prune"}, 1e-5),
         # Eight bits of mantissa in products; AdamW makes of a sign that turns one learning rate.
         ({"precision": "bf16"}, 8e-3),
@@ -109,11 +111,27 @@ def test_training_lowers_the_loss(model: VisionTransformer, images: list[Tensor]
 def test_how_a_batch_is_computed_does_not_change_the_result(
     model: VisionTransformer, images: list[Tensor], options: dict[str, object], atol: float
 ) -> None:
-    base = {**SMALL, "method": options.get("method", "merge"), "hidden": options.get("hidden", 0.0)}
+    base = {**SMALL, **{name: options[name] for name in ("method", "hidden", "relative") if name in options}}
     plain = train(model, images, TrainingConfig(**base))  # type: ignore[arg-type]
     other = train(model, images, TrainingConfig(**{**base, **options}))  # type: ignore[arg-type]
     assert _distance(plain, other) <= atol
     assert _distance(plain, train(model, images, TrainingConfig(**{**base, "seed": 1}))) > 1e-2  # type: ignore[arg-type]
+
+
+def test_a_relative_loss_is_the_mean_logarithm_of_the_images_losses(
+    model: VisionTransformer, images: list[Tensor]
+) -> None:
+    batch = torch.stack(images)
+    compensator = Compensator.for_model(model, groups=8).eval()
+    with torch.inference_mode():
+        means = [
+            Distillation(model, compensator, loss="kl", hidden=0.0, precision="fp32", relative=relative)(batch, 0, 8)
+            for relative in (False, True)
+        ]
+        teacher, student = (compress(model, degree)(batch).double().softmax(-1).numpy() for degree in (0, 8))
+    losses = (teacher * (np.log(teacher) - np.log(student))).sum(-1)
+    assert float(means[0]) == pytest.approx(losses.mean(), rel=1e-4)
+    assert float(means[1]) == pytest.approx(np.log(losses + 1e-5).mean(), abs=1e-3)
 
 
 def test_the_choice_of_tokens_stays_in_float32_under_autocast(

@@ -41,6 +41,9 @@ def train(
     hidden: Annotated[
         float, typer.Option(help="Weight of a second loss, between the class tokens behind every block.")
     ] = 0.0,
+    relative: Annotated[
+        bool, typer.Option(help="Count every image by the share of its gap that is closed: for mixed kinds of images.")
+    ] = False,
     step_count: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Parts to compute a batch in; saves memory.")] = 1,
@@ -85,6 +88,7 @@ def train(
         method=method,
         loss=loss,
         hidden=hidden,
+        relative=relative,
         steps=step_count,
         batch_size=batch_size,
         accumulation=accumulation,
