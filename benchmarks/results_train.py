@@ -52,7 +52,10 @@ class Recipe:
 _CONFIG = TrainingConfig(
     groups=20,
     hidden=1.0,
-    steps=1200,
+    # On cells alone 400 steps close as much of the gap as 1200 of the plain mean; and of the mix, in which the kinds'
+    # gaps differ by a factor of 100, the mean would learn the cells alone.
+    relative=True,
+    steps=600,
     batch_size=4,
     precision="bf16",
     learning_rate=5e-4,
@@ -61,9 +64,8 @@ _CONFIG = TrainingConfig(
 )
 RECIPES = {
     "cells": Recipe(("cells",), _CONFIG),
-    # The kinds' gaps differ by a factor of 100: in a plain mean, cells would be all that is learnt.
-    "mix": Recipe(DOMAINS, dataclasses.replace(_CONFIG, relative=True, steps=900)),
-    "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune")),
+    "mix": Recipe(DOMAINS, _CONFIG),
+    "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune", steps=300)),
 }
 
 
