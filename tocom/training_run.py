@@ -120,7 +120,7 @@ class Run:
             precision=config.precision,
         )
         if self.processes.count > 1:
-            distill = DistributedDataParallel(distill, broadcast_buffers=False)
+            distill = DistributedDataParallel(distill)
         if not self._resumed():
             torch.empty((), dtype=torch.int64).random_()  # so runs of earlier versions come out the same
         feed = batches(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
-from small_vits import small_images, small_vit
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small_vits import small_images, small_vit, spread_weights
 from training_worker import CONFIG
 
 from tocom.training import StepReport, TrainingConfig, train
@@ -36,3 +39,29 @@ def test_two_processes_give_the_result_of_one(worker: Callable[..., subprocess.P
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
     assert any(tensor.any() for name, tensor in two.items() if name.endswith("up")), "nothing was learnt"
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_trains_what_it_trains_alone(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit3", num_classes=10)
+    spread_weights(model)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(small_images(model, 11)):
+        pixels = ((image.permute(1, 2, 0).clamp(-2, 2) + 2) * 63).to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    tocom = [str(Path(sys.executable).with_name("tocom")), "train", "--model", "test_vit3", "--weights"]
+    tocom += ["model.safetensors", "--images", "images", "--groups", "8", "--source-degree", "0", "--steps", "6"]
+    tocom += ["--learning-rate", "2e-3", "--relative", "--out"]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--no-python"]
+    made = []
+    for name, processes in (("one", []), ("two", torchrun)):
+        done = subprocess.run(
+            [*processes, *tocom, f"{name}.safetensors"], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        made.append(load_file(tmp_path / f"{name}.safetensors"))
+    for name, tensor in made[0].items():
+        torch.testing.assert_close(made[1][name], tensor, rtol=0, atol=1e-5)
+    assert any(tensor.abs().max() > 1e-3 for name, tensor in made[0].items() if name.endswith("up")), "nothing learnt"
