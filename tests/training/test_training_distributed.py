@@ -43,15 +43,33 @@ def test_two_processes_give_the_result_of_one(worker: Callable[..., subprocess.P
 
 @pytest.mark.slow
 def test_the_command_under_torchrun_trains_what_it_trains_alone(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit3", num_classes=10)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=80, num_classes=10)
     spread_weights(model)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "images").mkdir()
     for number, image in enumerate(small_images(model, 11)):
         pixels = ((image.permute(1, 2, 0).clamp(-2, 2) + 2) * 63).to(torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    tocom = [str(Path(sys.executable).with_name("tocom")), "train", "--model", "test_vit3", "--weights"]
-    tocom += ["model.safetensors", "--images", "images", "--groups", "8", "--source-degree", "0", "--steps", "6"]
+    tocom = [
+        str(Path(sys.executable).with_name("tocom")),
+        "train",
+        "--model",
+        "vit_tiny_patch16_224",
+        "--image-size",
+        "80",
+    ]
+    tocom += [
+        "--weights",
+        "model.safetensors",
+        "--images",
+        "images",
+        "--groups",
+        "8",
+        "--source-degree",
+        "0",
+        "--steps",
+        "6",
+    ]
     tocom += ["--learning-rate", "2e-3", "--relative", "--out"]
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--no-python"]
     made = []
@@ -62,6 +80,7 @@ def test_the_command_under_torchrun_trains_what_it_trains_alone(tmp_path: Path) 
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr
         made.append(load_file(tmp_path / f"{name}.safetensors"))
-    for name, tensor in made[0].items():
-        torch.testing.assert_close(made[1][name], tensor, rtol=0, atol=1e-5)
-    assert any(tensor.abs().max() > 1e-3 for name, tensor in made[0].items() if name.endswith("up")), "nothing learnt"
+    # AdamW makes a whole learning rate of an element whose gradient is nothing but rounding, so not each by itself.
+    one, two = (torch.cat([tensor.flatten() for name, tensor in each.items() if name.endswith("up")]) for each in made)
+    assert float(one.abs().max()) > 5e-3, "nothing was learnt"
+    assert float((one - two).norm()) <= 1e-3 * float(one.norm())
