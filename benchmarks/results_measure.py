@@ -22,7 +22,7 @@ import torch
 from domains import DOMAINS, quickstart_cells, test_views, training_views
 from measuring import RESULTS, machine
 from numpy.typing import NDArray
-from results_train import FOLDER, RECIPES, SEEDS, SOURCES, backbone, compensator_path, fine_tuned_path
+from results_train import FOLDER, RECIPES, SOURCES, backbone, compensator_path, fine_tuned_path
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss, roc_auc_score
 from timm.models.vision_transformer import VisionTransformer
@@ -37,13 +37,14 @@ from tocom.quickstart.head import fit_head, pooled_features
 
 RESULT = RESULTS / "compensator.json"
 TARGETS = (0, 4, 8, 12, 16, 20)
+TRANSFERRED = ("cells", "mix", "cells-plain", "mix-plain")
 METHODS = {"merge": "cells", "prune": "cells-prune"}  # and the recipe that is measured on the cells
 Features = NDArray[np.float32]
 
 
 def trained(recipe: str) -> list[int]:
     """Return the seeds that a recipe has been trained with."""
-    return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
+    return [seed for seed in RECIPES[recipe].seeds if compensator_path(recipe, seed).exists()]
 
 
 class Measured:
@@ -166,7 +167,7 @@ def main() -> None:
         },
         "images": {domain: len(views) for domain, views in tests.items()},
         "transfer": {
-            domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in ("cells", "mix")}
+            domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in TRANSFERRED if trained(recipe)}
             for domain in DOMAINS
         },
         "cells": [

@@ -58,7 +58,6 @@ def test_what_is_closed_is_of_the_gap_without(tmp_path, monkeypatch):
     compensator = busy_compensator(model)
     compensator.save(tmp_path / "cells-seed0.safetensors")
     monkeypatch.setattr(results_measure, "FOLDER", tmp_path)
-    monkeypatch.setattr(results_measure, "SEEDS", (0,))
     monkeypatch.setattr(results_measure, "SOURCES", (0, 4))
     monkeypatch.setattr(results_measure, "TARGETS", (0, 2))
     monkeypatch.setattr(
