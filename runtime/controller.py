@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from tocom.errors import RequestError
@@ -15,6 +16,10 @@ from tocom.runtime.policy import ON_INFEASIBLE, Candidate, Decision, choose, fro
 __all__ = ["Controller", "ControllerConfig"]
 
 _UNSURE = (0, 0.0, 0.0, Decision(0, 0.0, False))
+
+
+# Decision(…) runs a Python function of its own, which is cold after an inference.
+_decision = partial(tuple.__new__, Decision)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ class Controller:
         sure_batch, from_ms, to_ms, decision = self._sure
         if from_ms <= budget_ms < to_ms and batch == sure_batch and self._since_probe < self._probe_every:
             return decision
-        self._catch_up()
+        if self._waiting:
+            self._catch_up()
         config, factor, stay = self.config, self._model.factor, self._stay
         if (
             batch == stay.batch
@@ -125,7 +131,7 @@ class Controller:
             and stay.unit_ms * factor <= budget_ms < stay.slower_unit_ms * factor
             and self._since_probe < self._probe_every
         ):
-            return Decision(stay.degree, stay.unit_ms * factor, True)
+            return self._look_ahead()
         candidates = self._frontier(batch)
         decision = choose(
             candidates,
@@ -136,7 +142,6 @@ class Controller:
             on_infeasible=config.on_infeasible,
         )
         self._stay = _stay(candidates, decision.degree, batch, self._model.revision)
-        self._look_ahead()
         if self._since_probe >= self._probe_every:
             return self._probe(candidates, decision, budget_ms, factor)
         return decision
@@ -165,42 +170,41 @@ class Controller:
             self._waiting.append(compute_ms)
             if len(self._waiting) >= self._most_waiting:
                 self._catch_up()
-        else:
+            return
+        if self._waiting:
             self._catch_up()
-            self._learn(degree, compute_ms, met, batch, pinned)
-            self._look_ahead()
-
-    def _learn(self, degree: int, compute_ms: float, met: bool, batch: int, pinned: bool) -> None:
         if compute_ms > 0.0:  # a clock that stood still or went back measured nothing
             self._model.observe(degree, compute_ms, batch)
-        if pinned:
-            return
-        self._hits.append(met)
-        self._since_switch = self._since_switch + 1 if degree == self.current else 0
-        self.current = degree
+        if not pinned:
+            self._hits.append(met)
+            self._since_switch = self._since_switch + 1 if degree == self.current else 0
+            self.current = degree
+        self._sure = _UNSURE
+        self._calm_to_ms = 0.0
 
     def _catch_up(self) -> None:
         """Learn from what waits."""
-        if self._waiting and self.current is not None:
-            for compute_ms in self._waiting:
-                self._learn(self.current, compute_ms, True, self._calm_batch, False)
-            self._waiting.clear()
-            self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Work out which decision is sure, and which observations may wait, until the next ones are learned."""
-        model, stay = self._model, self._stay
-        if stay.revision == model.revision:
-            predicted = stay.unit_ms * model.factor
-            self._sure = (
-                stay.batch,
-                predicted * model.margin,
-                stay.slower_unit_ms * model.factor / model.margin,
-                Decision(stay.degree, predicted, True),
-            )
-        else:
+        waiting, degree = self._waiting, self.current
+        if waiting and degree is not None:
+            observe, batch = self._model.observe, self._calm_batch
+            for compute_ms in waiting:
+                observe(degree, compute_ms, batch)
+            self._hits.extend([True] * len(waiting))
+            self._since_switch += len(waiting)
+            waiting.clear()
             self._sure = _UNSURE
+            self._calm_to_ms = 0.0
+
+    def _look_ahead(self) -> Decision:
+        """Work out which decision is sure, and which observations may wait, until the next ones are learned."""
+        model = self._model
+        degree, batch, _, unit_ms, slower_unit_ms = self._stay
+        factor, margin = model.factor, model.margin
+        predicted = unit_ms * factor
+        decision: Decision = _decision((degree, predicted, True))
+        self._sure = batch, predicted * margin, slower_unit_ms * factor / margin, decision
         self._calm_batch, self._calm_from_ms, self._calm_to_ms, self._most_waiting = model.calm_ms(self.current)
+        return decision
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from array import array
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from tocom.profile import Latency
 
 __all__ = ["LatencyModel", "ModelConfig"]
 
-_SORT_EVERY = 8
+_TAKE_IN_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class LatencyModel:
         self._since_change = 0
         self._observations = 0
         self._recent: deque[float] = deque(maxlen=self.config.recent)
-        # A ring of plain doubles, and what goes into it next. It is sorted only now and then: after an inference the
-        # caches are cold, and every object that is touched costs.
-        self._window = array("d", _prior_ratios(base, self.config.window))
+        # The last ratios in a ring, the same in order, and what goes into both next: only now and then, because after
+        # an inference the caches are cold, and every object that is touched costs.
+        self._window = _prior_ratios(base, self.config.window)
+        self._sorted = sorted(self._window)
         self._fresh: list[float] = []
         self._place = 0
         # Observations in a row within the noise, and what counts as that.
@@ -101,9 +102,8 @@ class LatencyModel:
         self._low, self._high = 1.0 - self.config.jump, 1.0 + self.config.jump
         # A single observation is noisier than a median of five: half the rate gives about the same smoothness.
         self._calm_rate = self.config.drift_rate / 2
-        self.margin = (1.0 - self._calm_rate * self.config.jump / 2) ** -_SORT_EVERY
+        self.margin = (1.0 - self._calm_rate * self.config.jump / 2) ** -_TAKE_IN_EVERY
         self._quantile = quantile
-        self._sorted = sorted(self._window)
         self._tail = self.tail(quantile)
         self.factor = self.drift * self._tail
 
@@ -154,9 +154,9 @@ class LatencyModel:
         else:
             self._follow(ratio)
         fresh = self._fresh
-        fresh.append(ratio)
-        if len(fresh) == _SORT_EVERY:
+        if len(fresh) == _TAKE_IN_EVERY:  # not with the last of them: the work of many is spread over two
             self._take_in()
+        fresh.append(ratio)
         self.factor = self.drift * self._tail
 
     def calm_ms(self, degree: int | None) -> tuple[int, float, float, int]:
@@ -169,7 +169,8 @@ class LatencyModel:
             return 0, 0.0, 0.0, 0
         # Half the noise: so the drift cannot move away so far that one of them would be beyond it after all.
         typical, room = self._unit * self.drift, self.config.jump / 2
-        return self._batch, typical * (1.0 - room), typical * (1.0 + room), _SORT_EVERY - len(self._fresh)
+        most = _TAKE_IN_EVERY - len(self._fresh)
+        return self._batch, typical * (1.0 - room), typical * (1.0 + room), most
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
@@ -228,18 +229,20 @@ class LatencyModel:
         before, self.drift = self.drift, median
         for back in range(1, config.recent):
             self._window[self._place - back] *= before / median
-        self._sort()
+        self._sorted = sorted(self._window)
+        self._tail = self.tail(self._quantile)
 
     def _take_in(self) -> None:
         """Move the fresh ratios into the window."""
+        window, ordered, place = self._window, self._sorted, self._place
         for ratio in self._fresh:
-            self._window[self._place] = ratio
-            self._place = (self._place + 1) % self.config.window
+            # Sorting all of them would cost several times as much.
+            del ordered[bisect_left(ordered, window[place])]
+            insort(ordered, ratio)
+            window[place] = ratio
+            place = (place + 1) % len(window)
+        self._place = place
         self._fresh.clear()
-        self._sort()
-
-    def _sort(self) -> None:
-        self._sorted = sorted(self._window)
         self._tail = self.tail(self._quantile)
 
 
