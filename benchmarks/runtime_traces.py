@@ -1,10 +1,12 @@
 """Replay device traces against the runtime's controller, an oracle and three baselines, without a device.
 
     python benchmarks/runtime_traces.py [--seed N] [--json]
+    python benchmarks/runtime_traces.py --seeds N
 
 A trace is, per request, what every degree takes and what the budget is. The clairvoyant oracle knows each latency in
 advance and takes the most accurate degree that meets the budget, the fastest when none does. Baselines: always the
-dense model, always the fastest degree, and a static table (the profile's p95, no learning).
+dense model, always the fastest degree, and a static table (the profile's p95, no learning). With --seeds each synthetic
+trace is drawn that many times: the controller's mean, and its worst draw.
 """
 
 from __future__ import annotations
@@ -192,12 +194,41 @@ def requests_to_recover(trace: Trace, outcome: Outcome, step: int, window: int =
     return len(outcome.missed)
 
 
+def print_seeds(seeds: int) -> None:
+    """Print what the controller makes of each synthetic trace over many draws: mean and worst."""
+    drawn: dict[str, list[tuple[float, ...]]] = {}
+    for seed in range(seeds):
+        for trace in synthetic_traces(seed):
+            ours, best = replay_controller(trace), oracle(trace)
+            dense = baselines(trace)["always dense"]
+            waits = [requests_to_recover(trace, ours, step) for step in trace.steps]
+            figures = (
+                best.accuracy - ours.accuracy,
+                ours.miss_share,
+                float(ours.missed.sum() / dense.missed.sum()),
+                float(max(waits, default=0)),
+                float(ours.switches),
+            )
+            drawn.setdefault(trace.name, []).append(figures)
+    for name, draws in drawn.items():
+        mean, worst = np.mean(draws, axis=0), np.max(draws, axis=0)
+        print(
+            f"{name:36} below the oracle {mean[0]:+.3f} ({worst[0]:+.3f})  misses {mean[1]:.2%} ({worst[1]:.2%})  "
+            f"of always dense's {mean[2]:.1%} ({worst[2]:.1%})  recovery {mean[3]:.1f} ({worst[3]:.0f})  "
+            f"switches {mean[4]:.0f} ({worst[4]:.0f})"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, help="summarise this many draws of the synthetic traces")
     parser.add_argument("--traces", type=Path, default=Path(__file__).parent / "traces")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.seeds is not None:
+        print_seeds(arguments.seeds)
+        return
     rows = []
     for trace in [*synthetic_traces(arguments.seed), *recorded_traces(arguments.traces)]:
         ours, best = replay_controller(trace), oracle(trace)

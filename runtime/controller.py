@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 from tocom.errors import RequestError
@@ -32,8 +33,9 @@ class ControllerConfig:
             over ``settle`` requests, so that a degree that fits is not shut out for ever.
         settle: Requests after a switch until the hysteresis is gone.
         on_infeasible: ``fastest`` or ``raise``.
-        probe_every: Requests between two probes of the next slower degree; 0 never probes.
-        probe_miss_share: A probe is allowed while at most this share of the last requests missed their budget.
+        probe_after: Requests in time, one after another, that leave room for a miss: then the next slower degree is
+            tried, until it misses. None takes as many as the quantile allows one miss of, 20 at p95; 0 never probes.
+        probe_chance: A degree is tried where it meets the budget with at least this probability.
         model: How the latency model learns.
     """
 
@@ -41,8 +43,8 @@ class ControllerConfig:
     hysteresis: float = 0.03
     settle: int = 20
     on_infeasible: str = "fastest"
-    probe_every: int = 50
-    probe_miss_share: float = 0.02
+    probe_after: int | None = None
+    probe_chance: float = 1 / 3
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,14 @@ class ControllerConfig:
         if not 0.5 <= self.quantile < 1:
             raise RequestError(
                 f"The 'quantile' parameter must be in 0.5 … 1 (exclusive). Got {self.quantile!r} instead."
+            )
+        if self.probe_after is not None and self.probe_after < 0:
+            raise RequestError(
+                f"The 'probe_after' parameter must be an integer >= 0, or None. Got {self.probe_after!r} instead."
+            )
+        if not 0 < self.probe_chance < 1:
+            raise RequestError(
+                f"The 'probe_chance' parameter must be in 0 … 1 (exclusive). Got {self.probe_chance!r} instead."
             )
         if not 0 <= self.hysteresis < 1:
             raise RequestError(f"The 'hysteresis' parameter must be in 0 … 1 (exclusive). Got {self.hysteresis!r}.")
@@ -89,12 +99,15 @@ class Controller:
         self.current: int | None = None
         self._accuracy = dict(accuracy)
         self._hits: deque[bool] = deque(maxlen=100)
-        self._since_probe = 0
+        self._since_miss = 0
         self._since_switch = 0
         self._frontiers: dict[int, tuple[Candidate, ...]] = {}
         self._frontier_revision = -1
-        self._probe_every = self.config.probe_every or float("inf")
-        self._stay = _Stay(0, 0, -1, 0.0, 0.0)
+        after = (
+            round(1.0 / (1.0 - self.config.quantile)) if self.config.probe_after is None else self.config.probe_after
+        )
+        self._probe_after = after or inf
+        self._stay = _Stay(0, 0, -1, 0.0, None, 0.0)
         # What the next decision is for a batch and the budgets from one up to another: batch, from, to, decision.
         self._sure = _UNSURE
         # Latencies of the present degree, all in time, that are still to be learned; which may join them, and how many.
@@ -117,21 +130,20 @@ class Controller:
         Raises:
             BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
         """
-        self._since_probe += 1
         # Mostly nothing changed: the present degree fits and the next slower one does not, so it is the answer.
         sure_batch, from_ms, to_ms, decision = self._sure
-        if from_ms <= budget_ms < to_ms and batch == sure_batch and self._since_probe < self._probe_every:
+        if from_ms <= budget_ms < to_ms and batch == sure_batch and self._since_miss != self._probe_after:
             return decision
         if self._waiting:
             self._catch_up()
-        config, factor, stay = self.config, self._model.factor, self._stay
+        config, model, stay = self.config, self._model, self._stay
+        factor, hope = model.factor, self._hope()
         if (
             batch == stay.batch
-            and self._model.revision == stay.revision
-            and stay.unit_ms * factor <= budget_ms < stay.slower_unit_ms * factor
-            and self._since_probe < self._probe_every
+            and model.revision == stay.revision
+            and stay.unit_ms * factor <= budget_ms < stay.slower_unit_ms * hope
         ):
-            return self._look_ahead()
+            return self._look_ahead(hope)
         candidates = self._frontier(batch)
         decision = choose(
             candidates,
@@ -141,9 +153,14 @@ class Controller:
             hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
             on_infeasible=config.on_infeasible,
         )
-        self._stay = _stay(candidates, decision.degree, batch, self._model.revision)
-        if self._since_probe >= self._probe_every:
-            return self._probe(candidates, decision, budget_ms, factor)
+        self._stay = stay = _stay(candidates, decision.degree, batch, model.revision)
+        if (
+            decision.feasible
+            and hope < factor
+            and stay.slower_degree is not None
+            and stay.slower_unit_ms * hope <= budget_ms
+        ):
+            return Decision(stay.slower_degree, stay.slower_unit_ms * factor, True)
         return decision
 
     def predict(self, degree: int, batch: int = 1) -> float:
@@ -167,6 +184,7 @@ class Controller:
             and met
             and not pinned
         ):
+            self._since_miss += 1
             self._waiting.append(compute_ms)
             if len(self._waiting) >= self._most_waiting:
                 self._catch_up()
@@ -177,6 +195,7 @@ class Controller:
             self._model.observe(degree, compute_ms, batch)
         if not pinned:
             self._hits.append(met)
+            self._since_miss = self._since_miss + 1 if met else 0
             self._since_switch = self._since_switch + 1 if degree == self.current else 0
             self.current = degree
         self._sure = _UNSURE
@@ -195,14 +214,18 @@ class Controller:
             self._sure = _UNSURE
             self._calm_to_ms = 0.0
 
-    def _look_ahead(self) -> Decision:
+    def _hope(self) -> float:
+        """Return what turns a slower degree's median into what must fit for it to run: less with room for a miss."""
+        if self._since_miss < self._probe_after:
+            return self._model.factor
+        return self._model.drift * self._model.tail(self.config.probe_chance)
+
+    def _look_ahead(self, hope: float) -> Decision:
         """Work out which decision is sure, and which observations may wait, until the next ones are learned."""
-        model = self._model
-        degree, batch, _, unit_ms, slower_unit_ms = self._stay
-        factor, margin = model.factor, model.margin
-        predicted = unit_ms * factor
-        decision: Decision = _decision((degree, predicted, True))
-        self._sure = batch, predicted * margin, slower_unit_ms * factor / margin, decision
+        model, stay = self._model, self._stay
+        predicted, margin = stay.unit_ms * model.factor, model.margin
+        decision: Decision = _decision((stay.degree, predicted, True))
+        self._sure = stay.batch, predicted * margin, stay.slower_unit_ms * hope / margin, decision
         self._calm_batch, self._calm_from_ms, self._calm_to_ms, self._most_waiting = model.calm_ms(self.current)
         return decision
 
@@ -225,18 +248,6 @@ class Controller:
             self._frontiers[batch] = found
         return found
 
-    def _probe(
-        self, candidates: tuple[Candidate, ...], decision: Decision, budget_ms: float, factor: float
-    ) -> Decision:
-        """Return the next slower degree when its median fits and few requests missed lately; else the decision."""
-        self._since_probe = 0
-        slower = [c for c in candidates if c.latency_ms * factor > decision.predicted_ms]
-        if not decision.feasible or not slower or slower[-1].latency_ms * self._model.drift > budget_ms:
-            return decision
-        if self._hits.count(False) > self.config.probe_miss_share * len(self._hits):
-            return decision
-        return Decision(slower[-1].degree, slower[-1].latency_ms * factor, True)
-
 
 class _Stay(NamedTuple):
     """The degree of the last decision and the next slower one, at the profile's speed."""
@@ -245,11 +256,13 @@ class _Stay(NamedTuple):
     batch: int
     revision: int
     unit_ms: float
+    slower_degree: int | None
     slower_unit_ms: float
 
 
 def _stay(candidates: tuple[Candidate, ...], degree: int, batch: int, revision: int) -> _Stay:
     place = next(index for index, candidate in enumerate(candidates) if candidate.degree == degree)
-    # Nothing is slower than the first one, so it stays whatever room there is.
-    slower = candidates[place - 1].latency_ms if place else float("inf")
-    return _Stay(degree, batch, revision, candidates[place].latency_ms, slower)
+    unit_ms = candidates[place].latency_ms
+    if place == 0:  # nothing is slower, so it stays whatever room there is
+        return _Stay(degree, batch, revision, unit_ms, None, inf)
+    return _Stay(degree, batch, revision, unit_ms, candidates[place - 1].degree, candidates[place - 1].latency_ms)

@@ -44,7 +44,7 @@ class ModelConfig:
     recent: int = 5
     jump: float = 0.12
     drift_rate: float = 0.1
-    scale_rate: float = 0.2
+    scale_rate: float = 0.03
     scale_limit: float = 0.25
     settle: int = 5
     window: int = 192

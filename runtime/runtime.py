@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,8 @@ __all__ = ["Runtime", "State"]
 
 log = logging.getLogger("tocom.runtime")
 
-_NO_LIMIT = float("inf")
+# Less than infinity, which is what the most accurate degree may take.
+_NO_LIMIT = sys.float_info.max
 
 Hook = Callable[[Result], None]
 

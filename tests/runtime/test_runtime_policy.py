@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -196,11 +197,13 @@ def serve(target: Controller, budget: float, latency_of: dict[int, float], reque
     return taken
 
 
-@pytest.mark.parametrize(("probe_every", "comes_back"), [(50, True), (0, False)])
-def test_probing_returns_to_a_degree_whose_prediction_was_too_pessimistic(probe_every: int, comes_back: bool) -> None:
+@pytest.mark.parametrize(("probe_after", "comes_back"), [(None, True), (50, True), (0, False)])
+def test_probing_returns_to_a_degree_whose_prediction_was_too_pessimistic(
+    probe_after: int | None, comes_back: bool
+) -> None:
     # The profile says 22 ms at degree 0, the device takes 18: only trying it can show that.
     target = Controller(
-        {0: latency(22.0), 8: latency(10.0)}, {0: 0.9, 8: 0.8}, config=ControllerConfig(probe_every=probe_every)
+        {0: latency(22.0), 8: latency(10.0)}, {0: 0.9, 8: 0.8}, config=ControllerConfig(probe_after=probe_after)
     )
     taken = []
     for request in range(1500):
@@ -212,16 +215,37 @@ def test_probing_returns_to_a_degree_whose_prediction_was_too_pessimistic(probe_
 
 
 def test_no_probe_while_misses_are_frequent_or_the_median_does_not_fit() -> None:
-    target = controller(probe_every=5)
+    target = controller(probe_after=5)
     assert set(serve(target, 19.0, {0: 20.0, 8: 10.0}, 100)) == {8}
-    missing = controller(probe_every=5)
+    missing = controller(probe_after=5)
     for _ in range(50):
         missing.observe(8, 10.0, met=False)
     assert {missing.decide(20.5).degree for _ in range(20)} == {8}
 
 
+@pytest.mark.parametrize(("quantile", "after"), [(0.95, 20), (0.9, 10)])
+def test_a_slower_degree_is_tried_until_it_misses_and_again_only_with_room_for_a_miss(
+    quantile: float, after: int
+) -> None:
+    # The median of degree 0 is within the budget, its p95 is not: of three requests there the third misses.
+    target = controller(quantile=quantile)
+    taken, missed, tries = [], [], 0
+    for request in range(200):
+        degree = target.decide(20.5).degree
+        tries += degree == 0
+        # Every fourth is slow at degree 8, so that the tail stays what it is.
+        took = {0: 20.6 if tries % 3 == 0 else 19.9, 8: 10.0 if request % 4 else 10.5}[degree]
+        target.observe(degree, took, took <= 20.5)
+        taken.append(degree)
+        missed.append(took > 20.5)
+    misses = [place for place, miss in enumerate(missed) if miss]
+    assert len(misses) >= 5
+    for one, next_one in itertools.pairwise(misses):
+        assert taken[one + 1 : next_one + 1] == [8] * after + [0] * 3
+
+
 def test_hysteresis_fades_so_that_a_degree_that_fits_is_not_shut_out() -> None:
-    target = controller(hysteresis=0.2, settle=10, probe_every=0)
+    target = controller(hysteresis=0.2, settle=10, probe_after=0)
     serve(target, 15.0, {0: 20.0, 8: 10.0}, 1)
     taken = serve(target, 21.5, {0: 20.0, 8: 10.0}, 12)
     assert taken[0] == 8
