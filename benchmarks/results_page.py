@@ -152,7 +152,8 @@ _LOSS = [
 _CELLS = [
     "## On the cells, fitted at one degree and run at another",
     "The task: is a solar cell defective? *Without*: the model as it was fitted, at another degree. *With*: the same, "
-    "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes have never seen them.",
+    "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes (one "
+    "epoch, all weights, from the probe's head) have never seen them.",
     "",
 ]
 

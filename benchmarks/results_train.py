@@ -104,7 +104,7 @@ def train_compensator(name: str, seed: int, steps: int | None) -> None:
     compensator.save(path)
 
 
-def fine_tune(source: int, method: str, epochs: int = 2, batch: int = 8, seed: int = 0) -> None:
+def fine_tune(source: int, method: str, epochs: int = 1, batch: int = 8, seed: int = 0) -> None:
     """Fine-tune all weights on the training cells at one degree, from the linear probe's head."""
     model, cells = backbone(), quickstart_cells().train
     views = training_views("cells", input_config(model))
