@@ -8,35 +8,57 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.runtime.memory import Need
 
-__all__ = ["require_free"]
+__all__ = ["COMPILING", "MAPPED", "PACKING", "Loading", "require_free"]
 
 # Least address space to leave: thread stacks, the arena's next chunk, the interpreter's own growth.
 _ADDRESS_MARGIN = 96 << 20
-# Measured for DeiT-S, 84 MiB of weights: while a session loads, the address space grows by 2.8 times the weights (as
-# read, as rearranged, as packed), the resident memory by 1.2.
-_ADDRESS_COPIES_WHILE_LOADING, _RESIDENT_COPIES_WHILE_LOADING = 3.0, 1.5
 
 
-def require_free(need: Need, *, mapped: bool) -> None:
+@dataclass(frozen=True)
+class Loading:
+    """How many times its weights a degree takes while it loads.
+
+    Attributes:
+        address_copies: In address space.
+        resident_copies: In memory of its own.
+    """
+
+    address_copies: float
+    resident_copies: float
+
+
+# Measured for DeiT-S, 84 MiB of weights: while a session of ONNX Runtime loads, the address space grows by 2.8 times
+# the weights (as read, as rearranged, as packed), the resident memory by 1.2.
+PACKING = Loading(3.0, 1.5)
+# Weights that are mapped from a file, already packed: they take address space, but no memory of their own.
+MAPPED = Loading(1.0, 0.0)
+# The same model compiled by OpenVINO: 4.2 to 7.2 times the address space, as each thread takes some; 1.3 to 1.9 times
+# the memory, of which the overhead of a degree counts for itself.
+COMPILING = Loading(7.0, 1.2)
+
+
+def require_free(need: Need, loading: Loading) -> None:
     """Check that an engine can be loaded and run.
 
     Args:
         need: What the degree needs.
-        mapped: Its weights are mapped from a file, already packed: they take address space, but no memory of their own.
+        loading: How it is loaded.
 
     Raises:
         MemoryError: There is too little memory, or too little of a limited address space (``ulimit -v``).
     """
     besides = need.activation_bytes + need.overhead_bytes
-    mapping = 1.0 if mapped else _ADDRESS_COPIES_WHILE_LOADING
-    keeping = 0.0 if mapped else _RESIDENT_COPIES_WHILE_LOADING
     wanted = {
-        "address space": (int(mapping * need.weight_bytes) + besides + _ADDRESS_MARGIN, _free_address_space()),
-        "memory": (int(keeping * need.weight_bytes) + besides, _free_memory()),
+        "address space": (
+            int(loading.address_copies * need.weight_bytes) + besides + _ADDRESS_MARGIN,
+            _free_address_space(),
+        ),
+        "memory": (int(loading.resident_copies * need.weight_bytes) + besides, _free_memory()),
     }
     for what, (least, free) in wanted.items():
         if free is not None and free < least:

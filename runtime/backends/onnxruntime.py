@@ -14,7 +14,7 @@ from tocom.errors import EngineError, OutputError
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.weight_cache import WeightCache
 from tocom.runtime.device.interop import host_array
-from tocom.runtime.free_memory import require_free
+from tocom.runtime.free_memory import MAPPED, PACKING, require_free
 from tocom.runtime.identity import cpu_identity, usable_cores
 from tocom.runtime.memory import Need, needs_of
 
@@ -190,7 +190,7 @@ class OnnxRuntimeBackend:
 
     def _open(self, model: bytes, folder: Path, options: Any, degree: int) -> Any:
         """Open a session of bytes that were hashed; a path could lead to others by now."""
-        require_free(self.needs([degree])[degree], mapped=self._cache is not None)
+        require_free(self.needs([degree])[degree], PACKING if self._cache is None else MAPPED)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             return self._ort.InferenceSession(model, options, providers=self._providers)

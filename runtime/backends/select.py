@@ -37,12 +37,20 @@ def _tensorrt_rtx(bundle: Bundle, threads: int | None, reason: str) -> Backend:
     return TensorRtBackend(bundle, name="tensorrt-rtx", reason=reason)
 
 
-# In the order in which ``auto`` tries them.
+def _openvino(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+    from tocom.runtime.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend(bundle, threads=threads, reason=reason)
+
+
+# In the order in which ``auto`` tries them. OpenVINO stands behind ONNX Runtime, which starts faster, shares weights
+# between degrees and comes with tocom[runtime]: it is taken when asked for, or where there is no ONNX Runtime.
 _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime-cuda": _onnxruntime_cuda,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)
 

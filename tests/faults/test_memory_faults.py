@@ -18,7 +18,14 @@ HERE = Path(__file__).parent
     "the address space ends at one engine after another",
     outcome="right answers of the degrees that fit, or EngineError",
 )
-def test_the_address_space_ends_at_one_engine_after_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "sizes_mib"),
+    [("onnxruntime", (4, 20, 50, 70, 110, 140, 170, 200, 400)), ("openvino", (50, 350, 450, 1200))],
+)
+def test_the_address_space_ends_at_one_engine_after_another(
+    tmp_path: Path, backend: str, sizes_mib: tuple[int, ...]
+) -> None:
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
     bundle = write_small_bundle(tmp_path / "bundle", width=1200, layers=[3, 2, 1])
     environment = {
         **os.environ,
@@ -28,9 +35,9 @@ def test_the_address_space_ends_at_one_engine_after_another(tmp_path: Path) -> N
     }
     served: set[int] = set()
     ones = np.ones_like(images_of(1))
-    for mib in (4, 20, 50, 70, 110, 140, 170, 200, 400):
+    for mib in sizes_mib:
         done = subprocess.run(
-            [sys.executable, str(HERE / "memory_worker.py"), str(bundle.path), str(mib)],
+            [sys.executable, str(HERE / "memory_worker.py"), str(bundle.path), str(mib), backend],
             capture_output=True,
             text=True,
             timeout=120,

@@ -27,6 +27,7 @@ from tocom import __version__
 from tocom.errors import RequestError, TocomError
 
 __all__ = [
+    "BackendName",
     "TimeoutS",
     "TrustedKeys",
     "app",
@@ -54,6 +55,10 @@ output = Console(width=None if sys.stdout.isatty() else 120)
 TrustedKeys = Annotated[
     list[Path] | None,
     typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
+]
+
+BackendName = Annotated[
+    str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime, or openvino (on the CPU).")
 ]
 
 TimeoutS = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import TimeoutS, TrustedKeys, output, parse_degrees, parse_seconds, print_json, steps
+from tocom.cli import BackendName, TimeoutS, TrustedKeys, output, parse_degrees, parse_seconds, print_json, steps
 
 __all__ = ["register"]
 
@@ -28,7 +28,7 @@ def bench(
     warmup: Annotated[float, typer.Option(help="Seconds before them, not counted.")] = 0.2,
     batch: Annotated[int, typer.Option(help="Images per request.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Threads that send requests; more than one makes them queue.")] = 1,
-    backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
+    backend: BackendName = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
     timeout_s: TimeoutS = None,
     trusted_key: TrustedKeys = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, console, output, print_json, steps
+from tocom.cli import BackendName, TrustedKeys, console, output, print_json, steps
 from tocom.profile import Profile
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def calibrate(
     tolerance: Annotated[
         float, typer.Option(help="Stop before, once the 95 % intervals of p50, p90 and p95 are this narrow: ± 0.03.")
     ] = 0.03,
-    backend: Annotated[str, typer.Option(help="Backend to measure.")] = "auto",
+    backend: BackendName = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
     interval: Annotated[
         float | None,

@@ -172,6 +172,7 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
     _cpu,
     _disk,
     _packages("runtime on ONNX Runtime", ("numpy", "onnxruntime", "pillow"), "runtime"),
+    _packages("runtime on OpenVINO", ("numpy", "openvino", "onnx", "pillow"), "openvino"),
     _packages("training", ("torch", "torchvision", "timm", "safetensors"), "train"),
     _packages("export", ("torch", "timm", "onnx", "onnxscript", "onnxruntime"), "export"),
     _packages("plots", ("matplotlib",), "plots"),

@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from tocom.cli import TimeoutS, TrustedKeys, console, output, parse_seconds, print_json
+from tocom.cli import BackendName, TimeoutS, TrustedKeys, console, output, parse_seconds, print_json
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(
             help="Feed images at this rate as a camera does: the newest waits, older ones drop. Budget: 1/fps."
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="Backend to run on.")] = "auto",
+    backend: BackendName = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
