@@ -22,6 +22,10 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine"]
 
 log = logging.getLogger("tocom.runtime")
 
+# Fused kernels of the CPU provider that are slower than the nodes they replace: 3 to 4 % of all a dense DeiT-S takes on
+# one thread (1.31, AVX-512; benchmarks/fusions.py). A release that does not know a name, or the option, ignores it.
+_SLOWER_FUSIONS = ("BiasGeluFusion", "SkipLayerNormFusion")
+
 _arena_registered = False
 
 
@@ -174,6 +178,8 @@ class OnnxRuntimeBackend:
         # Threads of an idle session spin for a while by default: after a switch they fight the new session's threads
         # for the cores (two cores, DeiT-S: 57 ms in place of 30).
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._providers == ["CPUExecutionProvider"]:
+            options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(_SLOWER_FUSIONS))
         return options
 
     def _save_packed(self, degree: int, config: dict[str, str], target: Path) -> None:

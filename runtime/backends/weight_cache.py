@@ -36,7 +36,7 @@ __all__ = ["WeightCache", "default_cache_folder"]
 
 log = logging.getLogger("tocom.runtime")
 
-_VERSION = 2
+_VERSION = 3
 _MANIFEST = "cache.json"
 _WEIGHTS = "weights.bin"
 _EXTERNAL_FROM_BYTES = 1024
