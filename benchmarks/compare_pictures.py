@@ -15,6 +15,7 @@ COLOURS = {
     "torch-compiled": "#e0a458",
     "onnxruntime": "#444444",
     "openvino": "#3f7d3a",
+    "tocom-openvino": "#5fa8c4",
     "openvino-tocom": "#8fbf6a",
     "smaller": "#8a4fa3",
 }

@@ -1,6 +1,6 @@
 """How long from a new process to its first answer, and what it holds then; one system, in a process of its own.
 
-    python benchmarks/first_answer.py tocom BUNDLE [--degrees 0,4] | onnxruntime FILE | openvino FILE |
+    python benchmarks/first_answer.py tocom BUNDLE [--degrees 0,4] [--backend NAME] | onnxruntime FILE | openvino FILE |
                                       torch MODEL --weights FILE  [--threads N]
 
 Prints one line of JSON: seconds to import and to open (hashes, weights, sessions, warm-up: all that a service does
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("system", choices=("tocom", "onnxruntime", "openvino", "torch"))
     parser.add_argument("source")
     parser.add_argument("--degrees", default="")
+    parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--threads", type=int, default=2)
@@ -45,7 +46,7 @@ def main() -> None:
 
     if options.system == "tocom":
         degrees = [int(part) for part in options.degrees.split(",")] if options.degrees else None
-        runtime = Runtime.open(options.source, "onnxruntime", degrees=degrees, threads=options.threads)
+        runtime = Runtime.open(options.source, options.backend, degrees=degrees, threads=options.threads)
         images = np.zeros((1, *runtime.bundle.image_shape), np.float32)
         run = lambda: runtime.infer(images)  # noqa: E731
     elif options.system == "torch":

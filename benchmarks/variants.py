@@ -3,8 +3,7 @@
     torch, torch-compiled        eager and compiled, dense or merging by ``tocom.compress``; inference mode
     onnxruntime                  the dense model by a plain ``torch.onnx.export``, all options at their defaults
     openvino                     the same file under OpenVINO, latency hint, float32
-    openvino-tocom               this project's ONNX under OpenVINO, after ``onnx.inliner``: it knows no local functions
-    tocom                        this project's bundle through ``Runtime.infer``, one degree pinned
+    tocom, tocom-openvino        this project's bundle through ``Runtime.infer``, one degree pinned, on either backend
     smaller                      the next smaller dense model, exported and run as ``onnxruntime``
 
 On a GPU the torch variants run there, ``onnxruntime`` takes its CUDA provider, ``tocom`` the backend that ``auto``
@@ -99,16 +98,6 @@ def onnxruntime_run(path: Path, images: np.ndarray, *, threads: int, cuda: bool)
     return lambda: session.run(None, {"images": images})[0]
 
 
-def inline_functions(path: Path, out: Path) -> Path:
-    """Write a degree's ONNX with its local functions inlined, for readers that know none."""
-    import onnx
-    import onnx.inliner
-
-    model = onnx.inliner.inline_local_functions(onnx.load(path))
-    onnx.save(model, out, save_as_external_data=True, location=f"{out.name}.bin")
-    return out
-
-
 def openvino_run(path: Path, images: np.ndarray, *, threads: int) -> Run:
     import openvino
 
@@ -125,12 +114,11 @@ def openvino_run(path: Path, images: np.ndarray, *, threads: int) -> Run:
 
 
 def tocom_runs(
-    bundle: Path, degrees: Iterable[int], images: np.ndarray, *, threads: int, cuda: bool, stack: ExitStack
+    bundle: Path, degrees: Iterable[int], images: np.ndarray, *, backend: str, threads: int, stack: ExitStack
 ) -> dict[int, Run]:
     """Return one run per degree of a bundle, all resident in one runtime."""
     from tocom.runtime import Runtime
 
-    backend = "auto" if cuda else "onnxruntime"
     runtime = stack.enter_context(Runtime.open(bundle, backend, degrees=list(degrees), threads=threads))
 
     def at(degree: int) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 import sys
@@ -66,6 +67,8 @@ def test_the_comparison_times_every_system(quick):
     group = quick["groups"][0]
     timed = {(row["system"], row["degree"]) for row in group["rows"] if "samples_ms" in row}
     assert {("tocom", 0), ("tocom", 4), ("torch", 0), ("torch", 4), ("onnxruntime", 0)} <= timed
+    if importlib.util.find_spec("openvino"):
+        assert {("openvino", 0), ("tocom-openvino", 0), ("tocom-openvino", 4)} <= timed
     samples = [row["samples_ms"] for row in group["rows"] if "samples_ms" in row]
     assert all(len(values) == 3 and min(values) > 0 for values in samples)
     failed = {row["system"]: row["error"] for row in group["rows"] if "error" in row}
