@@ -25,7 +25,7 @@ from torch.utils.data import ConcatDataset
 from tocom import compress
 from tocom.models import input_config
 from tocom.quickstart.cells import LABELS
-from tocom.quickstart.head import fit_head, pooled_features
+from tocom.quickstart.head import fit_head, pooled, pooled_features
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.tensors import save_tensors
 from tocom.training import TrainingConfig, train
@@ -113,20 +113,22 @@ def fine_tune(source: int, method: str, epochs: int = 1, batch: int = 8, seed: i
     model.reset_classifier(len(LABELS))
     model.head.load_state_dict(head.state_dict())
     model.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.05)
+    # The fitted head divides by small deviations: at usual rates the first steps would undo what it has learnt.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-6, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     path, begin, steps = fine_tuned_path(source, method), time.perf_counter(), epochs * (len(cells) // batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-6, total_steps=steps, pct_start=0.2)
     for step in range(steps):
         if step % (len(cells) // batch) == 0:
             order = torch.randperm(len(cells), generator=generator)
         chosen = order[step % (len(cells) // batch) * batch :][:batch]
         images = torch.stack([views[index] for index in chosen.tolist()])
         with torch.autocast("cpu", torch.bfloat16):
-            logits = compress(model, source, method=method)(images)
-        loss = F.cross_entropy(logits.float(), labels[chosen])
+            features = pooled(compress(model, source, method=method), images)
+        loss = F.cross_entropy(model.head(features.float()), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if (step + 1) % 10 == 0:
