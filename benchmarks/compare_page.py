@@ -27,7 +27,6 @@ SYSTEMS = {
     "torch-compiled": "torch.compile (merging at r > 0)",
     "openvino": "plain dense ONNX, OpenVINO",
     # What was measured before the bundle ran under OpenVINO by itself.
-    "openvino-tocom": "tocom's ONNX, OpenVINO",
     "smaller": "next smaller model, dense, ONNX Runtime",
 }
 NOT_MEASURED = "Not measured yet."
@@ -75,18 +74,9 @@ def _setting(compare: dict[str, Any]) -> str:
   rounds the whole range).
 - Every system gets the same threads and float32; the rest is its default (OpenVINO: latency hint). This project's part
   is timed through `Runtime.infer`, its overhead included.
-- Eager and compiled torch merge tokens by this project's `compress`. {_how_openvino_ran(compare)}
+- Eager and compiled torch merge tokens by this project's `compress`. The bundle is exported for the one batch size
+  that is timed, and runs on both of its CPU backends.
 """
-
-
-def _how_openvino_ran(compare: dict[str, Any]) -> str:
-    systems = {row["system"] for group in compare["groups"] for row in group["rows"]}
-    if "openvino-tocom" in systems:
-        return (
-            "OpenVINO reads a degree's ONNX only after\n"
-            "  `onnx.inliner` has put the bodies of the two ops in place: it knows no model-local functions."
-        )
-    return "The bundle is exported for the one batch size\n  that is timed, and runs on both of its CPU backends."
 
 
 def _by_name(group: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -114,8 +104,7 @@ def _ratios(compare: dict[str, Any]) -> str:
             if "samples_ms" not in rows.get((own, degree), {}):
                 continue
             against = [("torch", degree), ("torch-compiled", degree), ("torch", 0), ("torch-compiled", 0)]
-            elsewhere = other if (other, degree) in rows else "openvino-tocom"
-            against += [("onnxruntime", 0), ("openvino", 0), (own, 0), (elsewhere, degree), ("smaller", 0)]
+            against += [("onnxruntime", 0), ("openvino", 0), (own, 0), (other, degree), ("smaller", 0)]
             cells = [_ratio(rows.get(key), rows[own, degree]["samples_ms"]) for key in against]
             name = "CUDA or TensorRT" if compare["device"] == "cuda" else backend
             lines.append(f"| {group['model']} | {group['batch']} | {degree} | {name} | " + " | ".join(cells) + " |")

@@ -16,7 +16,6 @@ COLOURS = {
     "onnxruntime": "#444444",
     "openvino": "#3f7d3a",
     "tocom-openvino": "#5fa8c4",
-    "openvino-tocom": "#8fbf6a",
     "smaller": "#8a4fa3",
 }
 WAYS = {"merge with compensator": "#0b6e99", "merge": "#c2571a", "prune": "#8a4fa3", "smaller image": "#444444"}
