@@ -105,6 +105,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "tocom"  # the same names inside the file every time
     from matplotlib import pyplot
 
     figure, places = pyplot.subplots(1, len(result["transfer"]), figsize=(9, 2.8), sharey=True, layout="constrained")
@@ -158,10 +159,10 @@ _LOSS = [
 _CELLS = [
     "## On the cells, fitted at one degree and run at another",
     "The task: is a solar cell defective? *Without*: the model as it was fitted, at another degree. *With*: the same, "
-    "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes (one epoch, all weights, "
-    "from the probe's head) have never seen them. A compensator brings the features back to those of the degree that the "
-    "model was fitted at. For a model of degree 0 that is a gain; from one of degree 16 that runs at a lower degree it "
-    "also takes what more tokens give for nothing.",
+    "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes (one epoch, all "
+    "weights, from the probe's head) have never seen them. A compensator brings the features back to those of the "
+    "degree that the model was fitted at. For a model of degree 0 that is a gain; from one of degree 16 that runs at a "
+    "lower degree it also takes what more tokens give for nothing.",
     "",
 ]
 
