@@ -30,7 +30,7 @@ def test_infer_costs_at_most_50_microseconds(small_bundle: SmallBundle) -> None:
 def test_without_a_backend_the_error_says_what_to_install(small_bundle: SmallBundle) -> None:
     script = f"""
 import sys
-for name in ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda"):
+for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda"):
     sys.modules[name] = None
 from tocom.errors import EngineError
 from tocom.runtime import Runtime
