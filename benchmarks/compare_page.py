@@ -26,7 +26,6 @@ SYSTEMS = {
     "torch": "torch, eager (merging at r > 0)",
     "torch-compiled": "torch.compile (merging at r > 0)",
     "openvino": "plain dense ONNX, OpenVINO",
-    # What was measured before the bundle ran under OpenVINO by itself.
     "smaller": "next smaller model, dense, ONNX Runtime",
 }
 NOT_MEASURED = "Not measured yet."

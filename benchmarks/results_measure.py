@@ -1,7 +1,7 @@
 """Measure what the compensators of ``results_train.py`` are worth; writes ``benchmarks/results/compensator.json``.
 
     python benchmarks/results_train.py
-    python benchmarks/results_measure.py       # about 25 minutes on two idle cores
+    python benchmarks/results_measure.py       # an hour or so; every set of features is kept
     python benchmarks/results_page.py
 
 On the cells: a linear probe and a whole fine-tune, each fitted at degree 0 and at degree 16, run at other degrees
@@ -37,7 +37,7 @@ from tocom.quickstart.head import fit_head, pooled_features
 
 RESULT = RESULTS / "compensator.json"
 TARGETS = (0, 4, 8, 12, 16, 20)
-TRANSFERRED = ("cells", "mix", "cells-plain", "mix-plain")
+TRANSFERRED = [name for name, recipe in RECIPES.items() if recipe.config.method == "merge"]
 METHODS = {"merge": "cells", "prune": "cells-prune"}  # and the recipe that is measured on the cells
 Features = NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """Train what the results page measures: compensators of several recipes and seeds, and whole fine-tunes.
 
-    python benchmarks/results_train.py [--only NAME …] [--steps N]      # about three hours on two idle cores
+    python benchmarks/results_train.py [--only NAME …] [--steps N]      # 6,300 steps of about a second each
 
 Writes ``build/results/``: one ``<recipe>-seed<N>.safetensors`` per compensator and one ``fine-tuned-…safetensors`` per
 model. What is there is kept; a run that was stopped goes on from its checkpoint.

@@ -17,8 +17,6 @@ from tocom.runtime.policy import ON_INFEASIBLE, Candidate, Decision, choose, fro
 __all__ = ["Controller", "ControllerConfig"]
 
 _UNSURE = (0, 0.0, 0.0, Decision(0, 0.0, False))
-
-
 # Decision(…) runs a Python function of its own, which is cold after an inference.
 _decision = partial(tuple.__new__, Decision)
 

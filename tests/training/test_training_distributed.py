@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,27 +51,9 @@ def test_the_command_under_torchrun_trains_what_it_trains_alone(tmp_path: Path) 
     for number, image in enumerate(small_images(model, 11)):
         pixels = ((image.permute(1, 2, 0).clamp(-2, 2) + 2) * 63).to(torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    tocom = [
-        str(Path(sys.executable).with_name("tocom")),
-        "train",
-        "--model",
-        "vit_tiny_patch16_224",
-        "--image-size",
-        "80",
-    ]
-    tocom += [
-        "--weights",
-        "model.safetensors",
-        "--images",
-        "images",
-        "--groups",
-        "8",
-        "--source-degree",
-        "0",
-        "--steps",
-        "6",
-    ]
-    tocom += ["--learning-rate", "2e-3", "--relative", "--out"]
+    tocom = [str(Path(sys.executable).with_name("tocom")), "train"]
+    tocom += shlex.split("--model vit_tiny_patch16_224 --image-size 80 --weights model.safetensors --images images")
+    tocom += shlex.split("--groups 8 --source-degree 0 --steps 6 --learning-rate 2e-3 --relative --out")
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--no-python"]
     made = []
     for name, processes in (("one", []), ("two", torchrun)):
