@@ -63,7 +63,7 @@ _CONFIG = TrainingConfig(
     far_targets=True,
 )
 RECIPES = {
-    "cells": Recipe(("cells",), _CONFIG),
+    "cells": Recipe(("cells",), dataclasses.replace(_CONFIG, steps=1200)),
     "mix": Recipe(DOMAINS, _CONFIG),
     "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune", steps=300)),
     # What the relative loss is compared with: the plain mean, with more steps, and at the better of three rates.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import warnings
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing.context import BaseContext
+from pickle import PicklingError
 
 import torch
 from torch import Tensor
@@ -67,7 +71,8 @@ def batches(
         Numbers of the images drawn and of the images read, [part] each, and images [part, channels, height, width].
 
     Raises:
-        DataError: An image cannot be read and is not to be skipped, or none of all can be read.
+        DataError: An image cannot be read and is not to be skipped, none of all can be read, or the dataset cannot be
+            sent to other processes.
     """
     processes = processes or Processes()
     part = batch_size // processes.count
@@ -75,12 +80,36 @@ def batches(
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     every = order(count, batch_size=batch_size, steps=steps, flip=flip, seed=seed)
     keys = (batch[own] for batch in islice(every, start, None))
-    yield from DataLoader(
+    loader = DataLoader(
         _Keyed(images, skip_unreadable),
         batch_sampler=keys,
         num_workers=workers,
+        multiprocessing_context=_reader_context() if workers else None,
         generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's own, out of turn on resuming
     )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # the error below says it
+            reading = iter(loader)
+    except (AttributeError, TypeError, PicklingError) as error:
+        raise DataError(
+            f"The {type(images).__name__} cannot be sent to processes that are to read images: {error}. "
+            "Define its class in a module, without lambdas and open files, or pass workers=0."
+        ) from error
+    yield from reading
+
+
+def _reader_context() -> BaseContext:
+    """Return how to start processes that read images: never by forking this one.
+
+    It holds threads (of torch, of inference runtimes, of gRPC), and what they lock stays locked in a fork; CPython
+    warns of it from 3.12 on.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not by every reader
+    return context
 
 
 def unreadable_between(drawn: Tensor, read: Tensor, count: int) -> set[int]:

@@ -1,0 +1,42 @@
+"""Processes that read images: they start clean, and say why when they cannot start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tocom.errors import DataError
+from tocom.image_order import batches
+
+forked_from_here = False
+
+
+class Images(Dataset[Tensor]):
+    """Images that cannot be read in a fork of the process that said so."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        if forked_from_here:
+            raise RuntimeError("read in a fork")
+        return torch.full((1, 2, 2), float(index))
+
+
+def test_readers_are_not_forks_and_read_what_this_process_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"batch_size": 2, "steps": 4, "flip": False, "seed": 3}
+    here = [images for _, _, images in batches(Images(), **plan)]  # type: ignore[arg-type]
+    monkeypatch.setattr(f"{__name__}.forked_from_here", True)
+    there = [images for _, _, images in batches(Images(), **plan, workers=2)]  # type: ignore[arg-type]
+    assert torch.equal(torch.stack(there), torch.stack(here))
+
+
+def test_a_dataset_that_cannot_be_sent_is_named_with_the_cure() -> None:
+    class Local(Images):
+        pass
+
+    feed = batches(Local(), batch_size=2, steps=1, flip=False, seed=0, workers=1)
+    with pytest.raises(DataError, match=r"The Local cannot be sent to processes.*Local.*or pass workers=0"):
+        next(feed)
