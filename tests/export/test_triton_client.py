@@ -28,7 +28,7 @@ def served(small, tmp_path):
     repository = write_triton_repository(small.path, tmp_path / "repository", name="vit")
     from triton_protocol import serve
 
-    server, address, servicer = serve(repository.path)
+    server, address, servicer = serve(repository.path, {"vit-r00": 0.02})
     yield address, servicer
     server.stop(None)
 

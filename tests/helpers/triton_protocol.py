@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, slower: Mapping[str, float]) -> None:
         self.asked: list[str] = []
+        self._slower = slower
         self._sessions = {
             file.parents[1].name: onnxruntime.InferenceSession(file) for file in repository.glob("*/1/model.onnx")
         }
@@ -26,6 +29,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         session, (tensor,) = self._sessions[request.model_name], request.inputs
         images = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(tensor.shape)
         values = session.run(None, {tensor.name: images})
+        time.sleep(self._slower.get(request.model_name, 0.0))
         outputs = [
             service_pb2.ModelInferResponse.InferOutputTensor(name=output.name, datatype="FP32", shape=value.shape)
             for output, value in zip(session.get_outputs(), values, strict=True)
@@ -35,9 +39,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-def serve(repository: Path) -> tuple[grpc.Server, str, Servicer]:
-    """Start it; return the server, its address, and what was asked of it."""
-    servicer = Servicer(repository)
+def serve(repository: Path, slower: Mapping[str, float]) -> tuple[grpc.Server, str, Servicer]:
+    """Start it; return the server, its address, and what was asked of it.
+
+    ``slower``: Seconds that an answer takes longer, by model: tiny ones all take the same, whatever their degree.
+    """
+    servicer = Servicer(repository, slower)
     server = grpc.server(ThreadPoolExecutor(2))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
