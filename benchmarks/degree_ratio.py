@@ -61,8 +61,9 @@ def main() -> None:
     for row in rows:
         ratio, low, high = row["time_ratio"]
         print(
-            f"batch {row['batch']}: {row['degree_ms']} ms of {row['dense_ms']} ms, {ratio:.3f} [{low:.3f}, {high:.3f}], "
-            f"{row['over_mac_ratio']:.2f} times the MAC ratio {row['mac_ratio']:.3f} ({row['rounds']} rounds)"
+            f"batch {row['batch']}: {row['degree_ms']} ms of {row['dense_ms']} ms, {ratio:.3f} "
+            f"[{low:.3f}, {high:.3f}], {row['over_mac_ratio']:.2f} times the MAC ratio {row['mac_ratio']:.3f} "
+            f"({row['rounds']} rounds)"
         )
 
 
