@@ -20,15 +20,15 @@ from tocom.images import preprocess
 from tocom.quickstart.cells import HELD_OUT, TEST, TRAIN, Split, split_cells
 from tocom.quickstart.weights import installed_file
 
-__all__ = ["DOMAINS", "Views", "quickstart_cells", "test_views", "training_views"]
+__all__ = ["DOMAINS", "Views", "held_out_cells", "quickstart_cells", "test_views", "training_views"]
 
 DOMAINS = ("cells", "photographs", "digits")
 TRAINING_VIEWS = 700  # of each kind: no kind weighs more than another
 TEST_VIEWS = 64  # of photographs and of digits; of cells all 220
 _SKIMAGE = ("astronaut.png", "brick.png", "camera.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png")
 _SKIMAGE += ("gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
-_TRAINING = [("scikit-image", f"skimage/data/{name}") for name in _SKIMAGE]
-_TEST = [
+TRAINING_PICTURES = [("scikit-image", f"skimage/data/{name}") for name in _SKIMAGE]
+TEST_PICTURES = [
     ("scikit-image", "skimage/data/chelsea.png"),
     ("scikit-learn", "sklearn/datasets/images/china.jpg"),
     ("scikit-learn", "sklearn/datasets/images/flower.jpg"),
@@ -78,7 +78,7 @@ def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
         return Views([Image.open(cell.path) for cell in quickstart_cells().train], input_entry, TRAINING_VIEWS)
     if domain == "digits":
         return Views(_digits()[:1400], input_entry, TRAINING_VIEWS)
-    return Views(_photographs(_TRAINING), input_entry, TRAINING_VIEWS, least=0.3)
+    return Views(_photographs(TRAINING_PICTURES), input_entry, TRAINING_VIEWS, least=0.3)
 
 
 def test_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
@@ -88,7 +88,13 @@ def test_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
         return Views([Image.open(cell.path) for cell in test], input_entry, len(test))
     if domain == "digits":
         return Views(_digits()[1400:], input_entry, TEST_VIEWS)
-    return Views(_photographs(_TEST), input_entry, TEST_VIEWS, least=0.3)
+    return Views(_photographs(TEST_PICTURES), input_entry, TEST_VIEWS, least=0.3)
+
+
+def held_out_cells(input_entry: Mapping[str, Any]) -> Views:
+    """Return the cells that scales are chosen on: none of them is a training or a test image."""
+    held_out = quickstart_cells().held_out
+    return Views([Image.open(cell.path) for cell in held_out], input_entry, len(held_out))
 
 
 def _photographs(files: Sequence[tuple[str, str]]) -> list[Image.Image]:

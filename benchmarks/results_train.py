@@ -1,6 +1,6 @@
 """Train what the results page measures: compensators of several recipes and seeds, and whole fine-tunes.
 
-    python benchmarks/results_train.py [--only NAME …] [--steps N]      # 6,300 steps of about a second each
+    python benchmarks/results_train.py [--only NAME …] [--steps N]      # 11,000 steps of about a second each
 
 Writes ``build/results/``: one ``<recipe>-seed<N>.safetensors`` per compensator and one ``fine-tuned-…safetensors`` per
 model. What is there is kept; a run that was stopped goes on from its checkpoint.
@@ -65,8 +65,8 @@ _CONFIG = TrainingConfig(
 RECIPES = {
     "cells": Recipe(("cells",), dataclasses.replace(_CONFIG, steps=1200)),
     "mix": Recipe(DOMAINS, _CONFIG),
-    "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune", steps=300)),
-    # What the relative loss is compared with: the plain mean, with more steps, and at the better of three rates.
+    "cells-prune": Recipe(("cells",), dataclasses.replace(_CONFIG, method="prune", steps=1200)),
+    # What the relative loss is compared with: the plain mean, on the mix at the better of three rates.
     "cells-plain": Recipe(("cells",), dataclasses.replace(_CONFIG, relative=False, steps=1200), seeds=(0,)),
     "mix-plain": Recipe(DOMAINS, dataclasses.replace(_CONFIG, relative=False, learning_rate=3e-4), seeds=(0,)),
 }

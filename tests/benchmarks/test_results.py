@@ -14,6 +14,7 @@ from small_vits import busy_compensator, small_images, small_vit
 
 from tocom import compress
 from tocom.models import input_config
+from tocom.quickstart.head import fit_head, pooled_features
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -31,7 +32,7 @@ def test_the_page_is_what_the_committed_figures_make():
 
 
 def test_no_picture_is_in_both_parts():
-    assert not set(domains._TRAINING) & set(domains._TEST)
+    assert not set(domains.TRAINING_PICTURES) & set(domains.TEST_PICTURES)
     split = domains.quickstart_cells()
     assert not {cell.path for cell in split.train} & {cell.path for cell in split.test}
 
@@ -50,10 +51,11 @@ def test_views_are_squares_that_can_be_had_again():
     assert torch.equal(whole[0], whole[2])
 
 
-def test_what_is_closed_is_of_the_gap_without(tmp_path, monkeypatch):
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A small model in the backbone's place, with one compensator."""
     model = small_vit()
-    compensator = busy_compensator(model)
-    compensator.save(tmp_path / "cells-seed0.safetensors")
+    busy_compensator(model).save(tmp_path / "cells-seed0.safetensors")
     monkeypatch.setattr(results_measure, "FOLDER", tmp_path)
     monkeypatch.setattr(results_measure, "SOURCES", (0, 4))
     monkeypatch.setattr(results_measure, "TARGETS", (0, 2))
@@ -61,18 +63,45 @@ def test_what_is_closed_is_of_the_gap_without(tmp_path, monkeypatch):
         results_measure, "compensator_path", lambda recipe, seed: tmp_path / f"{recipe}-seed{seed}.safetensors"
     )
     monkeypatch.setattr(results_measure, "backbone", lambda: model)
-    images = small_images(model, 5)
+    return model
+
+
+def test_what_is_closed_is_of_the_gap_without(small):
+    images = small_images(small, 5)
     row, _ = results_measure.transfer("here", "cells", images)
 
     def gap(compressed):
         with torch.no_grad():
-            a, b = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (model, compressed))
+            a, b = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (small, compressed))
         return 1 - torch.nn.functional.cosine_similarity(a, b)
 
-    without, compensated = gap(compress(model, 2)), gap(compress(model, 2, compensator=compensator))
+    without, compensated = gap(compress(small, 2)), gap(compress(small, 2, compensator=busy_compensator(small)))
     assert row["gap"] == pytest.approx(float(without.mean()), rel=1e-3)
     assert row["closed"] == [pytest.approx(float(1 - compensated.mean() / without.mean()), rel=1e-3)]
     assert row["nearer"] == [float((compensated < without).float().mean())]
+
+
+def test_the_scale_is_the_best_on_held_out_cells(small):
+    images = torch.stack(list(small_images(small, 24)))
+    parts = {"train": slice(0, 8), "held_out": slice(8, 16), "test": slice(16, 24)}
+    labels = {part: [0, 1] * 4 for part in parts}
+    dense, row = results_measure.on_cells("probe", 0, "merge", {part: images[at] for part, at in parts.items()}, labels)
+    assert dense["target"] == 0
+    assert "share" not in dense
+
+    head = fit_head(pooled_features(small, images[parts["train"]]), labels["train"])
+
+    def loss(part, share):
+        compensator = busy_compensator(small) if share else None
+        scale = compensator.scale * share if compensator else None
+        features = pooled_features(compress(small, 2, compensator=compensator, scale=scale), images[parts[part]])
+        return float(torch.nn.functional.cross_entropy(head(features), torch.tensor(labels[part])))
+
+    tried = {share: loss("held_out", share) for share in results_measure.SHARES}
+    assert row["held_out_log_loss"] == {f"{share:g}": pytest.approx(value, rel=1e-4) for share, value in tried.items()}
+    assert row["share"] == min(tried, key=tried.get)
+    assert row["without"]["log_loss"] == pytest.approx(loss("test", 0.0), rel=1e-4)
+    assert row["compensated"][0]["log_loss"] == pytest.approx(loss("test", row["share"]), rel=1e-4)
 
 
 def test_worse_is_more_than_the_range_of_the_seeds():
