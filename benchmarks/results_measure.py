@@ -7,8 +7,8 @@
 On the cells: a linear probe and a whole fine-tune, each fitted at degree 0 and at degree 16, run at other degrees
 without a compensator and with that of each seed: accuracy, AUROC, log-loss and feature gap on the test cells. On all
 three kinds of images: the share of the feature gap that a compensator closes, trained on cells alone or on the mix.
-Nothing is chosen on test images: on the cells, a pair of degrees takes the compensator where held-out ones have a lower
-log-loss with it, over all seeds; elsewhere it is always there. What has not been trained is left out; the page says so.
+Nothing is chosen on test images: whether to use the compensator for a pair of degrees, held-out cells say, by the mean
+log-loss over all seeds. What has not been trained is left out; the page says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from tocom.quickstart.head import fit_head, pooled_features
 RESULT = RESULTS / "compensator.json"
 TARGETS = (0, 4, 8, 12, 16, 20)
 TRANSFERRED = [name for name, recipe in RECIPES.items() if recipe.config.method == "merge"]
-SHARES = (0.0, 1.0)  # of the training's scale, to choose from on the cells: without the compensator, or with it
 METHODS = {"merge": "cells", "prune": "cells-prune"}  # and the recipe that is measured on the cells
 Features = NDArray[np.float32]
 Row = dict[str, Any]
@@ -59,34 +58,16 @@ class Measured:
     def __init__(self, name: str, model: VisionTransformer, images: Any) -> None:
         self.name, self.model, self.images = name, model, images
 
-    def at(
-        self,
-        degree: int,
-        method: str = "merge",
-        *,
-        recipe: str = "",
-        seed: int = 0,
-        source: int = 0,
-        share: float = 1.0,
-    ) -> Features:
-        """Return features [images, channels] at a degree; with a recipe, compensated from the source degree.
-
-        ``share``: Of the training's scale.
-        """
+    def at(self, degree: int, method: str = "merge", *, recipe: str = "", seed: int = 0, source: int = 0) -> Features:
+        """Return features [images, channels] at a degree; with a recipe, compensated from the source degree."""
         key = f"{method}-{degree}" + (f"-{recipe}-seed{seed}-from{source}" if recipe else "")
-        key += f"-x{share:g}" if share != 1 else ""
         path = FOLDER / "features" / f"{self.name}-{key}.npy"
         if path.exists():
             return np.load(path)
         print(path.stem, file=sys.stderr, flush=True)
         compensator = Compensator.load(compensator_path(recipe, seed)) if recipe else None
         model = compress(
-            self.model,
-            degree,
-            method=method,
-            compensator=compensator,
-            source_degree=source if recipe else 0,
-            scale=compensator.scale * share if compensator else None,
+            self.model, degree, method=method, compensator=compensator, source_degree=source if recipe else 0
         )
         found = pooled_features(model, self.images).numpy()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,34 +100,21 @@ def on_cells(kind: str, source: int, method: str, cells: Mapping[str, Any], labe
     head.requires_grad_(False)
     test, held_out = Measured(name, model, cells["test"]), Measured(f"{name}-held-out", model, cells["held_out"])
 
-    def found(on: Measured, part: str, target: int, share: float) -> list[dict[str, float]]:
-        """Return the scores of every seed; of each the same where the compensator has no share."""
-        reference, truth, seeds = on.at(source, method), np.array(labels[part]), trained(recipe)
-        if not share:
-            return [scores(head, on.at(target, method), reference, truth)] * len(seeds)
-        return [
-            scores(
-                head,
-                on.at(target, method, recipe=recipe, seed=seed, source=source, share=share),
-                reference,
-                truth,
-            )
-            for seed in seeds
-        ]
+    def with_and_without(on: Measured, part: str, target: int) -> dict[str, Any]:
+        reference, truth = on.at(source, method), np.array(labels[part])
+        pair = {"without": scores(head, on.at(target, method), reference, truth)}
+        if target == source:
+            return pair
+        compensated = (on.at(target, method, recipe=recipe, seed=seed, source=source) for seed in trained(recipe))
+        return pair | {"compensated": [scores(head, each, reference, truth) for each in compensated]}
 
     for target in TARGETS:
-        row: Row = {"target": target, "without": found(test, "test", target, 0.0)[0]}
+        row: Row = {"target": target, **with_and_without(test, "test", target)}
         if target != source:
-            tried = {
-                share: float(np.mean([each["log_loss"] for each in found(held_out, "held_out", target, share)]))
-                for share in SHARES
-            }
-            share = min(tried, key=lambda each: tried[each])
-            row |= {
-                "share": share,
-                "held_out_log_loss": {f"{share:g}": value for share, value in tried.items()},
-                "compensated": found(test, "test", target, share),
-            }
+            chosen = with_and_without(held_out, "held_out", target)
+            losses = [each["log_loss"] for each in chosen["compensated"]]
+            row["held_out_log_loss"] = {"without": chosen["without"]["log_loss"], "compensated": losses}
+            row["use"] = bool(np.mean(losses) < chosen["without"]["log_loss"])
         rows.append(row)
     return rows
 

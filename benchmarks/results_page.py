@@ -19,7 +19,6 @@ PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "result
 RECIPES = {"cells": "cells alone", "mix": "the mix"}
 PLAIN = {"cells": "cells", "cells-plain": "cells, plain", "mix": "mix", "mix-plain": "mix, plain"}
 KINDS = {"probe": "Linear probe", "fine-tune": "Whole fine-tune"}
-USED = {0.0: "no", 1.0: "yes"}
 # Of every score: its heading, digits, and whether more is better.
 SCORES = {
     "accuracy": ("accuracy", 3, True),
@@ -74,9 +73,9 @@ def cells_table(part: dict[str, Any]) -> list[str]:
     heads = [f"{name} {word}" for name, *_ in SCORES.values() for word in ("without", "with")]
     if part["rows"] is None:
         return [title, "Not measured yet."]
-    lines = [title, "| degree | used | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
+    lines = [title, "| degree | use it | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(heads)]
     for row in part["rows"]:
-        cells = [USED[row["share"]] if "share" in row else "–"]
+        cells = ["–" if "use" not in row else "yes" if row["use"] else "no"]
         for score, (_, digits, _) in SCORES.items():
             cells.append(fixed(row["without"][score], digits))
             cells.append(spread([each[score] for each in row["compensated"]], digits) if "compensated" in row else "–")
@@ -85,13 +84,13 @@ def cells_table(part: dict[str, Any]) -> list[str]:
 
 
 def worse(result: dict[str, Any]) -> list[str]:
-    """Return where the compensator's mean is worse than without by more than the range of its seeds."""
+    """Return where a compensator that is to be used is, in the mean, worse by more than the range of its seeds."""
     found = []
     for part in result["cells"]:
         for row in part["rows"] or []:
             for score, (name, digits, more) in SCORES.items():
                 values = [each[score] for each in row.get("compensated", [])]
-                if not values:
+                if not row.get("use"):
                     continue
                 loss = (row["without"][score] - statistics.mean(values)) * (1 if more else -1)
                 if loss > max(values) - min(values):
@@ -164,8 +163,8 @@ _CELLS = [
     "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes (one epoch, all "
     "weights, from the probe's head) have never seen them. A compensator brings the features back to those of the "
     "degree that the model was fitted at. For a model of degree 0 that is a gain; from one of degree 16 that runs at a "
-    "lower degree it also takes what more tokens give for nothing. So it is used only where 120 held-out cells have a "
-    "lower log-loss with it, in the mean over the seeds; elsewhere *with* is *without*.",
+    "lower degree it also takes what more tokens give for nothing. *Use it*: whether 120 held-out cells have a lower "
+    "log-loss with it, in the mean over the seeds; that is known before any test.",
     "",
 ]
 
@@ -195,7 +194,11 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "### Where it is worse",
         *(
-            ["Worse than without by more than the range of the seeds:", "", *(f"- {each}" for each in bad)]
+            [
+                "Where it is to be used, and is worse than without by more than the range of the seeds:",
+                "",
+                *(f"- {each}" for each in bad),
+            ]
             if bad
             else ["Nowhere by more than the range of the seeds."]
         ),

@@ -81,37 +81,37 @@ def test_what_is_closed_is_of_the_gap_without(small):
     assert row["nearer"] == [float((compensated < without).float().mean())]
 
 
-def test_the_scale_is_the_best_on_held_out_cells(small):
+def test_held_out_cells_say_whether_to_use_it(small):
     images = torch.stack(list(small_images(small, 24)))
     parts = {"train": slice(0, 8), "held_out": slice(8, 16), "test": slice(16, 24)}
     labels = {part: [0, 1] * 4 for part in parts}
     dense, row = results_measure.on_cells("probe", 0, "merge", {part: images[at] for part, at in parts.items()}, labels)
     assert dense["target"] == 0
-    assert "share" not in dense
+    assert "use" not in dense
 
     head = fit_head(pooled_features(small, images[parts["train"]]), labels["train"])
 
-    def loss(part, share):
-        compensator = busy_compensator(small) if share else None
-        scale = compensator.scale * share if compensator else None
-        features = pooled_features(compress(small, 2, compensator=compensator, scale=scale), images[parts[part]])
+    def loss(part, compensator):
+        features = pooled_features(compress(small, 2, compensator=compensator), images[parts[part]])
         return float(torch.nn.functional.cross_entropy(head(features), torch.tensor(labels[part])))
 
-    tried = {share: loss("held_out", share) for share in results_measure.SHARES}
-    assert row["held_out_log_loss"] == {f"{share:g}": pytest.approx(value, rel=1e-4) for share, value in tried.items()}
-    assert row["share"] == min(tried, key=tried.get)
-    assert row["without"]["log_loss"] == pytest.approx(loss("test", 0.0), rel=1e-4)
-    assert row["compensated"][0]["log_loss"] == pytest.approx(loss("test", row["share"]), rel=1e-4)
+    without, compensated = loss("held_out", None), loss("held_out", busy_compensator(small))
+    assert row["held_out_log_loss"]["without"] == pytest.approx(without, rel=1e-4)
+    assert row["held_out_log_loss"]["compensated"] == [pytest.approx(compensated, rel=1e-4)]
+    assert row["use"] is (compensated < without)
+    assert row["without"]["log_loss"] == pytest.approx(loss("test", None), rel=1e-4)
+    assert row["compensated"][0]["log_loss"] == pytest.approx(loss("test", busy_compensator(small)), rel=1e-4)
 
 
 def test_worse_is_more_than_the_range_of_the_seeds():
     def scores(accuracy):
         return {"accuracy": accuracy, "auroc": 0.9, "log_loss": 0.3, "feature_gap": 0.001}
 
-    def result(*compensated):
-        row = {"target": 8, "without": scores(0.80), "compensated": [scores(each) for each in compensated]}
+    def result(*compensated, use=True):
+        row = {"target": 8, "without": scores(0.80), "compensated": [scores(each) for each in compensated], "use": use}
         return {"cells": [{"kind": "probe", "source": 0, "method": "merge", "rows": [row]}]}
 
     assert results_page.worse(result(0.78, 0.80)) == []
     assert results_page.worse(result(0.77, 0.78)) == ["linear probe at 0, merge, degree 8: accuracy worse by 0.025"]
     assert results_page.worse(result(0.83, 0.84)) == []
+    assert results_page.worse(result(0.77, 0.78, use=False)) == []
