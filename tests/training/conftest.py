@@ -18,6 +18,16 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def _no_handler_of_child_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep torch's data loader from installing a handler of SIGCHLD, which would stay for all tests that follow.
+
+    In a process that also holds gRPC, OpenVINO and ONNX Runtime it ended with a segmentation fault when a later child
+    ended. Without it a reader's death is noticed by polling.
+    """
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._set_SIGCHLD_handler", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def model() -> VisionTransformer:
     return small_vit()
