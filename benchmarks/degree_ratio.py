@@ -3,9 +3,10 @@
     python benchmarks/degree_ratio.py BUNDLE [--degree 16] [--batch 1 8] [--backend NAME] [--seconds 60] [--json]
 
 Both degrees of one bundle take turns in one run, through ``Runtime.infer``; the ratio is the median over the rounds of
-the ratio within a round, with its 95 % interval. Attention, layer norms and matching do not shrink as the products with
-weights do, so a time ratio of the MAC ratio is the best there is. Use a bundle that takes the batches, on an idle
-machine: ``tocom export --model deit_small_patch16_224 --degrees 0,16 --batch 1:1:8 --out BUNDLE``.
+the ratio within a round, with its 95 % interval. What matching and starting many small kernels cost stands above the
+MAC ratio. Use a bundle that takes the batches, on an idle machine; times do not depend on the weights:
+
+    tocom export --model deit_small_patch16_224 --weights random --degrees 0,16 --batch 1:1:8 --out BUNDLE
 """
 
 from __future__ import annotations

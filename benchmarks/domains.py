@@ -20,10 +20,10 @@ from tocom.images import preprocess
 from tocom.quickstart.cells import HELD_OUT, TEST, TRAIN, Split, split_cells
 from tocom.quickstart.weights import installed_file
 
-__all__ = ["DOMAINS", "Views", "held_out_cells", "quickstart_cells", "test_views", "training_views"]
+__all__ = ["DOMAINS", "Views", "cell_views", "quickstart_cells", "test_views", "training_views"]
 
 DOMAINS = ("cells", "photographs", "digits")
-TRAINING_VIEWS = 700  # of each kind: no kind weighs more than another
+TRAINING_VIEWS = TRAIN  # of each kind: no kind weighs more than another
 TEST_VIEWS = 64  # of photographs and of digits; of cells all 220
 _SKIMAGE = ("astronaut.png", "brick.png", "camera.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png")
 _SKIMAGE += ("gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
@@ -72,10 +72,16 @@ def quickstart_cells() -> Split:
     return split_cells(TRAIN, HELD_OUT, TEST)
 
 
+def cell_views(part: str, input_entry: Mapping[str, Any]) -> Views:
+    """Return the cells of a part, whole: ``train``, ``held_out`` to choose on, or ``test``."""
+    cells = getattr(quickstart_cells(), part)
+    return Views([Image.open(cell.path) for cell in cells], input_entry, len(cells))
+
+
 def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
     """Return what compensators train on: cells whole, digits whole, photographs as random squares."""
     if domain == "cells":
-        return Views([Image.open(cell.path) for cell in quickstart_cells().train], input_entry, TRAINING_VIEWS)
+        return cell_views("train", input_entry)
     if domain == "digits":
         return Views(_digits()[:1400], input_entry, TRAINING_VIEWS)
     return Views(_photographs(TRAINING_PICTURES), input_entry, TRAINING_VIEWS, least=0.3)
@@ -84,17 +90,10 @@ def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
 def test_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
     """Return what they are tested on."""
     if domain == "cells":
-        test = quickstart_cells().test
-        return Views([Image.open(cell.path) for cell in test], input_entry, len(test))
+        return cell_views("test", input_entry)
     if domain == "digits":
         return Views(_digits()[1400:], input_entry, TEST_VIEWS)
     return Views(_photographs(TEST_PICTURES), input_entry, TEST_VIEWS, least=0.3)
-
-
-def held_out_cells(input_entry: Mapping[str, Any]) -> Views:
-    """Return the cells that scales are chosen on: none of them is a training or a test image."""
-    held_out = quickstart_cells().held_out
-    return Views([Image.open(cell.path) for cell in held_out], input_entry, len(held_out))
 
 
 def _photographs(files: Sequence[tuple[str, str]]) -> list[Image.Image]:

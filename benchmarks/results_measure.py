@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from domains import DOMAINS, held_out_cells, quickstart_cells, test_views, training_views
+from domains import DOMAINS, cell_views, quickstart_cells, test_views, training_views
 from measuring import RESULTS, machine
 from numpy.typing import NDArray
 from results_train import FOLDER, RECIPES, SOURCES, backbone, compensator_path, fine_tuned_path
@@ -150,7 +150,7 @@ def main() -> None:
     entry, split = input_config(backbone()), quickstart_cells()
     labels = {part: [cell.label for cell in getattr(split, part)] for part in ("train", "held_out", "test")}
     tests = {domain: test_views(domain, entry) for domain in DOMAINS}
-    cells = {"train": training_views("cells", entry), "held_out": held_out_cells(entry), "test": tests["cells"]}
+    cells = {"train": training_views("cells", entry), "held_out": cell_views("held_out", entry), "test": tests["cells"]}
     parts = [
         (
             kind,

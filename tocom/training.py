@@ -154,8 +154,9 @@ def train(
         resume: Go on from ``checkpoint`` when it is there, as if the run had never stopped; on a CPU to the last bit.
         skip_unreadable: Train on the next readable image in place of one that cannot be read, and count those;
             otherwise the first of them is an error.
-        workers: Processes that read images; 0 reads between steps. A dataset that augments at random is resumed
-            exactly with 0 alone.
+        workers: Processes that read images; 0 reads between steps. They are started anew, not forked: the dataset must
+            pickle, and a script that trains needs ``if __name__ == "__main__":``. A dataset that augments at random is
+            resumed exactly with 0 alone.
         scalars: Folder for TensorBoard's event files (needs the extra ``tensorboard``).
         progress: Called after every step, in the first process.
 
@@ -164,7 +165,8 @@ def train(
 
     Raises:
         ModelError: The model is not supported.
-        DataError: Fewer than two images, none that can be read, or one that cannot and is not to be skipped.
+        DataError: Fewer than two images, none that can be read, one that cannot and is not to be skipped, or a dataset
+            that cannot be sent to ``workers``.
         RequestError: More groups than the model can remove tokens, a loss that the model has no output for, or
             arguments that do not go together.
         OutputError: A checkpoint cannot be written.
