@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch import nn
 
 from tocom import Compensator, compress
 from tocom.calibration.accuracy import feature_gaps
-from tocom.files import write_json
+from tocom.files import sha256_file, write_json
 from tocom.models import input_config
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled_features
@@ -49,18 +50,20 @@ def trained(recipe: str) -> list[int]:
     return [seed for seed in RECIPES[recipe].seeds if compensator_path(recipe, seed).exists()]
 
 
-class Measured:
-    """Pooled features of one backbone on one set of images, computed once per degree and compensator.
+def named(path: Path) -> str:
+    """Return what features of a file's weights are kept by: another training of the same name is another name."""
+    return f"{path.stem}-{sha256_file(path)[:8]}"
 
-    Features on disk are of the same weights: the folder is ``build/results``, and is removed to measure anew.
-    """
+
+class Measured:
+    """Pooled features of one backbone on one set of images, computed once per degree and compensator."""
 
     def __init__(self, name: str, model: VisionTransformer, images: Any) -> None:
         self.name, self.model, self.images = name, model, images
 
     def at(self, degree: int, method: str = "merge", *, recipe: str = "", seed: int = 0, source: int = 0) -> Features:
         """Return features [images, channels] at a degree; with a recipe, compensated from the source degree."""
-        key = f"{method}-{degree}" + (f"-{recipe}-seed{seed}-from{source}" if recipe else "")
+        key = f"{method}-{degree}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
         path = FOLDER / "features" / f"{self.name}-{key}.npy"
         if path.exists():
             return np.load(path)
@@ -86,15 +89,24 @@ def scores(head: nn.Linear, features: Features, reference: Features, labels: NDA
     }
 
 
+def cell_losses(head: nn.Linear, features: Features, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the log-loss of every cell."""
+    logarithms = head(torch.from_numpy(features)).double().log_softmax(-1).numpy()
+    return -logarithms[np.arange(len(labels)), labels]
+
+
 def on_cells(kind: str, source: int, method: str, cells: Mapping[str, Any], labels: Mapping[str, Any]) -> list[Row]:
-    """Return a row per target degree of a model fitted at ``source``; of each kind of cells: images and labels."""
+    """Return a row per target degree of a model fitted at ``source``; of each part of the cells: images and labels.
+
+    ``log_loss_error`` is the standard error, over the test cells, of the change of the log-loss by the compensator.
+    """
     model, recipe, rows = backbone(), METHODS[method], []
     if kind == "probe":
         fitted = Measured("train", model, cells["train"]).at(source, method)
         head, name = fit_head(torch.from_numpy(fitted), labels["train"]), "cells"
     else:
         state = load_file(fine_tuned_path(source, method))
-        head, name = nn.Linear(model.embed_dim, len(LABELS)), fine_tuned_path(source, method).stem
+        head, name = nn.Linear(model.embed_dim, len(LABELS)), named(fine_tuned_path(source, method))
         head.load_state_dict({name: state.pop(f"head.{name}") for name in ("weight", "bias")})
         model.load_state_dict(state)
     head.requires_grad_(False)
@@ -102,11 +114,17 @@ def on_cells(kind: str, source: int, method: str, cells: Mapping[str, Any], labe
 
     def with_and_without(on: Measured, part: str, target: int) -> dict[str, Any]:
         reference, truth = on.at(source, method), np.array(labels[part])
-        pair = {"without": scores(head, on.at(target, method), reference, truth)}
+        without = on.at(target, method)
+        pair = {"without": scores(head, without, reference, truth)}
         if target == source:
             return pair
-        compensated = (on.at(target, method, recipe=recipe, seed=seed, source=source) for seed in trained(recipe))
-        return pair | {"compensated": [scores(head, each, reference, truth) for each in compensated]}
+        compensated = [on.at(target, method, recipe=recipe, seed=seed, source=source) for seed in trained(recipe)]
+        losses = np.mean([cell_losses(head, each, truth) for each in compensated], axis=0)
+        change = losses - cell_losses(head, without, truth)
+        return pair | {
+            "compensated": [scores(head, each, reference, truth) for each in compensated],
+            "log_loss_error": float(change.std(ddof=1) / len(change) ** 0.5),
+        }
 
     for target in TARGETS:
         row: Row = {"target": target, **with_and_without(test, "test", target)}

@@ -75,7 +75,8 @@ def test_the_split_is_disjoint_seeded_and_has_the_same_share_of_defects() -> Non
     parts = (split.train, split.held_out, split.test)
     assert [len(part) for part in parts] == [700, 120, 250]
     paths = [cell.path for part in parts for cell in part]
-    assert len(set(paths)) == len(paths)
+    assert len(split.rest) == 2624 - 700 - 120 - 250
+    assert len({*paths, *(cell.path for cell in split.rest)}) == 2624
     assert all(path.is_file() for path in paths)
     shares = [sum(cell.label for cell in part) / len(part) for part in parts]
     assert max(shares) - min(shares) < 0.01

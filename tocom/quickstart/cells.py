@@ -31,11 +31,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint parts: ``train`` fits head and compensator, ``held_out`` chooses, ``test`` is only reported."""
+    """Disjoint parts: ``train`` fits head and compensator, ``held_out`` chooses, ``test`` is only reported.
+
+    ``rest`` is what no part took: more images for a compensator, which needs no labels.
+    """
 
     train: list[Cell]
     held_out: list[Cell]
     test: list[Cell]
+    rest: list[Cell]
 
 
 def split_cells(train: int, held_out: int, test: int, seed: int = 0) -> Split:
@@ -64,4 +68,4 @@ def split_cells(train: int, held_out: int, test: int, seed: int = 0) -> Split:
         part = [pools[1].pop() for _ in range(defective)] + [pools[0].pop() for _ in range(count - defective)]
         generator.shuffle(part)
         parts.append(part)
-    return Split(*parts)
+    return Split(*parts, rest=pools[0] + pools[1])
