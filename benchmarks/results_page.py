@@ -176,7 +176,7 @@ def _head(counts: str, machine: dict[str, Any]) -> list[str]:
 _MORE = [
     "## What more images and steps do",
     "A compensator needs no labels, so it may learn from every image that is at hand: here from the cells that neither "
-    "the probe nor any choice or test uses. One seed of each; share of the gap closed on the test cells.",
+    "the probe nor any choice or test uses. Three seeds, where ± stands; share of the gap closed on the test cells.",
     "",
 ]
 _LOSS = [
@@ -206,7 +206,8 @@ def page(result: dict[str, Any]) -> str:
         *transfer_table(result),
         "",
         f"The mix: {TRAINING_VIEWS} whole cells, {TRAINING_VIEWS} random squares of {len(TRAINING_PICTURES)} "
-        f"photographs (0.3 to 1 of the shorter side), {TRAINING_VIEWS} digits; half of them mirrored. Training:",
+        f"photographs (0.3 to 1 of the shorter side), {TRAINING_VIEWS} digits; half of them mirrored. Cells "
+        "alone: the same 700 cells, and 1,584 others with `cells`, `cells-prune` and `cells-rank2`. Training:",
         "",
         *(
             f"- `{name}`, {len(recipe['seeds'])} seed{'s' * (len(recipe['seeds']) > 1)}: {recipe['training']}"
@@ -217,7 +218,7 @@ def page(result: dict[str, Any]) -> str:
         *command(TRAINED["cells"].config),
         "",
         *_MORE,
-        *comparison(result, MORE, ("cells",), 1),
+        *comparison(result, MORE, ("cells",), 3),
         "",
         *_LOSS,
         *comparison(result, PLAIN, DOMAINS, 1),
