@@ -145,7 +145,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             )
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set(title=f"tested on {domain}", xlabel="degree", xticks=degrees)
-        axes.set_ylim(-60, 100)
+        axes.set_ylim(-220, 100)
     places[0].set_ylabel("feature gap closed, %")
     places[0].legend(title="trained on", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
