@@ -87,7 +87,7 @@ def command(config: TrainingConfig) -> list[str]:
         if value != field.default:
             words.append(f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}"))
     lines = textwrap.wrap(" ".join(words), 100, break_on_hyphens=False, subsequent_indent="    ")
-    return ["```", *(f"{line} \\" for line in lines[:-1]), lines[-1], "```"]
+    return ["```sh", *(f"{line} \\" for line in lines[:-1]), lines[-1], "```"]
 
 
 def cells_table(part: dict[str, Any]) -> list[str]:
@@ -215,6 +215,8 @@ def page(result: dict[str, Any]) -> str:
         ),
         "",
         "As a command, for a folder of your own images:",
+        "",
+        "<!-- not run by the tests: it trains for half an hour -->",
         *command(TRAINED["cells"].config),
         "",
         *_MORE,
