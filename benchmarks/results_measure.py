@@ -26,13 +26,13 @@ from measuring import RESULTS, machine
 from numpy.typing import NDArray
 from results_train import FOLDER, RECIPES, SOURCES, backbone, compensator_path, fine_tuned_path
 from safetensors.torch import load_file
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom import Compensator, compress
 from tocom.calibration.accuracy import feature_gaps
-from tocom.files import sha256_file, write_json
+from tocom.files import atomic_path, sha256_file, write_json
 from tocom.models import input_config
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled_features
@@ -48,6 +48,13 @@ Row = dict[str, Any]
 def trained(recipe: str) -> list[int]:
     """Return the seeds that a recipe has been trained with."""
     return [seed for seed in RECIPES[recipe].seeds if compensator_path(recipe, seed).exists()]
+
+
+def described(recipe: str) -> dict[str, Any]:
+    """Return how a recipe has been trained: its seeds, how many images, the configuration of the first seed."""
+    seeds = trained(recipe)
+    metadata = Compensator.load(compensator_path(recipe, seeds[0])).metadata
+    return {"seeds": seeds, "images": int(metadata["images"]), "training": metadata["training"]}
 
 
 def named(path: Path) -> str:
@@ -73,9 +80,18 @@ class Measured:
             self.model, degree, method=method, compensator=compensator, source_degree=source if recipe else 0
         )
         found = pooled_features(model, self.images).numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, found)
+        with (
+            atomic_path(path) as beside,
+            beside.open("wb") as file,
+        ):  # what a stopped run leaves would count as measured
+            np.save(file, found)
         return found
+
+
+def cell_losses(head: nn.Linear, features: Features, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the log-loss of every cell, [cells]."""
+    logarithms = head(torch.from_numpy(features)).double().log_softmax(-1).numpy()
+    return -logarithms[np.arange(len(labels)), labels]
 
 
 def scores(head: nn.Linear, features: Features, reference: Features, labels: NDArray[np.int64]) -> dict[str, float]:
@@ -84,15 +100,9 @@ def scores(head: nn.Linear, features: Features, reference: Features, labels: NDA
     return {
         "accuracy": float((probabilities.argmax(-1) == labels).mean()),
         "auroc": float(roc_auc_score(labels, probabilities[:, 1])),
-        "log_loss": float(log_loss(labels, probabilities)),
+        "log_loss": float(cell_losses(head, features, labels).mean()),
         "feature_gap": float(feature_gaps(reference, features).mean()),
     }
-
-
-def cell_losses(head: nn.Linear, features: Features, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the log-loss of every cell."""
-    logarithms = head(torch.from_numpy(features)).double().log_softmax(-1).numpy()
-    return -logarithms[np.arange(len(labels)), labels]
 
 
 def on_cells(kind: str, source: int, method: str, cells: Mapping[str, Any], labels: Mapping[str, Any]) -> list[Row]:
@@ -111,29 +121,33 @@ def on_cells(kind: str, source: int, method: str, cells: Mapping[str, Any], labe
         model.load_state_dict(state)
     head.requires_grad_(False)
     test, held_out = Measured(name, model, cells["test"]), Measured(f"{name}-held-out", model, cells["held_out"])
+    reference, truth = test.at(source, method), {part: np.array(each) for part, each in labels.items()}
 
-    def with_and_without(on: Measured, part: str, target: int) -> dict[str, Any]:
-        reference, truth = on.at(source, method), np.array(labels[part])
-        without = on.at(target, method)
-        pair = {"without": scores(head, without, reference, truth)}
-        if target == source:
-            return pair
-        compensated = [on.at(target, method, recipe=recipe, seed=seed, source=source) for seed in trained(recipe)]
-        losses = np.mean([cell_losses(head, each, truth) for each in compensated], axis=0)
-        change = losses - cell_losses(head, without, truth)
-        return pair | {
-            "compensated": [scores(head, each, reference, truth) for each in compensated],
-            "log_loss_error": float(change.std(ddof=1) / len(change) ** 0.5),
-        }
+    def compensated(on: Measured, target: int) -> list[Features]:
+        return [on.at(target, method, recipe=recipe, seed=seed, source=source) for seed in trained(recipe)]
+
+    def losses(on: Measured, part: str, target: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the log-loss of every cell, without [cells] and with the compensator of every seed [seeds, cells]."""
+        without, *with_it = (
+            cell_losses(head, each, truth[part]) for each in (on.at(target, method), *compensated(on, target))
+        )
+        return without, np.stack(with_it)
 
     for target in TARGETS:
-        row: Row = {"target": target, **with_and_without(test, "test", target)}
-        if target != source:
-            chosen = with_and_without(held_out, "held_out", target)
-            losses = [each["log_loss"] for each in chosen["compensated"]]
-            row["held_out_log_loss"] = {"without": chosen["without"]["log_loss"], "compensated": losses}
-            row["use"] = bool(np.mean(losses) < chosen["without"]["log_loss"])
+        row: Row = {"target": target, "without": scores(head, test.at(target, method), reference, truth["test"])}
         rows.append(row)
+        if target == source:
+            continue
+        row["compensated"] = [scores(head, each, reference, truth["test"]) for each in compensated(test, target)]
+        without, with_it = losses(test, "test", target)
+        change = with_it.mean(axis=0) - without
+        row["log_loss_error"] = float(change.std(ddof=1) / len(change) ** 0.5)
+        without, with_it = losses(held_out, "held_out", target)
+        row["held_out_log_loss"] = {
+            "without": float(without.mean()),
+            "compensated": [float(each) for each in with_it.mean(axis=1)],
+        }
+        row["use"] = bool(with_it.mean() < without.mean())
     return rows
 
 
@@ -182,14 +196,7 @@ def main() -> None:
     ]
     result = {
         "machine": machine(),
-        "recipes": {
-            name: {
-                "seeds": trained(name),
-                "training": Compensator.load(compensator_path(name, trained(name)[0])).metadata["training"],
-            }
-            for name in RECIPES
-            if trained(name)
-        },
+        "recipes": {name: described(name) for name in RECIPES if trained(name)},
         "images": {domain: len(views) for domain, views in tests.items()},
         "transfer": {
             domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in TRANSFERRED if trained(recipe)}

@@ -17,17 +17,14 @@ from domains import DOMAINS, TRAINING_PICTURES, TRAINING_VIEWS
 from results_measure import RESULT
 from results_train import RECIPES as TRAINED
 
+from tocom.quickstart.cells import HELD_OUT
 from tocom.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "results-transfer.svg"
 RECIPES = {"cells": "cells alone", "mix": "the mix"}
 PLAIN = {"cells-700": "cells", "cells-plain": "cells, plain", "mix": "mix", "mix-plain": "mix, plain"}
-MORE = {
-    "cells-700": "700 cells, 1,200 steps",
-    "cells-rank2": "2,284 cells, 2,000 steps",
-    "cells": "the same, rank 4",
-}
+MORE = ("cells-700", "cells-rank2", "cells")
 KINDS = {"probe": "Linear probe", "fine-tune": "Whole fine-tune"}
 # Of every score: its heading, digits, and whether more is better.
 SCORES = {
@@ -68,8 +65,10 @@ def transfer_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def comparison(result: dict[str, Any], columns: dict[str, str], domains: Sequence[str], seeds: int) -> list[str]:
-    """Return what some recipes close, in the mean over the first ``seeds`` seeds."""
+def comparison(
+    result: dict[str, Any], columns: dict[str, str], domains: Sequence[str], seeds: int | None = None
+) -> list[str]:
+    """Return what some recipes close, in the mean over the first ``seeds`` seeds, or all."""
     lines = ["| images | way | " + " | ".join(columns.values()) + " |", "| --- | --- |" + " --- |" * len(columns)]
     for domain in domains:
         recipes = result["transfer"][domain]
@@ -77,6 +76,12 @@ def comparison(result: dict[str, Any], columns: dict[str, str], domains: Sequenc
             closed = " | ".join(percent(recipes[name][place]["closed"][:seeds]) for name in columns)
             lines.append(f"| {domain} | {row['source']} → {row['target']} | {closed} |")
     return lines
+
+
+def learnt_from(result: dict[str, Any], recipe: str) -> str:
+    """Return the heading of a recipe by its images, steps and rank."""
+    config = TRAINED[recipe].config
+    return f"{result['recipes'][recipe]['images']:,} cells, {config.steps:,} steps, rank {config.rank}"
 
 
 def command(config: TrainingConfig) -> list[str]:
@@ -110,10 +115,10 @@ def worse(result: dict[str, Any]) -> list[str]:
     found = []
     for part in result["cells"]:
         for row in part["rows"] or []:
+            if not row.get("use"):
+                continue
             for score, (name, digits, more) in SCORES.items():
-                values = [each[score] for each in row.get("compensated", [])]
-                if not row.get("use"):
-                    continue
+                values = [each[score] for each in row["compensated"]]
                 loss = (row["without"][score] - statistics.mean(values)) * (1 if more else -1)
                 if loss > max(values) - min(values):
                     where = (
@@ -145,7 +150,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
             )
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set(title=f"tested on {domain}", xlabel="degree", xticks=degrees)
-        axes.set_ylim(-220, 100)
     places[0].set_ylabel("feature gap closed, %")
     places[0].legend(title="trained on", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
@@ -192,8 +196,8 @@ _CELLS = [
     "compensated. The compensators were trained on the pretrained backbone; the whole fine-tunes (one epoch, all "
     "weights, from the probe's head) have never seen them. A compensator brings the features back to those of the "
     "degree that the model was fitted at. For a model of degree 0 that is a gain; from one of degree 16 that runs at a "
-    "lower degree it also takes what more tokens give for nothing. *Use it*: whether 120 held-out cells have a lower "
-    "log-loss with it, in the mean over the seeds; that is known before any test.",
+    f"lower degree it also takes what more tokens give for nothing. *Use it*: whether {HELD_OUT} held-out cells have a "
+    "lower log-loss with it, in the mean over the seeds; that is known before any test.",
     "",
 ]
 
@@ -207,10 +211,11 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"The mix: {TRAINING_VIEWS} whole cells, {TRAINING_VIEWS} random squares of {len(TRAINING_PICTURES)} "
         f"photographs (0.3 to 1 of the shorter side), {TRAINING_VIEWS} digits; half of them mirrored. Cells "
-        "alone: the same 700 cells, and 1,584 others with `cells`, `cells-prune` and `cells-rank2`. Training:",
+        "alone: the same cells, or with them all others that no choice and no test uses. Training:",
         "",
         *(
-            f"- `{name}`, {len(recipe['seeds'])} seed{'s' * (len(recipe['seeds']) > 1)}: {recipe['training']}"
+            f"- `{name}`, {len(recipe['seeds'])} seed{'s' * (len(recipe['seeds']) > 1)}, {recipe['images']:,} images: "
+            f"{recipe['training']}"
             for name, recipe in result["recipes"].items()
         ),
         "",
@@ -220,7 +225,7 @@ def page(result: dict[str, Any]) -> str:
         *command(TRAINED["cells"].config),
         "",
         *_MORE,
-        *comparison(result, MORE, ("cells",), 3),
+        *comparison(result, {name: learnt_from(result, name) for name in MORE}, ("cells",)),
         "",
         *_LOSS,
         *comparison(result, PLAIN, DOMAINS, 1),
