@@ -37,8 +37,8 @@ from variants import (
     torch_run,
 )
 
-from tocom.files import write_json
-from tocom.runtime.identity import usable_cores
+from tocom.system.cpu import usable_cores
+from tocom.system.files import write_json
 
 HERE = Path(__file__).parent
 
@@ -167,7 +167,7 @@ def prepare(group: Group, models: Models, options: argparse.Namespace, stack: Ex
 def build_for_gpu(bundle: Path, timed: Timed) -> None:
     """Build engines where TensorRT is installed; without it the runtime takes ONNX Runtime's CUDA provider."""
     from tocom.errors import TocomError
-    from tocom.export.build import build
+    from tocom.export.engines.builder import build
 
     try:
         build(bundle)
@@ -250,7 +250,7 @@ def first_answers(name: str, models: Models, options: argparse.Namespace) -> lis
 def build_engines(name: str, models: Models) -> dict[str, Any]:
     """Build TensorRT-RTX engines without a GPU and return the seconds and bytes of each degree."""
     from tocom.errors import TocomError
-    from tocom.export.build import build
+    from tocom.export.engines.builder import build
 
     print(f"{name}: building engines", file=sys.stderr, flush=True)
     begin = time.perf_counter()

@@ -22,12 +22,12 @@ from typing import Any
 
 from measuring import between
 
-from tocom.bundle import Bundle
-from tocom.engine_store import unpack_engine
-from tocom.export.build import EngineSet, build
-from tocom.export.engine_backend import find_backend
-from tocom.export.plugin_library import build_library
-from tocom.runtime.identity import cpu_identity
+from tocom.export.engines.backend import find_backend
+from tocom.export.engines.builder import EngineSet, build
+from tocom.export.op_plugin.library import build_library
+from tocom.formats.bundle import Bundle
+from tocom.formats.engine import unpack_engine
+from tocom.system.cpu import cpu_identity
 
 MODEL = "deit_small_patch16_224"
 DEGREES = [0, 4, 8, 12, 16]
@@ -74,8 +74,8 @@ def describe(engines: EngineSet) -> list[dict[str, Any]]:
 
 
 def measure(precision: str, folder: Path, op_plugin: Path, degrees: list[int]) -> dict[str, Any]:
+    from tocom.compression.loading import load_model
     from tocom.export import export
-    from tocom.models import load_model
 
     bundle = export(
         load_model(MODEL, weights="random"), folder / precision, degrees=degrees, precision=precision, check=False

@@ -43,10 +43,10 @@ class Stopwatch:
 def measure(degrees: list[int]) -> dict[str, Any]:
     import torch
 
-    from tocom.compensator import Compensator
+    from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading import load_model
     from tocom.export import export
-    from tocom.models import load_model
-    from tocom.runtime.identity import cpu_identity
+    from tocom.system.cpu import cpu_identity
 
     load = round(os.getloadavg()[0], 1)
     loaded = load_model(MODEL, weights="random")
@@ -78,7 +78,7 @@ def measure(degrees: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from tocom.cli import parse_degrees
+    from tocom.cli.options import parse_degrees
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--degrees", default="0:16:1")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tocom.bundle import Bundle
+from tocom.formats.bundle import Bundle
 
 VARIANTS = {
     "every fusion": (),

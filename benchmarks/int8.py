@@ -22,19 +22,19 @@ import numpy as np
 from measuring import between
 from numpy.typing import NDArray
 
-from tocom.bundle import Bundle
 from tocom.calibration import mcnemar
-from tocom.calibration.accuracy import Answers, collect_answers
-from tocom.calibration.equalization import equalization_scales, equalized, largest_values
-from tocom.calibration.precision import compare_precisions, degree_bytes
-from tocom.calibration.qdq import Range, default_scheme
-from tocom.calibration.quantize import EQUALIZE, quantize
-from tocom.calibration.ranges import METHODS, collect_ranges
-from tocom.calibration.trial import DegreeModel, compare, load_degree
-from tocom.files import write_json
+from tocom.calibration.accuracy.answers import Answers, collect_answers
+from tocom.calibration.accuracy.precisions import compare_precisions, degree_bytes
+from tocom.calibration.int8.equalization import equalization_scales, equalized, largest_values
+from tocom.calibration.int8.qdq import Range, default_scheme
+from tocom.calibration.int8.quantizer import EQUALIZE, quantize
+from tocom.calibration.int8.ranges import METHODS, collect_ranges
+from tocom.calibration.int8.trial import DegreeModel, compare, load_degree
+from tocom.formats.bundle import Bundle
 from tocom.images import read_image
 from tocom.quickstart.cells import HELD_OUT, TEST, TRAIN, Cell, split_cells
 from tocom.runtime import Runtime
+from tocom.system.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "int8.json"

@@ -22,7 +22,7 @@ _PACKAGES = ("tocom", "numpy", "torch", "timm", "onnx", "onnxruntime", "openvino
 
 def machine() -> dict[str, Any]:
     """Return what a reader must know of the machine: processor, cores, memory, load, versions, date."""
-    from tocom.runtime.identity import cpu_identity  # here: first_answer.py times what a system itself imports
+    from tocom.system.cpu import cpu_identity  # here: first_answer.py times what a system itself imports
 
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tests" / "plugins"))
 
 from device_kernels import DeviceKernels, compile_device_kernels  # noqa: E402
 
-from tocom.merging import token_merge  # noqa: E402
-from tocom.pruning import token_prune  # noqa: E402
+from tocom.compression.merging import token_merge  # noqa: E402
+from tocom.compression.pruning import token_prune  # noqa: E402
 
 # batch, tokens, channels, metric channels, r
 SHAPES = [

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from tocom.bundle import Bundle
 from tocom.cli.doctor import diagnose
-from tocom.files import file_state
+from tocom.formats.bundle import Bundle
 from tocom.runtime import Runtime
 from tocom.runtime.backends import weight_cache
 from tocom.runtime.engine_set import EngineSet, OpenOptions
+from tocom.system.files import file_state
 
 
 @contextlib.contextmanager

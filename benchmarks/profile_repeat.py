@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tocom.calibration import run_latency
-from tocom.calibration.latency import LatencyRun
-from tocom.calibration.state import open_reader
-from tocom.measurements import Latency
+from tocom.calibration.device_state.opening import open_reader
+from tocom.calibration.latency.measure import LatencyRun
+from tocom.formats.measurements import Latency
 from tocom.runtime import Runtime
 
 MOST_DIFFERENCE = 0.05

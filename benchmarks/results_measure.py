@@ -31,11 +31,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom import Compensator, compress
-from tocom.calibration.accuracy import feature_gaps
-from tocom.files import atomic_path, sha256_file, write_json
-from tocom.models import input_config
+from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.compression.loading import input_config
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled_features
+from tocom.system.files import atomic_path, sha256_file, write_json
 
 RESULT = RESULTS / "compensator.json"
 TARGETS = (0, 4, 8, 12, 16, 20)

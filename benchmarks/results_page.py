@@ -18,7 +18,7 @@ from results_measure import RESULT
 from results_train import RECIPES as TRAINED
 
 from tocom.quickstart.cells import HELD_OUT
-from tocom.training import TrainingConfig
+from tocom.training.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "results-transfer.svg"

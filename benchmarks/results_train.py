@@ -23,12 +23,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import ConcatDataset
 
 from tocom import compress
-from tocom.models import input_config
+from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.loading import input_config
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled, pooled_features
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
-from tocom.tensors import save_tensors
-from tocom.training import TrainingConfig, train
+from tocom.training.config import TrainingConfig
+from tocom.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "results"

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from measuring import pss_bytes
 
-from tocom.bundle import Bundle
-from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
+from tocom.formats.bundle import Bundle
+from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 
 
 def images_for(bundle: Bundle) -> np.ndarray:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from tocom.profile import Latency
-from tocom.runtime.controller import Controller, ControllerConfig
-from tocom.runtime.policy import Candidate, choose, frontier
+from tocom.formats.profile import Latency
+from tocom.runtime.policy.choice import Candidate, choose, frontier
+from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.profiles import latency_of
 
 # Medians of DeiT-S under ONNX Runtime on two cores of an AMD EPYC (Zen 5), batch 1, milliseconds.

@@ -36,9 +36,9 @@ import onnxruntime
 
 from tocom import __version__
 from tocom.errors import BundleError, EngineError, RequestError
-from tocom.files import write_json
 from tocom.runtime import Runtime
-from tocom.runtime.identity import cpu_identity
+from tocom.system.cpu import cpu_identity
+from tocom.system.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 TOLERANCE = 1e-3

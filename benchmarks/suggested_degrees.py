@@ -18,7 +18,7 @@ import numpy as np
 from runtime_traces import ACCURACY, BASE_MS, Trace, replay_controller, synthetic_traces
 
 from tocom.calibration import Suggestion, suggest_degrees
-from tocom.profile import Accuracy, DegreeProfile, Profile
+from tocom.formats.profile import Accuracy, DegreeProfile, Profile
 
 DEGREES = range(17)
 BUDGET_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6)

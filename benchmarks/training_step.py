@@ -27,11 +27,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom import Compensator, compress, load_model
-from tocom.distillation import LOSSES, Distillation, draw_degrees
-from tocom.distributed import Processes
-from tocom.files import write_json
-from tocom.training import TrainingConfig
-from tocom.training_run import Places, Run
+from tocom.system.files import write_json
+from tocom.training.config import TrainingConfig
+from tocom.training.distillation import LOSSES, Distillation, draw_degrees
+from tocom.training.distributed import Processes
+from tocom.training.run import Places, Run
 
 RESULT = RESULTS / "training_step.json"
 

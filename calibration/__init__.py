@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from tocom.calibration.accuracy import check_interval, collect_answers, images_needed, measure_accuracy, wilson_interval
-from tocom.calibration.bench import bench
-from tocom.calibration.blocks import block_times
-from tocom.calibration.calibrate import calibrate, saved_profile
-from tocom.calibration.latency import measure_latency, run_latency
-from tocom.calibration.ranking import expected_accuracies, mcnemar
-from tocom.calibration.report import write_report
-from tocom.calibration.suggest import Suggestion, suggest_degrees
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tocom.calibration.accuracy.answers import collect_answers, measure_accuracy
+    from tocom.calibration.accuracy.intervals import check_interval, images_needed, wilson_interval
+    from tocom.calibration.accuracy.ranking import expected_accuracies, mcnemar
+    from tocom.calibration.latency.block_times import block_times
+    from tocom.calibration.latency.measure import measure_latency, run_latency
+    from tocom.calibration.latency.throughput import bench
+    from tocom.calibration.profiling import calibrate, saved_profile
+    from tocom.calibration.report.page import write_report
+    from tocom.calibration.suggest import Suggestion, suggest_degrees
+
+_HOMES = {
+    "Suggestion": "tocom.calibration.suggest",
+    "bench": "tocom.calibration.latency.throughput",
+    "block_times": "tocom.calibration.latency.block_times",
+    "calibrate": "tocom.calibration.profiling",
+    "check_interval": "tocom.calibration.accuracy.intervals",
+    "collect_answers": "tocom.calibration.accuracy.answers",
+    "expected_accuracies": "tocom.calibration.accuracy.ranking",
+    "images_needed": "tocom.calibration.accuracy.intervals",
+    "mcnemar": "tocom.calibration.accuracy.ranking",
+    "measure_accuracy": "tocom.calibration.accuracy.answers",
+    "measure_latency": "tocom.calibration.latency.measure",
+    "run_latency": "tocom.calibration.latency.measure",
+    "saved_profile": "tocom.calibration.profiling",
+    "suggest_degrees": "tocom.calibration.suggest",
+    "wilson_interval": "tocom.calibration.accuracy.intervals",
+    "write_report": "tocom.calibration.report.page",
+}
 
 __all__ = [
     "Suggestion",
@@ -29,3 +53,13 @@ __all__ = [
     "wilson_interval",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tocom.calibration' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

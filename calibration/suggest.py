@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tocom.bundle import Bundle
 from tocom.errors import CalibrationError, RequestError
-from tocom.profile import Profile
-from tocom.runtime.policy import Candidate, dominators, frontier, rank_accuracies
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile
+from tocom.runtime.policy.choice import Candidate, dominators, frontier, rank_accuracies
 
 __all__ = ["Suggestion", "candidates_of", "suggest_degrees", "with_dominated"]
 

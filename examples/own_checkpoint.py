@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tocom import load_model
-from tocom.data import ImageFiles
-from tocom.models import input_config
-from tocom.tensors import save_tensors
+from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.loading import input_config
+from tocom.training.image_files import ImageFiles
 
 MODEL = "test_vit3"
 LABELS = ("bolt", "nut", "washer")

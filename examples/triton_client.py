@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tocom.bundle import Bundle
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile, find_profiles
 from tocom.images import read_image
-from tocom.profile import Profile, find_profiles
 from tocom.runtime import Controller
-from tocom.runtime.policy import rank_accuracies
+from tocom.runtime.policy.choice import rank_accuracies
 from tocom.runtime.profiles import latency_of
 
 FIRST_REQUESTS = 10

@@ -14,20 +14,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom import __version__
-from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
-from tocom.compensator import Compensator, model_name, model_sha256
-from tocom.compression import check_supported, compress, input_tokens
+from tocom.compensator.compensator import Compensator, model_name, model_sha256
+from tocom.compression.loading import LoadedModel, input_config
+from tocom.compression.macs import count_macs
+from tocom.compression.surgery import check_supported, compress, input_tokens
+from tocom.compression.tokens import check_method, removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
-from tocom.export.check import CheckResult, check_onnx, sample_images
-from tocom.export.graph import at_degree, make_retargetable
-from tocom.export.trace import DTYPES, trace
-from tocom.export.weights import projection_weights
-from tocom.files import atomic_folder, sha256_file
-from tocom.json_files import write_sealed_json
-from tocom.macs import count_macs
-from tocom.models import LoadedModel, input_config
-from tocom.tokens import check_method, removal_schedule, token_counts
-from tocom.weight_store import WeightStore
+from tocom.export.graph.check import CheckResult, check_onnx, sample_images
+from tocom.export.graph.projections import projection_weights
+from tocom.export.graph.retarget import at_degree, make_retargetable
+from tocom.export.graph.trace import DTYPES, trace
+from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
+from tocom.formats.sealed_json import write_sealed_json
+from tocom.formats.weights import WeightStore
+from tocom.system.files import atomic_folder, sha256_file
 
 __all__ = ["export"]
 
@@ -58,7 +58,7 @@ def export(
     The model is traced at most twice (dense and compressed); each degree is then a rewrite of that graph.
 
     Args:
-        model: A dense timm Vision Transformer, or what :func:`tocom.models.load_model` returned.
+        model: A dense timm Vision Transformer, or what :func:`tocom.compression.loading.load_model` returned.
         out: Folder to write. It appears whole or not at all.
         degrees: Target degrees; 0 is the dense model.
         compensator: Merged at every degree other than ``source_degree``.

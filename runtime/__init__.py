@@ -1,16 +1,35 @@
 """The runtime: the engines of a bundle resident on the device, and the most accurate answer within each budget.
 
-Importing it needs numpy alone; a backend is imported when a bundle is opened.
+It needs numpy alone; a backend is imported when a bundle is opened.
 """
 
 from __future__ import annotations
 
-from tocom.runtime.controller import Controller, ControllerConfig
-from tocom.runtime.latency import LatencyModel, ModelConfig
-from tocom.runtime.policy import Candidate, Decision, choose, frontier
-from tocom.runtime.result import Result
-from tocom.runtime.runtime import Runtime, State
-from tocom.runtime.stream import Frame
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tocom.runtime.policy.choice import Candidate, Decision, choose, frontier
+    from tocom.runtime.policy.controller import Controller, ControllerConfig
+    from tocom.runtime.policy.latency import LatencyModel, ModelConfig
+    from tocom.runtime.result import Result
+    from tocom.runtime.runtime import Runtime, State
+    from tocom.runtime.stream import Frame
+
+_HOMES = {
+    "Candidate": "tocom.runtime.policy.choice",
+    "Controller": "tocom.runtime.policy.controller",
+    "ControllerConfig": "tocom.runtime.policy.controller",
+    "Decision": "tocom.runtime.policy.choice",
+    "Frame": "tocom.runtime.stream",
+    "LatencyModel": "tocom.runtime.policy.latency",
+    "ModelConfig": "tocom.runtime.policy.latency",
+    "Result": "tocom.runtime.result",
+    "Runtime": "tocom.runtime.runtime",
+    "State": "tocom.runtime.runtime",
+    "choose": "tocom.runtime.policy.choice",
+    "frontier": "tocom.runtime.policy.choice",
+}
 
 __all__ = [
     "Candidate",
@@ -26,3 +45,13 @@ __all__ = [
     "choose",
     "frontier",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tocom.runtime' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

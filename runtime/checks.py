@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import EngineError, RequestError
-from tocom.runtime.device.interop import DeviceImages
+from tocom.runtime.backends.arrays import DeviceImages
 
 __all__ = ["check_budget", "check_deadline", "check_images", "check_open_options", "check_outputs", "check_timeout"]
 

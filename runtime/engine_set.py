@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tocom.bundle import Bundle
 from tocom.errors import DegreeError, EngineError
-from tocom.profile import Profile
-from tocom.runtime.backends import Backend, Engine, open_backend
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile
+from tocom.formats.signatures import PublicKey
+from tocom.runtime.backends.base import Backend, Engine
+from tocom.runtime.backends.select import open_backend
 from tocom.runtime.checks import check_images
-from tocom.runtime.controller import Controller, ControllerConfig
 from tocom.runtime.guard import Guard, GuardedEngine
-from tocom.runtime.memory import best_subset, set_bytes, set_value
-from tocom.runtime.policy import rank_accuracies
+from tocom.runtime.memory.needs import best_subset, set_bytes, set_value
+from tocom.runtime.policy.choice import rank_accuracies
+from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
-from tocom.signing import PublicKey
 
 __all__ = ["FLOAT32", "EngineSet", "OpenOptions"]
 

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tocom.errors import EngineError
-from tocom.runtime.backends import Engine
+from tocom.runtime.backends.base import Engine
 
 __all__ = ["Guard", "GuardedEngine"]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO
 
 from tocom import errors
-from tocom.bundle import Bundle
-from tocom.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 from tocom.errors import EngineError, TocomError
+from tocom.formats.bundle import Bundle
+from tocom.system.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 
 __all__ = ["probe"]
 

@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.bundle import Bundle
 from tocom.errors import DegreeError, EngineError, RequestError, TocomError
-from tocom.profile import Profile
-from tocom.runtime.backends import Backend
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile
+from tocom.formats.signatures import load_public_keys
+from tocom.runtime.backends.base import Backend
 from tocom.runtime.checks import check_budget, check_deadline, check_open_options, check_outputs, check_timeout
-from tocom.runtime.controller import Controller, ControllerConfig
 from tocom.runtime.engine_set import FLOAT32, EngineSet, OpenOptions
-from tocom.runtime.policy import Decision
+from tocom.runtime.policy.choice import Decision
+from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
 from tocom.runtime.stream import Frame, stream_frames
 from tocom.runtime.submission import Submission, SubmissionQueue
-from tocom.signing import load_public_keys
 
 __all__ = ["Runtime", "State"]
 

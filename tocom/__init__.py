@@ -6,17 +6,24 @@ Importing this package loads no torch; the names below load what they need on fi
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading import load_model
+    from tocom.compression.surgery import compress
+    from tocom.evaluation.pairs import evaluate
+    from tocom.training.trainer import train
 
 __version__ = "0.1.0"
 
 # No module may have the name of what it is the home of: importing it would put the module in the name's place.
 _HOMES = {
-    "Compensator": "tocom.compensator",
-    "compress": "tocom.compression",
-    "evaluate": "tocom.evaluation",
-    "load_model": "tocom.models",
-    "train": "tocom.training",
+    "Compensator": "tocom.compensator.compensator",
+    "compress": "tocom.compression.surgery",
+    "evaluate": "tocom.evaluation.pairs",
+    "load_model": "tocom.compression.loading",
+    "train": "tocom.training.trainer",
 }
 
 __all__ = ["Compensator", "__version__", "compress", "evaluate", "load_model", "train"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from tocom.runtime.memory import Need
+from tocom.runtime.memory.needs import Need
 
 __all__ = ["DEVICE_TIMEOUT_S", "Backend", "Engine"]
 

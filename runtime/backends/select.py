@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tocom.bundle import Bundle
 from tocom.errors import EngineError, RequestError
+from tocom.formats.bundle import Bundle
 from tocom.runtime.backends.base import Backend
 
 __all__ = ["BACKENDS", "open_backend"]
 
 
 def _onnxruntime(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, threads=threads, reason=reason)
 
 
 def _onnxruntime_cuda(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, threads=threads, reason=reason, cuda=True)
 
 
 def _tensorrt(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.tensorrt import TensorRtBackend
+    from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
 
     del threads
     return TensorRtBackend(bundle, name="tensorrt", reason=reason)
 
 
 def _tensorrt_rtx(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.tensorrt import TensorRtBackend
+    from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
 
     del threads
     return TensorRtBackend(bundle, name="tensorrt-rtx", reason=reason)
 
 
 def _openvino(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.openvino import OpenVinoBackend
+    from tocom.runtime.backends.openvino.backend import OpenVinoBackend
 
     return OpenVinoBackend(bundle, threads=threads, reason=reason)
 

@@ -23,7 +23,7 @@ from tocom.calibration import (
     wilson_interval,
 )
 from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
-from tocom.profile import Profile
+from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tocom.calibration import suggest_degrees
 from tocom.errors import CalibrationError, RequestError
-from tocom.profile import Accuracy, DegreeProfile, Latency, Profile
-from tocom.runtime.policy import Candidate, choose, dominators, frontier
+from tocom.formats.profile import Accuracy, DegreeProfile, Latency, Profile
+from tocom.runtime.policy.choice import Candidate, choose, dominators, frontier
 
 
 def profile_of(latency: Mapping[int, float], accuracy: Mapping[int, float | None], kind: str = "top1") -> Profile:

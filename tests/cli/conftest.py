@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tocom import load_model
-from tocom.cli import app, main
+from tocom.cli import main
+from tocom.cli.app import app
 
 torch.set_num_threads(1)
 

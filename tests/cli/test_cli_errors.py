@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_vits import busy_compensator, small_vit
 
 from tocom import load_model
-from tocom.cli import parse_batch, parse_degrees
+from tocom.cli.options import parse_batch, parse_degrees
 from tocom.errors import RequestError
 
 

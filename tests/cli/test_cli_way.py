@@ -9,7 +9,7 @@ import pytest
 from cli_calls import MODEL, Tocom
 
 from tocom import Compensator
-from tocom.bundle import Bundle
+from tocom.formats.bundle import Bundle
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from small_vits import busy_compensator, small_images, small_vit
 from timm.models.vision_transformer import VisionTransformer
 
 from tocom import Compensator, compress
-from tocom.bundle import Bundle
 from tocom.export import export
+from tocom.formats.bundle import Bundle
 
 SOURCE = 2
 

@@ -12,10 +12,10 @@ from exported import CASES, SOURCE, Exported, places, run_onnx
 from small_vits import busy_compensator, small_images, small_vit
 
 from tocom import compress
+from tocom.compression.macs import count_macs
 from tocom.errors import CompensatorError, DegreeError, ExportError, TocomError
 from tocom.export import export
-from tocom.macs import count_macs
-from tocom.weight_store import tensor_bytes
+from tocom.formats.weights import tensor_bytes
 
 
 def test_six_degrees_of_a_real_width_stand_in_less_than_two_and_a_half_dense_models(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from small_vits import small_vit
 from torch import nn
 
 from tocom import compress
-from tocom.bundle import WEIGHTS_NAME, Bundle
 from tocom.errors import ExportError, OutputError
 from tocom.export import export, pipeline
-from tocom.export.check import check_onnx, equally_right, sample_images
+from tocom.export.graph.check import check_onnx, equally_right, sample_images
+from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 
 
 @pytest.fixture

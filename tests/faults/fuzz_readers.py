@@ -23,10 +23,10 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["tocom", "json"]):
-    from tocom.bundle import Bundle
     from tocom.errors import BundleError, CalibrationError, CompensatorError, TocomError
-    from tocom.json_files import sealed
-    from tocom.profile import DegreeProfile, Latency, Profile
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.profile import DegreeProfile, Latency, Profile
+    from tocom.formats.sealed_json import sealed
 
 MANIFEST: dict[str, Any] = {
     "schema_version": 2,
@@ -216,7 +216,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="tocom-fuzz-", dir=memory))
     if arguments.reader == "compensator":
         with atheris.instrument_imports(include=["tocom"]):
-            import tocom.compensator  # noqa: F401  brings torch, which the others do without
+            import tocom.compensator.compensator  # noqa: F401  brings torch, which the others do without
     make, read = {
         "manifest": lambda: (of_json(MANIFEST), read_manifest),
         "profile": lambda: (of_json(seed_profile()), read_profile),

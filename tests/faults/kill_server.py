@@ -22,12 +22,13 @@ torch.set_num_threads(1)  # before anything computes: a forked process cannot us
 
 from small_vits import small_images, small_vit  # noqa: E402
 
-from tocom.bundle import Bundle  # noqa: E402
 from tocom.calibration import calibrate  # noqa: E402
 from tocom.errors import TocomError  # noqa: E402
 from tocom.export import export  # noqa: E402
-from tocom.export.build import build  # noqa: E402
-from tocom.training import TrainingConfig, train  # noqa: E402
+from tocom.export.engines.builder import build  # noqa: E402
+from tocom.formats.bundle import Bundle  # noqa: E402
+from tocom.training.config import TrainingConfig  # noqa: E402
+from tocom.training.trainer import train  # noqa: E402
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree")
 STEPS = 8

@@ -11,9 +11,9 @@ import pytest
 from small_bundles import SmallBundle, images_of
 
 from tocom.errors import BundleError
-from tocom.json_files import write_sealed_json
+from tocom.formats.sealed_json import write_sealed_json
 from tocom.runtime import Runtime
-from tocom.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
 
 @pytest.fixture(autouse=True)

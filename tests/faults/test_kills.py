@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 from small_bundles import write_small_bundle
 
-from tocom.bundle import Bundle
 from tocom.errors import EngineError
-from tocom.export.engine_backend import find_backend, find_device
-from tocom.files import sha256_file
-from tocom.profile import Profile, find_profiles
+from tocom.export.engines.backend import find_backend, find_device
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime import Runtime
+from tocom.system.files import sha256_file
 
 HERE = Path(__file__).parent
 

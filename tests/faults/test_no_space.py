@@ -15,15 +15,16 @@ from small_bundles import write_small_bundle
 from small_vits import busy_compensator, small_images, small_vit
 
 from tocom import Compensator
-from tocom.bundle import Bundle
 from tocom.calibration import calibrate
 from tocom.errors import EngineError, OutputError
 from tocom.export import export
-from tocom.export.build import build
-from tocom.export.engine_backend import find_backend, find_device
-from tocom.profile import find_profiles
+from tocom.export.engines.backend import find_backend, find_device
+from tocom.export.engines.builder import build
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import find_profiles
 from tocom.runtime import Runtime
-from tocom.training import TrainingConfig, train
+from tocom.training.config import TrainingConfig
+from tocom.training.trainer import train
 
 DISK_BYTES = 2 << 20
 

@@ -11,7 +11,7 @@ import pytest
 from small_bundles import SmallBundle
 
 from tocom.errors import EngineError, TocomError
-from tocom.json_files import write_sealed_json
+from tocom.formats.sealed_json import write_sealed_json
 from tocom.runtime.probe import probe
 
 PROLOGUE = """

@@ -20,13 +20,13 @@ from scripted_engines import reference as scripted_reference
 from small_bundles import SmallBundle, images_of, write_small_bundle
 from typer.testing import CliRunner
 
-from tocom.bundle import Bundle
 from tocom.cli import bench, run
 from tocom.errors import BundleError, EngineError, RequestError
+from tocom.formats.bundle import Bundle
 from tocom.runtime import Runtime
 from tocom.runtime.backends import select
-from tocom.runtime.backends.tensorrt import TensorRtBackend
-from tocom.runtime.device.cuda_python import CudaPythonDevice
+from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
+from tocom.runtime.backends.tensorrt.device.cuda_python import CudaPythonDevice
 
 LIMIT_S = 0.3
 
@@ -151,7 +151,7 @@ def test_a_reload_serves_beside_a_silent_device(bundle: SmallBundle, caplog: pyt
 def test_a_device_that_is_silent_from_the_start_is_no_hang(
     bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tocom.runtime.backends.onnxruntime import OnnxRuntimeEngine
+    from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeEngine
 
     silence = Silence()
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, images: silence(images))

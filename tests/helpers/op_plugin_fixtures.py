@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tocom.errors import EngineError
-from tocom.export.plugin_library import OpPluginLibrary, build_library
+from tocom.export.op_plugin.library import OpPluginLibrary, build_library
 
 ARCHITECTURE = 89
 

@@ -16,8 +16,8 @@ import numpy as np
 from scripted_cuda import ScriptedCuda
 from small_bundles import SmallBundle
 
-from tocom.bundle import Bundle
-from tocom.engine_store import engine_name, pack_engine
+from tocom.formats.bundle import Bundle
+from tocom.formats.engine import engine_name, pack_engine
 
 CLASSES, SIZE = 5, 8
 DEGREES = (0, 4, 8)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tocom.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME
-from tocom.files import sha256_file
-from tocom.json_files import write_sealed_json
+from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME
+from tocom.formats.sealed_json import write_sealed_json
+from tocom.system.files import sha256_file
 
 SIZE = 8
 CLASSES = 5

@@ -57,7 +57,7 @@ def test_data_stands_beside_the_modules(names: set[str]) -> None:
     assert "tocom/py.typed" in names
     assert "tocom/calibration/report.html.j2" in names
     assert {path.name for path in (ROOT / "tocom" / "schemas").glob("*.json")} == {
-        name.rsplit("/", 1)[1] for name in names if name.startswith("tocom/schemas/") and name.endswith(".json")
+        name.rsplit("/", 1)[1] for name in names if name.startswith("tocom/formats/schemas/") and name.endswith(".json")
     }
 
 
@@ -74,11 +74,11 @@ def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> 
         content.extractall(tmp_path)
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import tocom, tocom.runtime, tocom.calibration, tocom.export, tocom.schemas\n"
+        "import tocom, tocom.runtime, tocom.calibration, tocom.export, tocom.formats.schemas\n"
         "for module in (tocom, tocom.runtime, tocom.calibration, tocom.export):\n"
         "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
         "from pathlib import Path\n"
-        "assert Path(tocom.schemas.__file__).with_name('bundle-v2.schema.json').is_file()\n"
+        "assert Path(tocom.formats.schemas.__file__).with_name('bundle-v2.schema.json').is_file()\n"
         "sys.argv = ['tocom', '--version']\n"
         "from tocom.cli import main; main()\n"
     )

@@ -14,9 +14,9 @@ import pytest
 from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
 
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
-from tocom.profile import Accuracy, DegreeProfile, Latency, Profile
+from tocom.formats.profile import Accuracy, DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
-from tocom.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeEngine
 from tocom.runtime.checks import check_outputs
 from tocom.runtime.profiles import identity_of
 

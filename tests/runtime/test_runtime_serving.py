@@ -20,10 +20,10 @@ import pytest
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
 from tocom.errors import BudgetError, BundleError, RequestError
-from tocom.json_files import write_sealed_json
+from tocom.formats.sealed_json import write_sealed_json
 from tocom.runtime import Result, Runtime, State
-from tocom.runtime.logs import JsonFormatter
-from tocom.runtime.metrics import register_metrics
+from tocom.runtime.monitoring.logs import JsonFormatter
+from tocom.runtime.monitoring.metrics import register_metrics
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from tocom.errors import ModelError  # noqa: E402
 _HEAD = """\
 # Models
 
-Made by `python tests/training/models_page.py` from `tests/tocom/families.py`; a test compares this page with what the
-script writes. Do not edit it by hand.
+Made by `python tests/training/models_page.py` from `tests/compression/families.py`; a test compares this page with what
+the script writes. Do not edit it by hand.
 
 ## Supported
 Any timm model of class `VisionTransformer` whose blocks hold one attention followed by one MLP: any patch size, image

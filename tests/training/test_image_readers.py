@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom.errors import DataError
-from tocom.image_order import batches
+from tocom.training.image_order import batches
 
 forked_from_here = False
 

@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tocom import Compensator
-from tocom.cli import app, train
+from tocom.cli import train
+from tocom.cli.app import app
 from tocom.errors import DataError, ModelError, RequestError, TrainingError
 
 train.register(app)

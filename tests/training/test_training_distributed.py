@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from small_vits import small_images, small_vit, spread_weights
 from training_worker import CONFIG
 
-from tocom.training import StepReport, TrainingConfig, train
+from tocom.training.config import TrainingConfig
+from tocom.training.trainer import StepReport, train
 
 
 @pytest.mark.timeout(120)

@@ -18,7 +18,8 @@ from torch import Tensor
 from training_worker import CONFIG
 
 from tocom.errors import OutputError, RequestError, TrainingError
-from tocom.training import StepReport, TrainingConfig, train
+from tocom.training.config import TrainingConfig
+from tocom.training.trainer import StepReport, train
 
 STEPS = 24
 SMALL = {"groups": 4, "steps": 6, "batch_size": 4}

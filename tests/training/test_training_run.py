@@ -14,12 +14,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom import Compensator, compress
-from tocom.data import ImageFiles
-from tocom.distillation import Distillation
+from tocom.compression.loading import input_config
 from tocom.errors import DataError, ModelError, RequestError, TrainingError
-from tocom.image_order import order
-from tocom.models import input_config
-from tocom.training import LOSSES, StepReport, TrainingConfig, draw_degrees, train
+from tocom.training.config import TrainingConfig
+from tocom.training.distillation import Distillation
+from tocom.training.image_files import ImageFiles
+from tocom.training.image_order import order
+from tocom.training.trainer import LOSSES, StepReport, draw_degrees, train
 
 SMALL = {"groups": 4, "steps": 4, "batch_size": 4}
 
@@ -137,7 +138,7 @@ def test_a_relative_loss_is_the_mean_logarithm_of_the_images_losses(
 def test_the_choice_of_tokens_stays_in_float32_under_autocast(
     model: VisionTransformer, images: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tocom import merging
+    from tocom.compression import merging
 
     seen: list[torch.dtype] = []
     match = merging.match_tokens

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from small_vits import small_images, small_vit
 
-from tocom.distributed import Processes, joined
-from tocom.training import StepReport, TrainingConfig, train
+from tocom.training.config import TrainingConfig
+from tocom.training.distributed import Processes, joined
+from tocom.training.trainer import StepReport, train
 
 CONFIG = {"groups": 6, "batch_size": 4, "flip": True, "seed": 5, "learning_rate": 2e-3}
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocom.bundle import Bundle
 from tocom.errors import BundleError, CalibrationError, TocomError
-from tocom.json_files import check_seal, sealed
+from tocom.formats.bundle import Bundle
+from tocom.formats.sealed_json import check_seal, sealed
+from tocom.formats.signatures import new_key, sign
 from tocom.runtime import Runtime
-from tocom.runtime.backends.onnxruntime import OnnxRuntimeEngine
-from tocom.signing import new_key, sign
+from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeEngine
 
 GOLDEN = Path(__file__).parent / "golden" / "version-2"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tocom.bundle import SCHEMA_VERSION, Bundle
-from tocom.manifest import READABLE_VERSIONS
+from tocom.formats.bundle import SCHEMA_VERSION, Bundle
+from tocom.formats.manifest import READABLE_VERSIONS
 from tocom.runtime import Runtime
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,10 +15,10 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from safetensors.torch import save_file
 
 from tocom import Compensator
-from tocom.bundle import Bundle
 from tocom.errors import BundleError, CompensatorError
-from tocom.json_files import parse_json, write_sealed_json
-from tocom.onnx_wire import external_places
+from tocom.formats.bundle import Bundle
+from tocom.formats.onnx.tensors import external_places
+from tocom.formats.sealed_json import parse_json, write_sealed_json
 
 GOLDEN = Path(__file__).parent / "golden" / "version-2"
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tocom.cli import app, main
+from tocom.cli import main
+from tocom.cli.app import app
 from tocom.cli.run import _without_secrets
 from tocom.errors import RequestError
-from tocom.export.engine_backend import BackendFound
-from tocom.export.engine_options import BuildOptions
-from tocom.export.engine_process import Job, build_engines
-from tocom.signing import load_public_keys, new_key, sign
+from tocom.export.engines.backend import BackendFound
+from tocom.export.engines.options import BuildOptions
+from tocom.export.engines.process import Job, build_engines
+from tocom.formats.signatures import load_public_keys, new_key, sign
 
 GOLDEN = Path(__file__).parent / "golden" / "version-2"
 SECRET = "hf_Xq7sEcReT0fThIsTeSt"

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tocom.bundle import Bundle
-from tocom.cli import app, main
+from tocom.cli import main
+from tocom.cli.app import app
 from tocom.errors import BundleError, OutputError, RequestError
-from tocom.json_files import write_sealed_json
+from tocom.formats.bundle import Bundle
+from tocom.formats.sealed_json import write_sealed_json
+from tocom.formats.signatures import load_public_keys, new_key, read_signatures, sign
+from tocom.formats.verification import verify
 from tocom.runtime import Runtime
-from tocom.runtime.backends.engine_files import find_engines
-from tocom.signing import load_public_keys, new_key, read_signatures, sign
-from tocom.verify import verify
+from tocom.runtime.backends.tensorrt.files import find_engines
 
 GOLDEN = Path(__file__).parent / "golden" / "version-2"
 DEVICE = {"gpu": "GPU", "compute_capability": "8.9"}

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import BackendName, TimeoutS, TrustedKeys, output, parse_degrees, parse_seconds, print_json, steps
+from tocom.cli.app import output, print_json
+from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_degrees, parse_seconds
+from tocom.cli.progress import steps
 
 __all__ = ["register"]
 
@@ -35,7 +37,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Measure latency and throughput. Degrees follow each other: to compare them finely, use calibrate."""
-    from tocom.calibration.bench import bench as measure
+    from tocom.calibration.latency.throughput import bench as measure
     from tocom.runtime import Runtime
     from tocom.runtime.checks import check_budget
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, console, parse_batch, parse_degrees, parse_seconds, print_json, steps
+from tocom.cli.app import console, print_json
+from tocom.cli.options import TrustedKeys, parse_batch, parse_degrees, parse_seconds
+from tocom.cli.progress import steps
 
 __all__ = ["register"]
 
@@ -59,9 +61,9 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the engines' sidecars as JSON.")] = False,
 ) -> None:
     """Build one engine per degree; engines that are current are kept."""
-    from tocom.bundle import Bundle
-    from tocom.export.build import build as run
-    from tocom.signing import load_public_keys
+    from tocom.export.engines.builder import build as run
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.signatures import load_public_keys
 
     keys = load_public_keys(trusted_key) if trusted_key else None
     limit_s = parse_seconds(timeout_s)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import BackendName, TrustedKeys, console, output, print_json, steps
-from tocom.profile import Profile
+from tocom.cli.app import console, output, print_json
+from tocom.cli.options import BackendName, TrustedKeys
+from tocom.cli.progress import steps
+from tocom.formats.profile import Profile
 
 if TYPE_CHECKING:
-    from tocom.bundle import Bundle
     from tocom.calibration import Suggestion
-    from tocom.calibration.blocks import BlockTimes
+    from tocom.calibration.latency.block_times import BlockTimes
+    from tocom.formats.bundle import Bundle
 
 __all__ = ["register"]
 
@@ -65,10 +67,10 @@ def calibrate(
 ) -> None:
     """Measure latency (and accuracy, with --images) per degree, and save the profile beside the bundle."""
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
-    from tocom.bundle import Bundle
     from tocom.calibration import calibrate as measure
     from tocom.calibration import saved_profile, suggest_degrees, write_report
-    from tocom.signing import load_public_keys
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.signatures import load_public_keys
 
     if reuse:
         profile = saved_profile(bundle, backend=backend, threads=threads)

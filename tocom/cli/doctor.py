@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tocom import __version__
-from tocom.cli import output, print_json
+from tocom.cli.app import output, print_json
 from tocom.errors import TocomError
 
 __all__ = ["Finding", "diagnose", "register"]
@@ -109,13 +109,13 @@ def _driver() -> Finding:
 
 
 def _nvcc() -> Finding:
-    from tocom.export.plugin_toolchain import find_toolkit
+    from tocom.export.op_plugin.toolchain import find_toolkit
 
     return _for_op_plugins("nvcc", lambda: ((toolkit := find_toolkit()).version, toolkit.nvcc))
 
 
 def _headers() -> Finding:
-    from tocom.export.plugin_toolchain import find_headers
+    from tocom.export.op_plugin.toolchain import find_headers
 
     return _for_op_plugins("TensorRT headers", lambda: ((headers := find_headers()).version, headers.include))
 
@@ -129,8 +129,8 @@ def _for_op_plugins(what: str, find: Callable[[], tuple[Sequence[int], Path]]) -
 
 
 def _op_plugin() -> Finding:
-    from tocom.export.file_lock import cache_folder
-    from tocom.export.plugin_library import LIBRARY_NAME, read_library
+    from tocom.export.op_plugin.library import LIBRARY_NAME, read_library
+    from tocom.system.cache import cache_folder
 
     found = []
     for path in sorted(cache_folder().glob(f"op-plugin/*/{LIBRARY_NAME}")):
@@ -145,7 +145,7 @@ def _op_plugin() -> Finding:
 
 
 def _power_mode() -> Finding:
-    from tocom.runtime.identity import power_mode
+    from tocom.system.cpu import power_mode
 
     mode = power_mode()
     if mode is None:

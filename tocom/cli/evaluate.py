@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tocom.cli import output, parse_degrees, print_json, steps
+from tocom.cli.app import output, print_json
+from tocom.cli.options import parse_degrees
+from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
-    from tocom.evaluation import Evaluation, Scores
+    from tocom.evaluation.pairs import Evaluation, Scores
 
 __all__ = ["register"]
 
@@ -50,13 +52,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure accuracy and feature gap with and without the compensator; choose the scale on held-out images."""
-    from tocom.compensator import Compensator
-    from tocom.distributed import choose_device
-    from tocom.evaluation import evaluate as run
-    from tocom.files import check_writable, write_json
-    from tocom.held_out import split_samples
+    from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading import input_config, load_model
+    from tocom.evaluation.held_out import split_samples
+    from tocom.evaluation.pairs import evaluate as run
     from tocom.images import class_folders
-    from tocom.models import input_config, load_model
+    from tocom.system.files import check_writable, write_json
+    from tocom.training.distributed import choose_device
 
     if out is not None:
         check_writable(out)
@@ -89,7 +91,7 @@ def evaluate(
     origin = {"weights": {str(degree): file for degree, file in files.items()}, "split": split}
     result = dataclasses.replace(result, provenance={**result.provenance, **origin})
     if out is not None:
-        from tocom.heat_map import draw
+        from tocom.evaluation.heat_map import draw
 
         write_json(out / "evaluation.json", result.to_json())
         draw(result, out / "evaluation.png")

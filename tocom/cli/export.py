@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import output, parse_batch, parse_degrees, print_json, steps
+from tocom.cli.app import output, print_json
+from tocom.cli.options import parse_batch, parse_degrees
+from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
-    from tocom.bundle import Bundle
+    from tocom.formats.bundle import Bundle
 
 __all__ = ["bundle_table", "register"]
 
@@ -50,10 +52,10 @@ def export(
 
     import numpy as np
 
-    from tocom.compensator import Compensator
-    from tocom.data import ImageFiles
+    from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading import input_config, load_model
     from tocom.export import export as run
-    from tocom.models import input_config, load_model
+    from tocom.training.image_files import ImageFiles
 
     loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
     images = None

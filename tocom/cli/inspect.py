@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tocom.cli import output, print_json
+from tocom.cli.app import output, print_json
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -26,8 +26,8 @@ def inspect(
 ) -> None:
     """Show what is in a bundle (every file checked against the manifest), a compensator or a profile."""
     if path.is_dir():
-        from tocom.bundle import Bundle
         from tocom.cli.export import bundle_table
+        from tocom.formats.bundle import Bundle
 
         bundle = Bundle(path)
         if as_json:
@@ -38,11 +38,11 @@ def inspect(
     if not path.exists():
         raise RequestError(f"The 'path' argument must be a bundle, a compensator or a profile. {path} does not exist.")
     if path.suffix == ".safetensors":
-        from tocom.compensator import Compensator
+        from tocom.compensator.compensator import Compensator
 
         facts: dict[str, Any] = Compensator.load(path).describe()
     elif path.suffix == ".json":
-        from tocom.profile import Profile
+        from tocom.formats.profile import Profile
 
         facts = Profile.load(path).to_json()
     else:

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tocom.cli import TrustedKeys, console, parse_degrees, print_json, steps
+from tocom.cli.app import console, print_json
+from tocom.cli.options import TrustedKeys, parse_degrees
+from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -41,9 +43,9 @@ def pack(
     """Write a model repository: one model per degree; the caller picks, by budget or otherwise."""
     if layout != "triton":
         raise RequestError(f"The 'layout' option must be triton. Got {layout!r} instead.")
-    from tocom.bundle import Bundle
-    from tocom.export.triton_repository import write_triton_repository
-    from tocom.signing import load_public_keys
+    from tocom.export.triton.repository import write_triton_repository
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.signatures import load_public_keys
 
     keys = load_public_keys(trusted_key) if trusted_key else None
     chosen = None if degrees is None else parse_degrees(degrees)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tocom.cli import console, print_json
+from tocom.cli.app import console, print_json
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -31,7 +31,7 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile the op plugin library, or take it from the cache."""
-    from tocom.export.plugin_library import build_library
+    from tocom.export.op_plugin.library import build_library
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -47,7 +47,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Tell what an op plugin library was compiled for, without loading it."""
-    from tocom.export.plugin_library import read_library
+    from tocom.export.op_plugin.library import read_library
 
     _show(read_library(library), as_json)
 

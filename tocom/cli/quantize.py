@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import output, parse_degrees, print_json, steps
+from tocom.cli.app import output, print_json
+from tocom.cli.options import parse_degrees
+from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
-    from tocom.bundle import Bundle
-    from tocom.profile import Profile
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.profile import Profile
 
 __all__ = ["register"]
 
@@ -53,8 +55,8 @@ def quantize(
 
     try:
         from tocom.calibration import calibrate
-        from tocom.calibration.qdq import Scheme, default_scheme
-        from tocom.calibration.quantize import quantize as run
+        from tocom.calibration.int8.qdq import Scheme, default_scheme
+        from tocom.calibration.int8.quantizer import quantize as run
     except ModuleNotFoundError as error:
         raise RequestError(
             f"Quantizing needs the package {error.name}. Install it: pip install 'tocom[quantize]'."

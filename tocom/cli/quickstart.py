@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli import output, print_json, steps
+from tocom.cli.app import output, print_json
+from tocom.cli.progress import steps
 
 __all__ = ["register"]
 

@@ -12,7 +12,8 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from tocom.cli import BackendName, TimeoutS, TrustedKeys, console, output, parse_seconds, print_json
+from tocom.cli.app import console, output, print_json
+from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_seconds
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tocom.cli import console, print_json
+from tocom.cli.app import console, print_json
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -27,15 +27,15 @@ def sign(
     as_json: Annotated[bool, typer.Option("--json", help="Print key id and signed files as JSON.")] = False,
 ) -> None:
     """Sign the manifest, and with it every file of the export, and the sidecars of all engines that are there now."""
-    from tocom import signing
-    from tocom.verify import verify
+    from tocom.formats import signatures
+    from tocom.formats.verification import verify
 
     if (key is None) == (new_key is None):
         raise RequestError("Give --key to sign a bundle, or --new-key to make a key pair.")
     if new_key is not None:
         if bundle is not None:
             raise RequestError("--new-key makes a key pair alone. Then sign: tocom sign BUNDLE --key KEY.")
-        made = signing.new_key(new_key)
+        made = signatures.new_key(new_key)
         if as_json:
             print_json({"key_id": made.key_id, "private": str(new_key), "public": f"{new_key}.pub"})
         else:
@@ -47,7 +47,7 @@ def sign(
     for damaged in verify(bundle).problems:
         if damaged.kind != "profile":  # profiles are not signed
             raise RequestError(f"{bundle} is not signed: {damaged.file}: {damaged.problem}")
-    signature = signing.sign(bundle, key)
+    signature = signatures.sign(bundle, key)
     if as_json:
         print_json({"key_id": signature.key_id, "file": str(signature.path), "files": dict(signature.files)})
     else:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tocom.cli import console, output, print_json
+from tocom.cli.app import console, output, print_json
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
-    from tocom.training import StepReport
+    from tocom.training.trainer import StepReport
 
 __all__ = ["register"]
 
@@ -73,12 +73,12 @@ def train(
 
     On several processes: torchrun --nproc-per-node 2 --no-python tocom train …
     """
-    from tocom.data import ImageFiles
-    from tocom.distributed import choose_device, joined
-    from tocom.files import check_writable
-    from tocom.models import input_config, load_model
-    from tocom.training import TrainingConfig
-    from tocom.training import train as run
+    from tocom.compression.loading import input_config, load_model
+    from tocom.system.files import check_writable
+    from tocom.training.config import TrainingConfig
+    from tocom.training.distributed import choose_device, joined
+    from tocom.training.image_files import ImageFiles
+    from tocom.training.trainer import train as run
 
     if unreadable not in ("skip", "fail"):
         raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tocom.cli import output, print_json
+from tocom.cli.app import output, print_json
 from tocom.errors import BundleError
 
 __all__ = ["register"]
@@ -31,8 +31,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Check every file of a bundle, its engines, profiles and signatures; all problems are shown."""
-    from tocom.signing import load_public_keys
-    from tocom.verify import verify as check
+    from tocom.formats.signatures import load_public_keys
+    from tocom.formats.verification import verify as check
 
     found = check(bundle, None if not key else load_public_keys(key))
     if as_json:

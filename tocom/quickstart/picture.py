@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tocom.files import atomic_path
+from tocom.system.files import atomic_path
 
 __all__ = ["draw"]
 

@@ -18,23 +18,24 @@ from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tocom.bundle import Bundle
 from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_degrees, write_report
-from tocom.calibration.accuracy import feature_gaps
-from tocom.compensator import Compensator
-from tocom.compression import compress
-from tocom.data import ImageFiles
+from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.compensator.compensator import Compensator
+from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.loading import LoadedModel, input_config
+from tocom.compression.surgery import compress
 from tocom.export import export
-from tocom.export.weights import tensor_bytes
-from tocom.files import check_writable, write_json
-from tocom.models import LoadedModel, input_config
+from tocom.export.graph.projections import tensor_bytes
+from tocom.formats.bundle import Bundle
 from tocom.quickstart.cells import HELD_OUT, LABELS, TEST, TRAIN, Cell, split_cells
 from tocom.quickstart.head import fit_head, pooled, pooled_features
 from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.runtime import Runtime
-from tocom.tensors import save_tensors
-from tocom.training import TrainingConfig, train
+from tocom.system.files import check_writable, write_json
+from tocom.training.config import TrainingConfig
+from tocom.training.image_files import ImageFiles
+from tocom.training.trainer import train
 
 __all__ = ["QuickstartConfig", "quickstart"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tocom.profile import Profile
+from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
 
 __all__ = ["budget_steps", "stream"]

@@ -1,0 +1,1 @@
+"""How right each degree is."""

@@ -1,0 +1,198 @@
+"""Accuracy per degree on images, and agreement with the lowest degree, at the precision of the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.calibration.accuracy.intervals import wilson_interval
+from tocom.calibration.accuracy.ranking import expected_accuracies
+from tocom.calibration.latency.measure import Progress
+from tocom.errors import DataError
+from tocom.formats.profile import Accuracy
+from tocom.images import class_folders, image_files, preprocess, read_image
+from tocom.runtime import Runtime
+
+__all__ = ["Answers", "collect_answers", "measure_accuracy", "read_samples"]
+
+Samples = Path | str | Iterable[tuple[Any, int | None]]
+"""A folder with one subfolder per class; a folder of images; or pairs of an image and its class index or None."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every degree answered to the same images.
+
+    Attributes:
+        by_degree: Class indices [count], ascending by degree.
+        labels: Right class indices [count], or None.
+    """
+
+    by_degree: Mapping[int, NDArray[np.int64]]
+    labels: NDArray[np.int64] | None
+
+    def right(self) -> dict[int, NDArray[np.bool_]]:
+        """Return per degree which answers are right; without labels, which equal the lowest degree's."""
+        return self.agree() if self.labels is None else {d: a == self.labels for d, a in self.by_degree.items()}
+
+    def agree(self) -> dict[int, NDArray[np.bool_]]:
+        """Return per degree which answers equal the lowest degree's."""
+        dense = self.by_degree[min(self.by_degree)]
+        return {degree: answers == dense for degree, answers in self.by_degree.items()}
+
+    def accuracy(self) -> dict[int, Accuracy]:
+        """Return per degree the share of right answers (``top1``), or without labels the agreement."""
+        return _shares("agreement" if self.labels is None else "top1", self.right())
+
+    def agreement(self) -> dict[int, Accuracy]:
+        """Return per degree the share of answers that equal the lowest degree's."""
+        return _shares("agreement", self.agree())
+
+
+def measure_accuracy(
+    runtime: Runtime,
+    samples: Samples,
+    *,
+    degrees: Sequence[int] | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> dict[int, Accuracy]:
+    """Return the accuracy per degree; the arguments and errors are those of :func:`collect_answers`.
+
+    Returns:
+        Per degree: the share of right answers with its 95 % Wilson interval, and what to rank the degree by (see
+        :mod:`tocom.calibration.accuracy.ranking`); without labels, the share of answers that equal the lowest degree's.
+    """
+    return collect_answers(runtime, samples, degrees=degrees, batch=batch, progress=progress).accuracy()
+
+
+def collect_answers(
+    runtime: Runtime,
+    samples: Samples,
+    *,
+    degrees: Sequence[int] | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> Answers:
+    """Run every degree on every image.
+
+    Args:
+        runtime: A warm runtime whose bundle gives logits.
+        samples: A folder with one subfolder per class; a folder of images, without labels; or pairs of an image (path,
+            PIL image, or [channels, height, width] float32) and its class index, None without labels.
+        degrees: Degrees to run; None takes the resident ones.
+        batch: Images per inference; None takes the bundle's optimal batch.
+        progress: Called after every batch.
+
+    Raises:
+        DataError: No samples, an unreadable image, a label that the model does not have, some labels missing, labels
+            of one class only, or a bundle without logits.
+    """
+    if "logits" not in runtime.bundle.output_names:
+        raise DataError(
+            f"{runtime.bundle.path} gives {', '.join(runtime.bundle.output_names)}, no logits: accuracy needs a "
+            "classifier. Export a model with one, or calibrate latency alone (no --images)."
+        )
+    pairs = read_samples(samples, runtime.bundle.labels)
+    labels = None if pairs[0][1] is None else np.array([label for _, label in pairs], np.int64)
+    chosen = sorted(runtime.degrees if degrees is None else degrees)
+    size = runtime.bundle.batch[1] if batch is None else batch
+    found: dict[int, list[NDArray[np.int64]]] = {degree: [] for degree in chosen}
+    for start, images in _grouped(runtime, pairs, size):
+        for degree in chosen:
+            logits = runtime.infer(images, degree=degree).outputs["logits"]
+            if labels is not None and int(labels.max()) >= logits.shape[-1]:
+                raise DataError(
+                    f"A sample has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. "
+                    "Give the class folders the names of the manifest's labels."
+                )
+            found[degree].append(logits.argmax(-1))
+        if progress is not None:
+            progress("accuracy", start + len(images), len(pairs))
+    return Answers({degree: np.concatenate(parts) for degree, parts in found.items()}, labels)
+
+
+def feature_gaps(expected: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return per image one minus the cosine between features, [count]: 0 where they point the same way, at most 2.
+
+    Args:
+        expected: Features [count, channels], such as the dense model's.
+        got: Features [count, channels] of the same images.
+    """
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
+
+
+def read_samples(samples: Samples, labels: Sequence[str] | None) -> list[tuple[Any, int | None]]:
+    """Return pairs of an image and its class index, or None where there are no labels.
+
+    Args:
+        samples: See :func:`collect_answers`.
+        labels: The model's class names.
+
+    Raises:
+        DataError: No samples, a folder that is no label, labels for some only, or of one class only.
+    """
+    pairs: list[tuple[Any, int | None]] = (
+        _folder_samples(Path(samples), labels) if isinstance(samples, (str, Path)) else list(samples)
+    )
+    if not pairs:
+        raise DataError("The 'samples' parameter must hold at least one image. Got none.")
+    known = [label for _, label in pairs if label is not None]
+    if len(known) not in (0, len(pairs)):
+        raise DataError(
+            f"Either every sample has a label or none has. Got {len(known)} labels for {len(pairs)} images."
+        )
+    if len(known) > 1 and len(set(known)) == 1:
+        name = f" ({labels[known[0]]})" if labels is not None and known[0] < len(labels) else ""
+        raise DataError(
+            f"All {len(known)} images are of one class, {known[0]}{name}: a model that always answers it would be "
+            "fully right. Give images of at least two classes, or without labels (a flat folder) for the agreement."
+        )
+    return pairs
+
+
+def _shares(kind: str, right: Mapping[int, NDArray[np.bool_]]) -> dict[int, Accuracy]:
+    expected = expected_accuracies(right)
+    return {
+        degree: Accuracy(
+            kind,
+            float(hits.mean()),
+            len(hits),
+            *wilson_interval(int(hits.sum()), len(hits)),
+            expected=expected[degree],
+        )
+        for degree, hits in right.items()
+    }
+
+
+def _folder_samples(folder: Path, labels: Sequence[str] | None) -> list[tuple[Any, int | None]]:
+    if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+        return list(class_folders(folder, labels))
+    return [(path, None) for path in image_files(folder)]
+
+
+def _grouped(
+    runtime: Runtime, pairs: Sequence[tuple[Any, int | None]], size: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the start and the images of each batch."""
+    for start in range(0, len(pairs), size):
+        yield (
+            start,
+            np.stack([as_input(image, runtime.bundle.manifest["input"]) for image, _ in pairs[start : start + size]]),
+        )
+
+
+def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return an image (path, PIL image or array) as a model's input [channels, height, width], float32."""
+    if isinstance(image, np.ndarray):
+        return np.asarray(image, np.float32)
+    if isinstance(image, (str, Path)):
+        return read_image(image, entry)
+    return preprocess(image, entry)

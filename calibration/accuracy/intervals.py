@@ -1,0 +1,70 @@
+"""Intervals of measured accuracies, and the images that they need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from tocom.errors import DataError, RequestError
+from tocom.formats.profile import Accuracy
+
+__all__ = ["check_interval", "images_needed", "wilson_interval"]
+
+_Z_95 = 1.959963984540054
+
+
+def wilson_interval(right: int, count: int, z: float = _Z_95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Of the usual intervals it holds its level best on few images and near 0 and 1 (Brown, Cai, DasGupta 2001).
+
+    Raises:
+        RequestError: ``count`` is not positive, or ``right`` is not in 0…count.
+    """
+    if count < 1 or not 0 <= right <= count:
+        raise RequestError(f"Expected 0 <= right <= count and count >= 1. Got right={right}, count={count}.")
+    share = right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # At 0 and at all right one end is the share itself; rounding must not push it past.
+    low = 0.0 if right == 0 else min(centre - half, share)
+    high = 1.0 if right == count else max(centre + half, share)
+    return low, high
+
+
+def images_needed(share: float, half_width: float) -> int:
+    """Return how many images make the 95 % interval of a share at most ``half_width`` to either side.
+
+    Raises:
+        RequestError: ``share`` is not in 0…1, or ``half_width`` not above 0 and at most 0.5.
+    """
+    if not 0 <= share <= 1 or not 0 < half_width <= 0.5:
+        raise RequestError(f"Expected a share in 0…1 and a half width in 0…0.5. Got {share!r} and {half_width!r}.")
+
+    def half(count: int) -> float:
+        z = _Z_95
+        return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+
+    low, high = 0, 1
+    while half(high) > half_width:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if half(middle) > half_width else (low, middle)
+    return high
+
+
+def check_interval(accuracy: Mapping[int, Accuracy], points: float) -> None:
+    """Raise DataError when the 95 % interval of a degree is wider than ``points`` percentage points to either side.
+
+    The message says how many images are needed.
+    """
+    needed = {degree: images_needed(entry.value, points / 100) for degree, entry in accuracy.items()}
+    worst = max(needed, key=needed.__getitem__)
+    entry = accuracy[worst]
+    if needed[worst] > entry.count:
+        raise DataError(
+            f"{entry.count} images give the accuracy of degree {worst} to ±{50 * (entry.high - entry.low):.1f} points; "
+            f"±{points:g} needs about {needed[worst]}. Add {needed[worst] - entry.count} images, or ask for a wider "
+            "interval."
+        )

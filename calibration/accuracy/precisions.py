@@ -1,0 +1,129 @@
+"""Precisions beside each other on the backend at hand: the same degrees of two bundles, timed in turn.
+
+Which precision is faster depends on the device, and "stay at float32" is an answer. The winner of a degree is the
+fastest that may win; one that is not told to be faster than the bundle of higher precision does not replace it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tocom.calibration.accuracy.answers import Answers
+from tocom.calibration.accuracy.intervals import wilson_interval
+from tocom.calibration.accuracy.ranking import mcnemar
+from tocom.calibration.latency.measure import Progress
+from tocom.errors import RequestError
+from tocom.formats.bundle import Bundle
+from tocom.formats.measurements import Accuracy, PrecisionCandidate, PrecisionComparison
+from tocom.formats.onnx.tensors import read_tensors
+from tocom.runtime import Runtime
+
+__all__ = ["compare_precisions", "degree_bytes"]
+
+_LEVEL = 0.05
+
+
+def compare_precisions(
+    runtime: Runtime,
+    other: Runtime,
+    *,
+    samples: int = 60,
+    warmup: int = 5,
+    seed: int = 0,
+    answers: Answers | None = None,
+    other_answers: Answers | None = None,
+    progress: Progress | None = None,
+) -> dict[int, PrecisionComparison]:
+    """Time the degrees that two warm runtimes share, in turn, in an order drawn anew every round.
+
+    Args:
+        runtime: Of the bundle in question, such as INT8.
+        other: Of the same model at a higher precision, such as float32, on the same backend.
+        samples: Timed inferences per degree and precision.
+        warmup: Inferences before them.
+        seed: Of the order and of the images' values.
+        answers: Of ``runtime`` to some images; their accuracy is noted.
+        other_answers: Of ``other`` to the same images.
+        progress: Called after every round.
+
+    Raises:
+        RequestError: The bundles are not of one model, have the same precision, or share no degree.
+    """
+    first, second = runtime.bundle, other.bundle
+    _check_pair(first, second, runtime.backend.name, other.backend.name)
+    shared = [degree for degree in runtime.degrees if degree in other.degrees]
+    generator = np.random.default_rng(seed)
+    images = generator.standard_normal((first.batch[1], *first.image_shape), np.float32)
+    turns = [(degree, place) for degree in shared for place in (0, 1)]
+    times: dict[tuple[int, int], list[float]] = {turn: [] for turn in turns}
+    for index in range(warmup + samples):
+        for place in generator.permutation(len(turns)):
+            turn = turns[int(place)]
+            result = (runtime, other)[turn[1]].infer(images, degree=turn[0])
+            if index >= warmup:
+                times[turn].append(result.latency_ms - result.queue_ms)
+        if progress is not None:
+            progress("precisions", index + 1, warmup + samples)
+    found = {}
+    for degree in shared:
+        candidates = {}
+        for place, (bundle, known) in enumerate(((first, answers), (second, other_answers))):
+            p50, p95 = (float(q) for q in np.quantile(times[degree, place], (0.5, 0.95)))
+            candidates[bundle.precision] = PrecisionCandidate(
+                p50, p95, degree_bytes(bundle, degree), _accuracy(known, degree), _excluded(bundle, degree)
+            )
+        found[degree] = _decide(candidates, first.precision, second.precision, times[degree, 0], times[degree, 1])
+    return found
+
+
+def degree_bytes(bundle: Bundle, degree: int) -> int:
+    """Return what one degree would take alone: its ONNX file and the weights that it refers to, in bytes."""
+    data = bundle.read_onnx(degree)
+    places = {tensor.place: tensor.bytes for tensor in read_tensors(data) if tensor.place is not None}
+    return len(data) + sum(places.values())
+
+
+def _decide(
+    candidates: Mapping[str, PrecisionCandidate], mine: str, higher: str, my_ms: list[float], higher_ms: list[float]
+) -> PrecisionComparison:
+    excluded = candidates[mine].excluded
+    if excluded is not None:
+        return PrecisionComparison(candidates, higher, f"stay at {higher}: {excluded}")
+    faster = sum(a < b for a, b in zip(my_ms, higher_ms, strict=True))
+    slower = sum(a > b for a, b in zip(my_ms, higher_ms, strict=True))
+    ratio = candidates[mine].p50_ms / candidates[higher].p50_ms
+    measured = f"{mine} takes {ratio:.2f} of {higher}'s median here, faster in {faster} of {len(my_ms)} rounds"
+    # The sign test, which McNemar's exact test is.
+    if faster > slower and mcnemar(faster, slower) <= _LEVEL:
+        return PrecisionComparison(candidates, mine, measured)
+    return PrecisionComparison(candidates, higher, f"stay at {higher}: {measured}")
+
+
+def _check_pair(first: Bundle, second: Bundle, backend: str, other_backend: str) -> None:
+    if first.manifest["model"]["fingerprint"] != second.manifest["model"]["fingerprint"]:
+        raise RequestError(f"{first.path} and {second.path} are not of one model: nothing to compare.")
+    if first.precision == second.precision:
+        raise RequestError(f"{first.path} and {second.path} are both in {first.precision}: nothing to compare.")
+    if backend != other_backend:
+        raise RequestError(f"The two precisions run on different backends, {backend} and {other_backend}. Name one.")
+    if not set(first.degrees) & set(second.degrees):
+        raise RequestError(f"{first.path} and {second.path} share no degree: nothing to compare.")
+
+
+def _excluded(bundle: Bundle, degree: int) -> str | None:
+    """Return why a degree is not in the bundle's precision, as the manifest says."""
+    for entry in bundle.manifest["degrees"]:
+        if entry["degree"] == degree:
+            reason = (entry.get("quantization") or {}).get("kept_out")
+            return None if reason is None else str(reason)
+    return None
+
+
+def _accuracy(answers: Answers | None, degree: int) -> Accuracy | None:
+    if answers is None:
+        return None
+    right = answers.right()[degree]
+    kind = "agreement" if answers.labels is None else "top1"
+    return Accuracy(kind, float(right.mean()), len(right), *wilson_interval(int(right.sum()), len(right)))

@@ -1,0 +1,1 @@
+"""Clocks, heat, power and energy of the device while it is measured."""

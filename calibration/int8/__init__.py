@@ -1,0 +1,1 @@
+"""Eight-bit engines: ranges per degree, and what stays in floating point."""

@@ -1,0 +1,329 @@
+"""``quantize``: a float32 bundle and some images become an INT8 bundle, degree by degree, above a floor of accuracy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tocom import __version__
+from tocom.calibration.accuracy.answers import Samples, as_input, read_samples
+from tocom.calibration.accuracy.intervals import wilson_interval
+from tocom.calibration.accuracy.ranking import told_apart
+from tocom.calibration.int8.equalization import Scales, equalization_scales, largest_values
+from tocom.calibration.int8.exclusion import Search, search_exclusions
+from tocom.calibration.int8.qdq import Scheme, default_scheme
+from tocom.calibration.int8.ranges import METHODS
+from tocom.calibration.int8.trial import DegreeModel, Trial, load_degree
+from tocom.errors import CalibrationError, DataError, RequestError
+from tocom.formats.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
+from tocom.formats.manifest import SCHEMA_VERSION
+from tocom.formats.sealed_json import write_sealed_json
+from tocom.formats.weights import WeightStore, tensor_bytes
+from tocom.system.files import atomic_folder, sha256_file
+
+__all__ = ["EQUALIZE", "quantize", "split_images"]
+
+Progress = Callable[[str, int, int], None]
+# protobuf's own limit of a message; candidates are tried with their weights inside.
+_MOST_BYTES = 2**31 - 1
+# The strength that Xiao et al. found to suit most models.
+EQUALIZE = 0.5
+# Methods part clearly or hardly matter; the floor is held by all held-out images.
+_METHOD_IMAGES = 200
+
+
+def quantize(
+    bundle: Bundle | Path | str,
+    out: Path | str,
+    images: Samples,
+    *,
+    held_out: Samples | None = None,
+    degrees: Sequence[int] | None = None,
+    method: str = "auto",
+    equalize: float = EQUALIZE,
+    floor_points: float = 1.0,
+    scheme: Scheme | None = None,
+    range_images: int = 64,
+    held_out_images: int = 1000,
+    seconds_per_degree: float = 300.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write an INT8 bundle: every degree with explicit Q/DQ, its ranges collected at that degree.
+
+    A degree that loses more than the floor stays in float32, and the manifest says why.
+
+    Args:
+        bundle: A float32 bundle, or its folder.
+        out: Folder to write. It appears whole or not at all.
+        images: What :func:`tocom.calibration.collect_answers` takes. A part makes the ranges, the rest is held out to
+            choose the method and to hold the floor; without labels, by the answers that equal float32's.
+        held_out: Other images for the second purpose; then all of ``images`` may make ranges.
+        degrees: Degrees to write; None takes all.
+        method: One of :data:`METHODS`, or ``auto``: the one that is told to be most accurate on the held-out images
+            (paired, as degrees are ranked; the first 200), and of those that cannot be told apart the nearest to
+            float32.
+        equalize: Share of the unevenness of the channels that moves from activations to weights, in 0…1 (see
+            :mod:`tocom.calibration.int8.equalization`); 0 leaves them as they are.
+        floor_points: Most accuracy that a degree may lose to float32 at the same degree, in percentage points.
+        scheme: How numbers become eight bits; None takes what fits this processor.
+        range_images: Most images that make ranges.
+        held_out_images: Most images that are held out.
+        seconds_per_degree: Time for looking for layers that must stay in float32, where the floor is not held.
+        seed: Of the choice of images.
+        overwrite: Replace ``out`` when it exists.
+        progress: Called with what is being done, the steps done, and all steps.
+
+    Raises:
+        BundleError: The bundle is missing, was changed, or lacks a degree.
+        DataError: The images cannot be read or used, or are too few; the message says how many are needed.
+        RequestError: The bundle is not in float32, or another argument is out of its range.
+        CalibrationError: No degree holds the floor.
+        EngineError: ONNX Runtime refuses a model.
+        OutputError: ``out`` cannot be written.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    chosen = sorted(set(bundle.degrees if degrees is None else degrees))
+    for degree in chosen:
+        bundle.onnx_path(degree)  # raises when it is not there
+    _check_request(bundle, method, equalize, floor_points, range_images, held_out_images, seconds_per_degree)
+    bundle.require_verified()
+    methods = METHODS if method == "auto" else (method,)
+    scheme = scheme or default_scheme()
+    entry = bundle.manifest["input"]
+    for_ranges, for_choice = split_images(
+        read_samples(images, bundle.labels),
+        None if held_out is None else read_samples(held_out, bundle.labels),
+        range_images=range_images,
+        held_out_images=held_out_images,
+        least=math.ceil(100 / floor_points),
+        floor_points=floor_points,
+        seed=seed,
+    )
+    pixels = np.stack([as_input(image, entry) for image, _ in for_ranges])
+    chosen_on = np.stack([as_input(image, entry) for image, _ in for_choice])
+    labels = None if for_choice[0][1] is None else np.array([label for _, label in for_choice], np.int64)
+    report = _Steps(progress, len(chosen) * (2 + len(methods) + (equalize > 0)))
+    scales = _scales(bundle, chosen, pixels, equalize, report) if equalize > 0 else {}
+    entries: dict[int, dict[str, Any]] = {}
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        with WeightStore(folder / WEIGHTS_NAME) as store:
+            for degree in chosen:
+                report.next(f"degree {degree}: float32 answers of {len(chosen_on)} images")
+                model = DegreeModel(bundle, degree, chosen_on, labels, scheme, scales)
+                _check_labels(model, labels)
+                report.next(f"degree {degree}: ranges of {len(pixels)} images")
+                ranges = model.ranges(pixels, methods)
+                trials = []
+                for each in methods:
+                    report.next(f"degree {degree}: {each}")
+                    trials.append(model.trial(each, ranges[each], count=_METHOD_IMAGES if len(methods) > 1 else None))
+                best, search = _best(trials), None
+                if len(best.right) < len(chosen_on):
+                    report.same(f"degree {degree}: {best.method}, all {len(chosen_on)} images")
+                    best = model.trial(best.method, ranges[best.method])
+                if best.loss_points > floor_points:
+                    search = search_exclusions(
+                        model,
+                        best,
+                        ranges[best.method],
+                        floor_points,
+                        seconds=seconds_per_degree,
+                        progress=lambda what, degree=degree: report.same(f"degree {degree}: {what}"),  # type: ignore[misc]
+                    )
+                    best = search.trial
+                is_kept = best.loss_points <= floor_points
+                proto = model.quantized(ranges[best.method], best.exclude) if is_kept else model.model
+                for tensor in proto.graph.initializer:
+                    store.place(tensor)
+                onnx.save(proto, folder / bundle.degrees[degree].onnx)
+                entries[degree] = _entry(model, trials, best, search, is_kept, floor_points)
+        if not any(found["precision"] == "int8" for found in entries.values()):
+            reasons = "; ".join(f"{degree}: {found['quantization']['kept_out']}" for degree, found in entries.items())
+            raise CalibrationError(
+                f"INT8 holds the floor of {floor_points:g} points at no degree: {reasons}. No bundle was written. Give "
+                "other or more images, a wider --floor, or stay at float32."
+            )
+        manifest = copy.deepcopy(bundle.manifest)
+        manifest |= {
+            "schema_version": SCHEMA_VERSION,
+            "created_by": f"tocom {__version__}",
+            "precision": "int8",
+            "quantization": {
+                "source": bundle.fingerprint,
+                "weights": "int8, symmetric, one scale per output channel",
+                "activations": f"{'int8' if scheme.activations == 'symmetric' else 'uint8'}, {scheme.activations}",
+                "reduce_range": scheme.reduce_range,
+                "equalize": equalize,
+                "equalized": sorted(scales),
+                "ranges": "collected at each degree, on its own graph",
+                "range_images": len(pixels),
+                "held_out_images": len(chosen_on),
+                "labelled": labels is not None,
+                "floor_points": floor_points,
+                "seed": seed,
+                "onnxruntime": _onnxruntime_version(),
+            },
+            "files": {
+                file.name: {"sha256": sha256_file(file), "size": file.stat().st_size}
+                for file in sorted(folder.iterdir())
+            },
+        }
+        manifest["degrees"] = [
+            {**each, "check": None, "accuracy": None, **entries[each["degree"]]}
+            for each in manifest["degrees"]
+            if each["degree"] in entries
+        ]
+        write_sealed_json(folder / MANIFEST_NAME, manifest)
+    return Bundle(out)
+
+
+def split_images(
+    images: Sequence[tuple[Any, int | None]],
+    held_out: Sequence[tuple[Any, int | None]] | None,
+    *,
+    range_images: int,
+    held_out_images: int,
+    least: int,
+    floor_points: float,
+    seed: int,
+) -> tuple[list[tuple[Any, int | None]], list[tuple[Any, int | None]]]:
+    """Return the samples that make ranges and those that are held out; at random by the seed.
+
+    Raises:
+        DataError: Fewer than ``least`` would be held out: one image would be more than the floor.
+    """
+    order = np.random.default_rng(seed).permutation(len(images))
+    shuffled = [images[int(place)] for place in order]
+    if held_out is None:
+        # Ranges settle with few images; a floor is held by many.
+        count = min(range_images, max(1, len(shuffled) // 4))
+        ranges, rest = shuffled[:count], shuffled[count : count + held_out_images]
+    else:
+        ranges, rest = shuffled[:range_images], list(held_out)[:held_out_images]
+    if len(rest) < least:
+        missing = least - len(rest)
+        missing = missing if held_out is not None else math.ceil(missing * 4 / 3)
+        raise DataError(
+            f"A floor of {floor_points:g} points needs at least {least} held-out images, so that one image is not more "
+            f"than it. Got {len(rest)} of {len(images)} images. Add about {missing} "
+            "images, or give a wider --floor."
+        )
+    return ranges, rest
+
+
+def _check_request(
+    bundle: Bundle,
+    method: str,
+    equalize: float,
+    floor_points: float,
+    range_images: int,
+    held_out_images: int,
+    seconds: float,
+) -> None:
+    if bundle.precision != "fp32":
+        raise RequestError(
+            f"{bundle.path} is in {bundle.precision}: quantize a float32 bundle. Export one with --precision fp32."
+        )
+    if method != "auto" and method not in METHODS:
+        raise RequestError(f"The 'method' parameter must be auto, {', '.join(METHODS)}. Got {method!r} instead.")
+    if not 0 <= equalize <= 1:
+        raise RequestError(f"The 'equalize' parameter must be in 0…1. Got {equalize!r} instead.")
+    if not 0 < floor_points <= 100:
+        raise RequestError(f"The 'floor_points' parameter must be above 0 and at most 100. Got {floor_points!r}.")
+    if range_images < 1 or held_out_images < 1 or not seconds >= 0:
+        raise RequestError(
+            "The 'range_images' and 'held_out_images' parameters must be at least 1, 'seconds_per_degree' at least 0. "
+            f"Got {range_images!r}, {held_out_images!r} and {seconds!r}."
+        )
+    largest = max(tensor_bytes(bundle.onnx_path(degree)) for degree in bundle.degrees)
+    if largest > _MOST_BYTES:
+        raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
+
+
+def _scales(
+    bundle: Bundle, degrees: Sequence[int], images: NDArray[np.float32], strength: float, report: _Steps
+) -> Scales:
+    """Return the scales that all degrees share."""
+    found = []
+    for degree in degrees:
+        report.next(f"degree {degree}: largest values of {len(images)} images")
+        found.append(largest_values(load_degree(bundle, degree), bundle.path, images, batch=bundle.batch[1]))
+    return equalization_scales(found, strength)
+
+
+def _check_labels(model: DegreeModel, labels: NDArray[np.int64] | None) -> None:
+    classes = model.outputs.shape[-1]
+    if labels is not None and int(labels.max()) >= classes:
+        raise DataError(
+            f"A sample has the class index {int(labels.max())}, the model has {classes} classes. Give the class "
+            "folders the names of the manifest's labels."
+        )
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """Return the nearest to float32 of those that no other is told to be more right than."""
+    worse = {loser for _, loser in told_apart({place: trial.right for place, trial in enumerate(trials)})}
+    return min((trial for place, trial in enumerate(trials) if place not in worse), key=lambda trial: trial.divergence)
+
+
+def _entry(
+    model: DegreeModel, trials: Sequence[Trial], best: Trial, search: Search | None, is_kept: bool, floor: float
+) -> dict[str, Any]:
+    """Return what the manifest says about a degree."""
+    reason = None
+    if not is_kept:
+        reason = f"INT8 loses {best.loss_points:.2f} points, the floor is {floor:g}"
+        if search is not None:
+            reason += f" ({search.note})"
+    return {
+        "precision": "int8" if is_kept else "fp32",
+        "quantization": {
+            "method": best.method,
+            "excluded": list(best.exclude),
+            "loss_points": round(best.loss_points, 4),
+            "divergence": best.divergence,
+            "accuracy": _share(best.right),
+            "accuracy_float32": _share(model.right),
+            "methods": {
+                trial.method: {"loss_points": round(trial.loss_points, 4), "divergence": trial.divergence}
+                for trial in trials
+            },
+            "sensitivity": {}
+            if search is None
+            else {name: round(gain, 6) for name, gain in search.sensitivity.items()},
+            "kept_out": reason,
+        },
+    }
+
+
+def _share(right: NDArray[np.bool_]) -> dict[str, float | int]:
+    low, high = wilson_interval(int(right.sum()), len(right))
+    return {"value": float(right.mean()), "count": len(right), "low": low, "high": high}
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+class _Steps:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def next(self, what: str) -> None:
+        self.same(what)
+        self._done += 1
+
+    def same(self, what: str) -> None:
+        if self._progress is not None:
+            self._progress(what, self._done, self._total)

@@ -1,0 +1,152 @@
+"""One degree while it is quantized: its float32 answers, and how far a candidate departs from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.calibration.int8.equalization import Scales, equalized
+from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
+from tocom.calibration.int8.ranges import METHODS, collect_ranges, open_session
+from tocom.formats.bundle import Bundle
+
+__all__ = ["DegreeModel", "Outputs", "Trial", "compare", "load_degree"]
+
+Outputs = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate on the held-out images.
+
+    Attributes:
+        method: How its ranges were made.
+        exclude: Groups of layers in float32.
+        right: Per image whether the answer is right; without labels, whether it is float32's.
+        loss_points: Accuracy lost to float32, in percentage points; without labels, answers that differ; without a
+            classifier, one minus cosine of the features. Negative where INT8 answers more images right.
+        divergence: Mean divergence from float32 per image: of the classes' probabilities (Kullback-Leibler), or one
+            minus cosine of the features.
+    """
+
+    method: str
+    exclude: tuple[str, ...]
+    right: NDArray[np.bool_]
+    loss_points: float
+    divergence: float
+
+
+class DegreeModel:
+    """A degree's float32 model with its weights loaded, and its outputs on the held-out images.
+
+    Args:
+        bundle: A verified float32 bundle.
+        degree: The degree.
+        images: Held-out images [count, channels, height, width], float32.
+        labels: Their class indices [count], or None.
+        scheme: How numbers become eight bits.
+        scales: Of :func:`tocom.calibration.int8.equalization.equalization_scales`; none leaves the channels alone.
+
+    Attributes:
+        model: The float32 model with its weights inside, as the bundle holds it.
+        even: The same with even channels; this is what gets quantized.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        degree: int,
+        images: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        scheme: Scheme,
+        scales: Scales | None = None,
+    ) -> None:
+        self.folder = bundle.path
+        self.batch = bundle.batch[1]
+        self._images, self._labels, self._scheme = images, labels, scheme
+        self._is_classifier = "logits" in bundle.output_names
+        self.model = load_degree(bundle, degree)
+        self.even = equalized(self.model, scales) if scales else self.model
+        self.layers: list[Layer] = quantizable_layers(self.model.graph)
+        self.outputs = self._run(bundle.read_onnx(degree), images)
+        self.right = self._right(self.outputs)
+
+    def quantized(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the equalized model with Q/DQ, its weights inside."""
+        return with_qdq(self.even, ranges, self._scheme, exclude=exclude)
+
+    def ranges(self, images: NDArray[np.float32], methods: Sequence[str] = METHODS) -> dict[str, dict[str, Range]]:
+        """Return per method the ranges of the equalized model."""
+        return collect_ranges(self.even, self.folder, images, methods, batch=self.batch)
+
+    def outputs_of(
+        self, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
+    ) -> Outputs:
+        """Return a candidate's outputs on the held-out images, or on the first ``count``."""
+        return self._run(self.quantized(ranges, exclude).SerializeToString(), self._images[:count])
+
+    def trial(
+        self, method: str, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
+    ) -> Trial:
+        """Return how a candidate does on the held-out images, or on the first ``count``."""
+        got = self.outputs_of(ranges, exclude, count)
+        right = self._right(got)
+        divergence = float(compare(self.outputs[:count], got, self._is_classifier).mean())
+        loss = 100 * (float(self.right[:count].mean() - right.mean()) if self._is_classifier else divergence)
+        return Trial(method, tuple(sorted(exclude)), right, loss, divergence)
+
+    def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
+        session = open_session(model, self.folder)
+        return run(session, images, self.batch)
+
+    def _right(self, outputs: Outputs) -> NDArray[np.bool_]:
+        if not self._is_classifier:
+            return np.ones(len(outputs), np.bool_)
+        expected = self.outputs.argmax(-1) if self._labels is None else self._labels
+        return np.asarray(outputs.argmax(-1) == expected[: len(outputs)])
+
+
+def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
+    """Return a degree's model with its weights inside."""
+    model = onnx.load_model_from_string(bundle.read_onnx(degree))
+    # Not onnx's own loader, which refuses files with a second hard link: copies of a bundle may share its weights.
+    files: dict[str, NDArray[np.uint8]] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            name, offset = place["location"], int(place["offset"])
+            if name not in files:
+                files[name] = np.memmap(bundle.path / name, np.uint8, "r")
+            tensor.raw_data = files[name][offset : offset + int(place["length"])].tobytes()
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return model
+
+
+def run(session: Any, images: NDArray[np.float32], batch: int) -> Outputs:
+    """Return the first output of a session for all images; the last batch is filled up with copies."""
+    parts = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        filled = part if len(part) == batch else np.resize(part, (batch, *part.shape[1:]))
+        parts.append(session.run(None, {"images": filled})[0][: len(part)])
+    return np.concatenate(parts)
+
+
+def compare(expected: Outputs, got: Outputs, is_classifier: bool) -> NDArray[np.float64]:
+    """Return per image how far ``got`` is from ``expected``: see :attr:`Trial.divergence`."""
+    if is_classifier:
+        first, second = _log_softmax(expected), _log_softmax(got)
+        return np.asarray((np.exp(first) * (first - second)).sum(-1))
+    return feature_gaps(expected, got)
+
+
+def _log_softmax(logits: Outputs) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -1,0 +1,128 @@
+"""Where the time goes: ONNX Runtime's own profile of one degree, by block and by kind of work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tocom.errors import EngineError
+from tocom.formats.bundle import Bundle
+from tocom.system.files import scratch_folder
+
+__all__ = ["KINDS", "BlockTimes", "block_times", "split_events"]
+
+KINDS = ("attention", "matching and merging", "MLP", "before and after the blocks")
+_NORMS = ("LayerNormalization", "SkipLayerNormalization")
+# Ops that only token compression brings into a block; everything else there is the plain transformer.
+_MATCHING = (
+    "ArgMax", "GatherElements", "GatherND", "LpNormalization", "OneHot", "ReduceMax", "ReduceMean", "ReduceSum",
+    "ScatterElements", "ScatterND", "Sort", "TokenMerge", "TokenPrune", "TopK",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """Milliseconds of one inference of one degree, measured op by op, so their sum is a little above a plain run.
+
+    Attributes:
+        degree: The degree.
+        blocks: Per block and kind of work; the last kind lies outside the blocks.
+        outside_ms: Before the first and after the last block.
+        whole: False where the blocks could not be told apart; ``blocks`` then holds one row for all.
+    """
+
+    degree: int
+    blocks: tuple[Mapping[str, float], ...]
+    outside_ms: float
+    whole: bool = True
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Milliseconds per kind of work."""
+        sums = {kind: sum(block.get(kind, 0.0) for block in self.blocks) for kind in KINDS[:-1]}
+        return {**sums, KINDS[-1]: self.outside_ms}
+
+
+def block_times(bundle: Bundle, degree: int, *, threads: int, runs: int = 10, batch: int | None = None) -> BlockTimes:
+    """Profile a degree under ONNX Runtime on the CPU.
+
+    Args:
+        bundle: The bundle.
+        degree: The degree.
+        threads: CPU threads.
+        runs: Inferences to take each op's median of, after two to warm up.
+        batch: Images per inference; None takes the bundle's optimal batch.
+
+    Raises:
+        BundleError: A file of the bundle does not match its manifest.
+        EngineError: ONNX Runtime is missing, or refuses the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.") from error
+    images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), np.float32)
+    bundle.require_verified()
+    model = bundle.read_onnx(degree)
+    with scratch_folder("tocom-blocks") as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            name = session.get_inputs()[0].name
+            for _ in range(runs + 2):
+                session.run(None, {name: images})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
+            raise EngineError(f"ONNX Runtime cannot profile degree {degree}: {' '.join(str(error).split())}") from error
+    return split_events(degree, events, blocks=len(bundle.degrees[degree].token_counts) - 1, skip=2)
+
+
+def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: int, skip: int = 0) -> BlockTimes:
+    """Return the times per block from the events of a profile, in the order of execution.
+
+    A block of a Vision Transformer starts at its first layer norm and its MLP at the second, so the layer norms part
+    the run; one more stands after the blocks, and in some models one before.
+
+    Args:
+        degree: The degree.
+        events: As ONNX Runtime writes them: ``cat``, ``name``, ``dur`` in microseconds, ``args``.
+        blocks: Transformer blocks.
+        skip: Runs at the start that do not count.
+    """
+    runs: list[list[tuple[str, float]]] = [[]]
+    for event in sorted(events, key=lambda event: event.get("ts", 0)):
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
+            runs[-1].append((str(event["args"].get("op_name")), float(event["dur"]) / 1e3))
+        elif event.get("name") == "model_run":
+            # It is written with its beginning as its time, so it opens a run.
+            runs.append([])
+    counted = [run for run in runs if run][skip:]
+    if not counted:
+        return BlockTimes(degree, (), 0.0, whole=False)
+    ops = [op for op, _ in counted[0]]
+    # Every run does the same ops in the same order; the median of each is not moved by one interrupted run.
+    times = np.median([[ms for _, ms in run] for run in counted if [op for op, _ in run] == ops], axis=0)
+    # Two norms a block; what is left stands before (one, when there are two) and after the blocks.
+    rest = sum(op in _NORMS for op in ops) - 2 * blocks
+    whole = rest in (0, 1, 2)
+    rows = [dict.fromkeys(KINDS[:-1], 0.0) for _ in range(blocks if whole else 1)]
+    outside, seen = 0.0, -1 if rest == 2 else 0
+    for op, ms in zip(ops, times.tolist(), strict=True):
+        seen += op in _NORMS
+        kind = "matching and merging" if op in _MATCHING else "MLP" if seen % 2 == 0 and whole else "attention"
+        place = (seen - 1) // 2 if whole else 0
+        if whole and (seen < 1 or place >= blocks):
+            outside += ms
+        else:
+            rows[place][kind] += ms
+    return BlockTimes(degree, tuple(rows), outside, whole)

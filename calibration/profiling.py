@@ -1,0 +1,171 @@
+"""``calibrate``: latency and accuracy of every degree, saved as the profile that the runtime finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tocom import __version__
+from tocom.calibration.accuracy.answers import collect_answers, read_samples
+from tocom.calibration.accuracy.intervals import check_interval
+from tocom.calibration.accuracy.precisions import compare_precisions
+from tocom.calibration.device_state.energy import measure_energy
+from tocom.calibration.device_state.opening import open_reader
+from tocom.calibration.latency.measure import LatencyRun, Progress, run_latency
+from tocom.calibration.suggest import with_dominated
+from tocom.errors import CalibrationError
+from tocom.formats.bundle import Bundle
+from tocom.formats.profile import PROFILES_FOLDER, DegreeProfile, Profile
+from tocom.runtime import Runtime
+from tocom.runtime.profiles import INTERVAL, identity_of
+from tocom.system.files import atomic_path
+
+__all__ = ["calibrate", "saved_profile"]
+
+# The sign test sees a difference of a hundredth of the spread in far fewer rounds than a quantile's interval needs.
+_PRECISION_SAMPLES = 100
+
+
+def calibrate(
+    bundle: Path | str,
+    images: Path | str | Iterable[tuple[Any, int | None]] | None = None,
+    *,
+    samples: int = 400,
+    tolerance: float = 0.03,
+    backend: str = "auto",
+    threads: int | None = None,
+    degrees: Sequence[int] | None = None,
+    interval_points: float | None = None,
+    against: Path | str | None = None,
+    seed: int = 0,
+    save: bool = True,
+    trusted_keys: Sequence[Path | str] | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure a bundle on this device and save the profile to ``bundle/profiles/``.
+
+    Args:
+        bundle: The bundle's folder.
+        images: What :func:`collect_answers` takes; None measures latency alone.
+        samples: Most timed inferences per degree after the warm-up.
+        tolerance: Half-width of the quantiles' 95 % intervals that is narrow enough to stop before, as a share.
+        backend: A backend's name, or ``auto``.
+        threads: CPU threads of one inference; None takes the usable physical cores.
+        degrees: Degrees to measure; None takes all.
+        interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
+            percentage points; None takes what they give.
+        against: Bundle of the same model at another precision, such as the float32 one that an INT8 bundle was made
+            from: both are timed in turn, and the profile notes the winner per degree.
+        seed: Of the order of measurement.
+        save: Write the profile beside the bundle, and all samples as CSV beside the profile.
+        trusted_keys: As for :meth:`Runtime.open`.
+        progress: Called with the stage, the steps done and the steps in all.
+
+    Raises:
+        BundleError: The bundle is missing or was changed.
+        DataError: The images cannot be read or used, or are too few for ``interval_points``.
+        EngineError: A degree cannot be loaded or run.
+        RequestError: ``against`` is of another model, or of the same precision.
+        OutputError: The profile cannot be written.
+    """
+    with Runtime.open(
+        bundle, backend, degrees=degrees, threads=threads, warm=False, trusted_keys=trusted_keys
+    ) as runtime:
+        runtime.warm_up(expect_profile=False)
+        if images is not None and against is not None:
+            # Read twice: an iterable of samples would be used up.
+            images = read_samples(images, runtime.bundle.labels)
+        # Accuracy first: bad images show within seconds, before minutes of timing.
+        answers = None if images is None else collect_answers(runtime, images, progress=progress)
+        accuracy = {} if answers is None else answers.accuracy()
+        agreement = {} if answers is None or answers.labels is None else answers.agreement()
+        if interval_points is not None and accuracy:
+            check_interval(accuracy, interval_points)
+        identity = identity_of(runtime.bundle, runtime.backend)
+        reader = open_reader(identity["device"])
+        try:
+            run = run_latency(
+                runtime, samples=samples, tolerance=tolerance, seed=seed, reader=reader, progress=progress
+            )
+            energy = measure_energy(runtime, reader, seed=seed, progress=progress)
+        finally:
+            reader.close()
+        latency = run.latency
+        precisions = {}
+        if against is not None:
+            shared = [degree for degree in Bundle(against, verify=False).degrees if degree in runtime.degrees]
+            with Runtime.open(
+                against, runtime.backend.name, degrees=shared or None, threads=threads, warm=False
+            ) as other:
+                other.warm_up(expect_profile=False)
+                precisions = compare_precisions(
+                    runtime,
+                    other,
+                    samples=min(samples, _PRECISION_SAMPLES),
+                    seed=seed,
+                    answers=answers,
+                    other_answers=None if images is None else collect_answers(other, images, progress=progress),
+                    progress=progress,
+                )
+        profile = Profile(
+            device=identity["device"],
+            backend=identity["backend"],
+            precision=identity["precision"],
+            batch=identity["batch"],
+            threads=identity["threads"],
+            bundle_fingerprint=identity["bundle"],
+            model=runtime.bundle.model_name,
+            degrees={
+                degree: DegreeProfile(
+                    latency[degree],
+                    accuracy.get(degree),
+                    agreement.get(degree),
+                    energy=energy.get(degree),
+                    precisions=precisions.get(degree),
+                )
+                for degree in latency
+            },
+            interval=INTERVAL,
+            measured={
+                "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "tocom": __version__,
+                "seed": seed,
+                **run.described(),
+            },
+            device_state=run.state,
+        )
+        profile = with_dominated(profile, runtime.bundle)
+        if save:
+            profile.save(runtime.bundle.path)
+            _save_samples(run, runtime.bundle.path / PROFILES_FOLDER / f"{profile.fingerprint}.csv")
+    return profile
+
+
+def _save_samples(run: LatencyRun, path: Path) -> None:
+    """Write every sample in the order of the rounds, warm-up included: outliers are to be looked at, not dropped."""
+    header = ",".join(["round", "seconds", "warmup", *(f"degree_{degree}_ms" for degree in run.degrees)])
+    lines = [header]
+    for place, (seconds, row) in enumerate(zip(run.seconds, run.rounds_ms, strict=True)):
+        warmup = int(place < run.steadiness.warmup_rounds)
+        lines.append(",".join([str(place), f"{seconds:.3f}", str(warmup), *(f"{ms:.4f}" for ms in row)]))
+    with atomic_path(path) as beside:
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def saved_profile(bundle: Path | str, *, backend: str = "auto", threads: int | None = None) -> Profile:
+    """Return the saved profile that holds for this bundle, device and power mode; measure nothing.
+
+    Raises:
+        BundleError: The bundle is missing or was changed.
+        CalibrationError: No saved profile holds here.
+    """
+    with Runtime.open(bundle, backend, threads=threads, warm=False) as runtime:
+        profile = runtime.profile
+    if profile is None:
+        raise CalibrationError(
+            f"No profile beside {bundle} holds for this device, backend and power mode. Measure one: "
+            f"tocom calibrate {bundle}."
+        )
+    return profile

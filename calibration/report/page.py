@@ -1,0 +1,170 @@
+"""The report: one HTML file that needs nothing else, and its figures as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tocom.calibration.latency.block_times import BlockTimes
+from tocom.calibration.suggest import Suggestion, with_dominated
+from tocom.errors import CalibrationError
+from tocom.formats.bundle import Bundle
+from tocom.formats.measurements import Accuracy, Latency
+from tocom.formats.profile import Profile
+from tocom.system.files import atomic_path
+
+__all__ = ["REPORT_FOLDER", "write_report"]
+
+REPORT_FOLDER = "report"
+
+
+def write_report(
+    profile: Profile,
+    bundle: Bundle,
+    out: Path | str | None = None,
+    *,
+    suggestion: Suggestion | None = None,
+    blocks: Sequence[BlockTimes] = (),
+    feature_gap: Mapping[int, Mapping[str, float]] | None = None,
+) -> Path:
+    """Write ``report.html`` and one PNG per figure, and return the HTML's path.
+
+    Args:
+        profile: What was measured.
+        bundle: Of which bundle.
+        out: Folder; None takes ``report/`` beside the bundle's files.
+        suggestion: Degrees to export, when they were worked out.
+        blocks: Times per block of some degrees.
+        feature_gap: Per degree ``without_compensator`` and ``with_compensator``, where it is known.
+
+    Raises:
+        CalibrationError: matplotlib or jinja2 is not installed.
+        OutputError: The folder cannot be written.
+    """
+    try:
+        import jinja2
+        import matplotlib as _  # noqa: F401  # told here in one line, rather than in the middle of drawing
+    except ImportError as error:
+        raise CalibrationError(
+            f"A report needs {error.name}. Install what it needs: pip install 'tocom[report]'."
+        ) from error
+    from tocom.calibration.report.figures import draw
+
+    out = bundle.path / REPORT_FOLDER if out is None else Path(out)
+    profile = with_dominated(profile, bundle)  # profiles of version 1 do not have it marked
+    drawings = draw(profile, bundle, blocks=blocks, feature_gap=feature_gap)
+    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    # Names of models and devices come from files: escaped, every one of them.
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    state = profile.device_state
+    html = page.render(
+        profile={
+            **{
+                name: getattr(profile, name)
+                for name in ("model", "backend", "precision", "batch", "threads", "interval")
+            },
+            "device": {"power_mode": profile.device.get("power_mode")},
+            "measured": {"when": profile.measured.get("when", "at an unknown time")},
+        },
+        device=profile.device.get("gpu") or profile.device.get("processor") or "an unknown device",
+        random=bundle.manifest["model"].get("weights") == "random",
+        marks=None if state is None else list(state.marks),
+        suggestion=suggestion,
+        drawings=drawings,
+        rows=_rows(profile, bundle, suggestion),
+        precisions=_precision_rows(profile),
+        missing=_missing(profile, blocks, feature_gap),
+        facts=_facts(profile),
+    )
+    for drawing in drawings:
+        with atomic_path(out / f"{drawing.name}.png") as beside:
+            beside.write_bytes(drawing.png)
+    with atomic_path(out / "report.html") as beside:
+        beside.write_text(html, encoding="utf-8")
+    return out / "report.html"
+
+
+def _rows(profile: Profile, bundle: Bundle, suggestion: Suggestion | None) -> list[dict[str, Any]]:
+    rows = []
+    for degree, entry in profile.degrees.items():
+        known = bundle.degrees.get(degree)
+        note = "" if entry.dominated_by is None else f"brings nothing: degree {entry.dominated_by} is no worse"
+        rows.append(
+            {
+                "degree": degree,
+                "out": entry.dominated_by is not None,
+                "tokens": "–" if known is None else f"{known.token_counts[0]} … {known.token_counts[-1]}",
+                "gmacs": "–" if known is None else f"{known.macs / 1e9:.2f}",
+                "p50": _quantile(entry.latency, "p50"),
+                "p95": _quantile(entry.latency, "p95"),
+                "p99": f"{entry.latency.p99_ms:.2f}",
+                "count": entry.latency.count,
+                "outliers": entry.latency.outliers,
+                "energy": "–" if entry.energy is None else f"{entry.energy.millijoules:.1f}",
+                "accuracy": _share(entry.accuracy),
+                "agreement": _share(entry.agreement),
+                "note": note if suggestion is None else suggestion.reasons.get(degree, note),
+            }
+        )
+    return rows
+
+
+def _precision_rows(profile: Profile) -> list[dict[str, Any]]:
+    rows = []
+    for degree, entry in profile.degrees.items():
+        if entry.precisions is None:
+            continue
+        for name, candidate in entry.precisions.candidates.items():
+            wins = name == entry.precisions.winner
+            rows.append(
+                {
+                    "degree": degree,
+                    "name": name,
+                    "out": not wins,
+                    "p50": f"{candidate.p50_ms:.2f}",
+                    "p95": f"{candidate.p95_ms:.2f}",
+                    "size": f"{candidate.bytes / 2**20:.1f}",
+                    "accuracy": _share(candidate.accuracy),
+                    "note": f"use this: {entry.precisions.reason}" if wins else candidate.excluded or "",
+                }
+            )
+    return rows
+
+
+def _missing(
+    profile: Profile, blocks: Sequence[BlockTimes], feature_gap: Mapping[int, Mapping[str, float]] | None
+) -> list[str]:
+    """Return what a reader would look for and not find: said, rather than left out."""
+    entries = profile.degrees.values()
+    absent = (
+        (not any(e.accuracy for e in entries), "Accuracy: no images were given (--images)."),
+        (not any(e.precisions for e in entries), f"Other precisions: only {profile.precision} was measured."),
+        (not any(e.energy for e in entries), "Energy: this device does not tell it."),
+        (not feature_gap, "Feature gap: 'tocom evaluate' and the quickstart measure it."),
+        (not blocks, "Time per block: it needs ONNX Runtime on the CPU as the backend."),
+    )
+    return [line for is_missing, line in absent if is_missing]
+
+
+def _facts(profile: Profile) -> list[tuple[str, str]]:
+    facts = [(name.replace("_", " "), str(value)) for name, value in profile.device.items()]
+    facts += [(name.replace("_", " "), str(value)) for name, value in profile.measured.items()]
+    if profile.device_state is not None:
+        start, end = profile.device_state.start, profile.device_state.end
+        for name in sorted({*start, *end} - {"seconds"}):
+            before, after = start.get(name, "–"), end.get(name, "–")
+            facts.append((name.replace("_", " "), str(before) if before == after else f"{before} … {after}"))
+    return facts
+
+
+def _quantile(latency: Latency, name: str) -> str:
+    interval = latency.intervals_ms.get(name)
+    value = f"{getattr(latency, f'{name}_ms'):.2f}"
+    return f"{value} (no interval)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
+
+
+def _share(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "–"
+    return f"{accuracy.value:.1%} ({accuracy.low:.1%}–{accuracy.high:.1%}, n={accuracy.count})"

@@ -1,0 +1,1 @@
+"""From a bundle to the engines of one device."""

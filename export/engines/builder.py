@@ -1,0 +1,243 @@
+"""bundle → engines: one per degree, for TensorRT or TensorRT-RTX, through one code path."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tocom.errors import EngineError, RequestError, TocomError
+from tocom.export.engines.backend import BackendFound, Device, find_backend, find_device
+from tocom.export.engines.options import BuildOptions
+from tocom.export.engines.process import Job, build_engines
+from tocom.export.engines.record import Plan, is_current, library_name, read_record, renew_record, write_record
+from tocom.export.engines.source import read_source
+from tocom.export.op_plugin.library import OpPluginLibrary, build_library, check_library, read_library
+from tocom.formats.bundle import Bundle
+from tocom.formats.engine import engine_name
+from tocom.system.files import atomic_path, sha256_file
+from tocom.system.locks import exclusive, remove_leftovers
+from tocom.system.sealed_library import hold_library
+
+__all__ = ["TIMEOUT_S", "EngineSet", "build", "engine_folder"]
+
+Progress = Callable[[str, int, int], None]
+# A large model takes tens of minutes on a Jetson; an hour for one engine is a hang.
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of one bundle for one device.
+
+    Attributes:
+        folder: Where they are.
+        records: Each degree's sidecar, ascending by degree.
+        built: The degrees built now; the others were current.
+        notes: What people should know, such as why the lowering is native.
+    """
+
+    folder: Path
+    records: dict[int, dict[str, Any]]
+    built: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def build(
+    bundle: Bundle | Path | str,
+    *,
+    backend: str = "auto",
+    lowering: str | None = None,
+    degrees: Sequence[int] | None = None,
+    batch: tuple[int, int, int] | int | None = None,
+    workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    embed_op_plugin: bool = False,
+    compact: bool | None = None,
+    timing_cache: Path | str | None = None,
+    op_plugin: Path | str | None = None,
+    timeout_s: float | None = TIMEOUT_S,
+    memory_limit_mib: int | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> EngineSet:
+    """Build the engines that are missing or no longer current, in a child process.
+
+    Args:
+        bundle: The bundle, or its folder.
+        backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto`` for the first that is installed.
+        lowering: ``plugin`` or ``native``; None takes the op plugin, and where its library cannot be built, native.
+        degrees: Degrees to build; None takes all of the bundle.
+        batch: Batch, or (smallest, optimal, largest); None takes the bundle's.
+        workspace_mib: Most scratch memory of a layer, in MiB.
+        optimization_level: 0 (fast build) … 5 (fast engine).
+        version_compatible: Engines that newer TensorRT versions of the same major load.
+        hardware_compatible: Engines for other architectures too.
+        embed_op_plugin: Put the op plugin library into the engines; TensorRT does so only with ``version_compatible``.
+        compact: Store engines with their text deflated, for the runtime; False stores them as TensorRT wrote them, for
+            other tools. None: compact for TensorRT-RTX, whose engines are a sixth text.
+        timing_cache: File that keeps measured timings; None keeps one beside the engines.
+        op_plugin: A library built elsewhere; None builds or takes the cached one.
+        timeout_s: Seconds that one engine may take until its build is killed; None sets no limit.
+        memory_limit_mib: Most memory that the process that builds may hold in RAM, in MiB; None sets no limit.
+        progress: Called with what is being done, the steps done, and all steps.
+        say: Told what was found and decided, one line each.
+
+    Returns:
+        The engines, in ``bundle/engines/<device>/``.
+
+    Raises:
+        BundleError: The bundle is missing, damaged, or has no such degree.
+        RequestError: An option is out of its range.
+        EngineError: The backend is missing, the library does not fit, or an engine cannot be built within the limits.
+        OutputError: The folder cannot be written.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    tell = say or (lambda line: None)
+    _check_limits(timeout_s, memory_limit_mib)
+    found = find_backend(backend)
+    options = BuildOptions(
+        lowering=lowering or "plugin",
+        batch=_batch_range(bundle, batch),
+        workspace_mib=workspace_mib,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        embed_op_plugin=embed_op_plugin,
+        compact=found.name == "tensorrt-rtx" if compact is None else compact,
+    )
+    chosen = sorted(set(bundle.degrees if degrees is None else degrees))
+    for degree in chosen:
+        bundle.read_onnx(degree)  # a parser follows every path in the file: they must lead to the manifest's files
+    sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
+    if embed_op_plugin and found.name == "tensorrt" and not version_compatible:
+        raise RequestError("The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds only there.")
+    device = find_device()
+    if found.name == "tensorrt" and device is None:
+        raise EngineError(
+            "TensorRT builds engines on the GPU they run on, and this machine shows none. Build on the device, or "
+            "for TensorRT-RTX: --backend tensorrt-rtx."
+        )
+    tell(f"{found.name} {found.version}, {device.name if device else 'no GPU: portable engines'}")
+    library, notes = None, []
+    if options.lowering == "plugin" and any(source.op_nodes for source in sources.values()):
+        try:
+            library = _library(op_plugin, found, device, tell)
+        except TocomError as error:
+            if lowering is not None or op_plugin is not None or embed_op_plugin:
+                raise
+            notes.append(f"lowering is native, because the op plugin library cannot be used: {error}")
+            tell(notes[-1])
+            options = replace(options, lowering="native")
+
+    folder = engine_folder(bundle, found, device)
+    plans = [
+        Plan(bundle, degree, source, found, device, options, library if source.op_nodes else None, folder)
+        for degree, source in sources.items()
+    ]
+    cache = Path(timing_cache) if timing_cache is not None else folder / "timing.cache"
+    with exclusive(folder / ".lock", on_wait=lambda: tell(f"waiting for another build in {folder}")):
+        built = _build_missing(
+            plans,
+            folder,
+            timing_cache=cache,
+            progress=progress or (lambda what, done, total: None),
+            timeout_s=timeout_s,
+            memory_limit_mib=memory_limit_mib,
+        )
+    records = {plan.degree: read_record(plan.sidecar) or {} for plan in plans}
+    return EngineSet(folder, records, built, tuple(notes))
+
+
+def engine_folder(bundle: Bundle, backend: BackendFound, device: Device | None) -> Path:
+    """Return the folder of a device's engines, such as ``engines/tensorrt-rtx-1.7.1-portable``."""
+    where = "portable" if device is None else device.slug
+    version = ".".join(backend.version.split(".")[:3])
+    return bundle.path / "engines" / f"{backend.name}-{version}-{where}"
+
+
+def _check_limits(timeout_s: float | None, memory_limit_mib: int | None) -> None:
+    if timeout_s is not None and not 0 < timeout_s < 1e6:
+        raise RequestError(f"The 'timeout_s' parameter must be a number of seconds greater than 0. Got {timeout_s!r}.")
+    if memory_limit_mib is not None and memory_limit_mib < 1:
+        raise RequestError(f"The 'memory_limit_mib' parameter must be at least 1. Got {memory_limit_mib!r} instead.")
+
+
+def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int, ...]:
+    remove_leftovers(folder)
+    stale = {plan.degree: plan for plan in plans if not is_current(plan)}
+    for plan in plans:
+        if plan.degree not in stale:
+            renew_record(plan)
+    if not stale:
+        return ()
+    # An engine that is being replaced has no valid sidecar until the new one stands.
+    for plan in stale.values():
+        plan.sidecar.unlink(missing_ok=True)
+        (folder / engine_name(plan.degree, compact=not plan.options.compact)).unlink(missing_ok=True)
+    # The op plugin is loaded for all jobs of a child or for none; degrees without ops build the same either way.
+    library = next((plan.library for plan in stale.values() if plan.library is not None), None)
+    if library is not None and not plans[0].options.embed_op_plugin:
+        _copy_library(library, folder)
+    try:
+        build_engines(
+            plans[0].backend,
+            [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
+            plans[0].options,
+            op_plugin=library,
+            on_done=lambda degree, facts: write_record(stale[degree], facts),
+            **how,
+        )
+    finally:
+        remove_leftovers(folder)  # a child that was killed cannot
+    _drop_unused_libraries(folder)
+    return tuple(stale)
+
+
+def _library(
+    given: Path | str | None, backend: BackendFound, device: Device | None, say: Callable[[str], None]
+) -> OpPluginLibrary:
+    if given is not None:
+        library = read_library(given)
+    else:
+        # On a device, code for that device is enough, and compiles in a fraction of the time.
+        capability = None if device is None else (device.compute_capability[0] * 10 + device.compute_capability[1],)
+        library = build_library(architectures=capability, say=say)
+    check_library(
+        library,
+        tensorrt_major=backend.op_plugin_major,
+        compute_capability=None if device is None else device.compute_capability,
+    )
+    return library
+
+
+def _batch_range(bundle: Bundle, batch: tuple[int, int, int] | int | None) -> tuple[int, int, int]:
+    wanted = bundle.batch if batch is None else (batch, batch, batch) if isinstance(batch, int) else batch
+    fixed = bundle.manifest["input"]["shape"][0]
+    if isinstance(fixed, int) and set(wanted) != {fixed}:
+        raise RequestError(
+            f"The 'batch' parameter must be {fixed}: the bundle was exported with that batch. Got "
+            f"{':'.join(map(str, wanted))} instead. Export it with --batch min:opt:max."
+        )
+    return wanted
+
+
+def _copy_library(library: OpPluginLibrary, folder: Path) -> None:
+    """Keep the library beside the engines that need it: the cache may be emptied, the bundle may move."""
+    target = folder / library_name(library)
+    if not target.exists() or sha256_file(target) != library.sha256:
+        with atomic_path(target) as beside:
+            shutil.copyfile(hold_library(library.path, library.sha256), beside)
+
+
+def _drop_unused_libraries(folder: Path) -> None:
+    used = set()
+    for sidecar in folder.glob("degree-*.json"):
+        used.add(((read_record(sidecar) or {}).get("op_plugin") or {}).get("file"))
+    for library in folder.glob("libtocom_op_plugin-*.so"):
+        if library.name not in used:
+            library.unlink(missing_ok=True)

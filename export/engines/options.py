@@ -1,0 +1,65 @@
+"""What a build was asked for, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tocom.errors import RequestError
+
+__all__ = ["LOWERINGS", "BuildOptions"]
+
+LOWERINGS = ("plugin", "native")
+_LEVELS = range(6)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options that decide what an engine is. All of them are part of its key.
+
+    Attributes:
+        lowering: ``plugin`` runs TokenMerge and TokenPrune in the op plugin, ``native`` in TensorRT's own layers.
+        batch: Smallest, optimal and largest batch.
+        workspace_mib: Most scratch memory that a layer may use; None leaves TensorRT's default (all of the device's).
+        optimization_level: Builder optimization level 0 … 5; None leaves TensorRT's default.
+        version_compatible: Engines that newer versions of the same TensorRT major version load.
+        hardware_compatible: Engines that run on GPUs of other architectures too (Ampere and newer).
+        embed_op_plugin: Put the op plugin library into the engine.
+        compact: Store the engine in a ZIP file with its text deflated (:mod:`tocom.formats.engine`).
+    """
+
+    lowering: str = "plugin"
+    batch: tuple[int, int, int] = (1, 1, 1)
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    embed_op_plugin: bool = False
+    compact: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            RequestError: An option is out of its range, or two contradict each other.
+        """
+        if self.lowering not in LOWERINGS:
+            raise RequestError(
+                f"The 'lowering' parameter must be {' or '.join(LOWERINGS)}. Got {self.lowering!r} instead."
+            )
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise RequestError(
+                f"The 'batch' parameter must be min:opt:max with 1 <= min <= opt <= max. Got {self.batch!r} instead."
+            )
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise RequestError(f"The 'workspace_mib' parameter must be at least 1. Got {self.workspace_mib!r} instead.")
+        if self.optimization_level is not None and self.optimization_level not in _LEVELS:
+            raise RequestError(
+                f"The 'optimization_level' parameter must be from 0 to 5. Got {self.optimization_level!r} instead."
+            )
+        if self.embed_op_plugin and self.lowering != "plugin":
+            raise RequestError("The 'embed_op_plugin' parameter needs lowering 'plugin'. Got 'native' instead.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values, keys in a fixed order."""
+        return {**asdict(self), "batch": list(self.batch)}

@@ -1,0 +1,249 @@
+"""The child process that builds engines: the only place that imports TensorRT.
+
+It reads a request (JSON) from its standard input and writes events (one JSON object per line) to the file descriptor
+that the request names. Whatever native code prints goes to standard error, which the parent captures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, TextIO
+
+from tocom.errors import EngineError, OutputError
+from tocom.formats.engine import pack_engine
+from tocom.system.files import atomic_path, sha256_file
+from tocom.system.sealed_library import hold_library
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Reporter:
+    """Writes events for the parent. Errors that TensorRT logs are kept: it returns None and logs, it does not raise."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.errors: list[str] = []
+
+    def send(self, event: str, **values: Any) -> None:
+        """Write one event."""
+        self._stream.write(json.dumps({"event": event, **values}) + "\n")
+        self._stream.flush()
+
+    def fail(self, what: str) -> EngineError:
+        """Return the error for ``what``, with the last errors that TensorRT logged."""
+        said = " | ".join(line.strip().replace("\n", " ") for line in self.errors[-4:])
+        return EngineError(f"{what}. TensorRT said: {said or 'nothing'}")
+
+
+def main() -> int:
+    """Build what the request on standard input asks for; return the exit code."""
+    request = json.loads(sys.stdin.read())
+    with os.fdopen(request["events"], "w", encoding="utf-8") as stream:
+        reporter = Reporter(stream)
+        try:
+            _build_all(request, reporter)
+        except (EngineError, OutputError) as error:
+            reporter.send("failed", kind=type(error).__name__, message=str(error))
+            return 1
+    return 0
+
+
+def _build_all(request: dict[str, Any], reporter: Reporter) -> None:
+    for name in request["preload"]:
+        ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    try:
+        trt = importlib.import_module(request["module"])
+    except ImportError as error:
+        raise EngineError(f"{request['module']} cannot be imported: {error}") from error
+    logger = _logger(trt, reporter)
+    builder = trt.Builder(logger)
+    if builder is None:
+        raise reporter.fail("TensorRT made no builder")
+    if request["op_plugin"] is not None:
+        named = request["op_plugin"]["path"]
+        reporter.send("stage", what=f"loading the op plugin library {named}")
+        reporter.errors.clear()
+        # From here on the request names the bytes that were hashed, wherever the path leads by then.
+        request["op_plugin"] = hold_library(Path(named), request["op_plugin"]["sha256"])
+        if builder.get_plugin_registry().load_library(request["op_plugin"]) is None:
+            raise reporter.fail(f"The op plugin library {named} could not be loaded")
+    for job in request["jobs"]:
+        reporter.send("begin", degree=job["degree"])
+        reporter.errors.clear()
+        result = _build_one(trt, builder, logger, request, job, reporter)
+        reporter.send("done", degree=job["degree"], **result)
+
+
+def _build_one(
+    trt: Any, builder: Any, logger: Any, request: dict[str, Any], job: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    # TensorRT 11 has strongly typed networks alone, and no flag for them.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(job["onnx"]):
+        # The parser's own list is clearer than the same errors in the log.
+        reporter.errors[:] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or reporter.errors
+        raise reporter.fail(f"TensorRT cannot read {job['onnx']}")
+    facts = _inspect(network)
+    op_layers = facts["op_plugin_layers"]
+    if op_layers != (job["op_nodes"] if request["op_plugin"] is not None else 0):
+        raise EngineError(
+            f"{job['onnx']} has {job['op_nodes']} tocom nodes, but {op_layers} of its layers run in the op plugin. "
+            "Library and ONNX file do not fit; build the library anew: 'tocom plugins build'."
+        )
+    config = _config(trt, builder, network, request, reporter)
+    cache = _timing_cache(config, Path(request["timing_cache"]))
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise reporter.fail(f"TensorRT could not build degree {job['degree']}")
+    view = memoryview(serialized)
+    with atomic_path(job["engine"]) as beside:
+        if request["options"]["compact"]:
+            pack_engine(view, beside)
+        else:
+            beside.write_bytes(view)
+        stored = {"size_bytes": beside.stat().st_size, "sha256": sha256_file(beside)}
+    if cache is not None:
+        with atomic_path(request["timing_cache"]) as beside:
+            beside.write_bytes(memoryview(cache.serialize()))
+    return {
+        **facts,
+        **stored,
+        "content_bytes": view.nbytes,
+        "build_seconds": round(time.perf_counter() - begin, 3),
+    }
+
+
+def _inspect(network: Any) -> dict[str, Any]:
+    """Return what the sidecar tells of the network, read before the build: an engine hides its layers."""
+    kinds: Counter[str] = Counter()
+    dynamic = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kinds[layer.type.name] += 1
+        for output in range(layer.num_outputs):
+            dynamic += any(size < 0 for size in _shape(layer.get_output(output))[1:])
+    tensors = {
+        "inputs": [network.get_input(i) for i in range(network.num_inputs)],
+        "outputs": [network.get_output(i) for i in range(network.num_outputs)],
+    }
+    described = {
+        kind: [{"name": t.name, "dtype": t.dtype.name.lower(), "shape": list(t.shape)} for t in group]
+        for kind, group in tensors.items()
+    }
+    return {
+        **described,
+        "layers": network.num_layers,
+        "op_plugin_layers": kinds["PLUGIN_V3"],
+        "tensors_dynamic_beyond_batch": dynamic,
+    }
+
+
+def _shape(tensor: Any) -> list[int]:
+    try:
+        return list(tensor.shape)
+    except ValueError:
+        # A rank that is not known has a negative length. Nothing of that kind is static.
+        return [-1, -1]
+
+
+def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], reporter: Reporter) -> Any:
+    options = request["options"]
+    config = builder.create_builder_config()
+    if options["workspace_mib"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] << 20)
+    if options["optimization_level"] is not None:
+        config.builder_optimization_level = options["optimization_level"]
+    if options["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options["hardware_compatible"]:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options["embed_op_plugin"] and request["op_plugin"] is not None:
+        config.plugins_to_serialize = [request["op_plugin"]]
+    config.progress_monitor = _monitor(trt, reporter)
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = list(tensor.shape)
+        if -1 in shape:
+            dynamic = True
+            profile.set_shape(tensor.name, *([batch, *shape[1:]] for batch in options["batch"]))
+    if dynamic and config.add_optimization_profile(profile) < 0:
+        raise reporter.fail(f"TensorRT refused the batch range {options['batch']}")
+    return config
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    """Give the config the cache that the degrees share; one that TensorRT refuses is replaced by an empty one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    for candidate in (content, b""):
+        cache = config.create_timing_cache(candidate)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
+
+
+def _logger(trt: Any, reporter: Reporter) -> Any:
+    severity = trt.ILogger.Severity
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, text: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                reporter.errors.append(text)
+            if level in (severity.ERROR, severity.INTERNAL_ERROR, severity.WARNING):
+                reporter.send("log", level=level.name, text=text)
+
+    return Logger()
+
+
+def _monitor(trt: Any, reporter: Reporter) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            reporter.send("phase", name=phase_name, parent=parent_phase, step=0, steps=num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            reporter.send("phase", name=phase_name, parent=None, step=step + 1, steps=self._steps.get(phase_name, 0))
+            return True
+
+    return Monitor()
+
+
+def _parser_error(error: Any) -> str:
+    return f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: nobody would write the sidecar of what it builds."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    sys.exit(main())

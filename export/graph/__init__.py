@@ -1,0 +1,1 @@
+"""From a torch model to one ONNX graph."""

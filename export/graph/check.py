@@ -1,0 +1,146 @@
+"""After every export: does the ONNX file compute what the torch model computes?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from tocom.errors import ExportError
+from tocom.export.graph.trace import DTYPES, answers
+
+__all__ = ["TOLERANCES", "CheckResult", "check_onnx", "equally_right", "sample_images"]
+
+# Largest difference of an output, relative to the larger of 1 and the largest output. Float32 differs by the order of
+# sums alone; half precision by its 8 or 11 bits, over a dozen blocks.
+TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
+# Float32 sums taken in another order are off by about this share, eight units in the last place: far too little to hide
+# a wrong graph, since it moves outputs by a hundredth of the tolerance unless tokens change.
+_JITTER, _JITTERED = 2.0**-20, 8
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How closely an ONNX file follows torch.
+
+    Attributes:
+        max_abs_difference: Largest difference of any output on any conclusive image.
+        images: Conclusive images.
+        undecided: Images on which torch itself chooses other tokens in another precision, or rounded otherwise.
+    """
+
+    max_abs_difference: float
+    images: int
+    undecided: int
+
+
+def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) -> np.ndarray:
+    """Return smooth random images [count, channels, height, width], float32: for a check where none are at hand."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    images = torch.zeros(count, channels, height, width)
+    for side in (4, 16, 64):
+        noise = torch.randn(count, channels, side, side, generator=generator)
+        images += nn.functional.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False)
+    return images.numpy()
+
+
+def check_onnx(
+    path: Path, model: nn.Module, images: np.ndarray, *, precision: str, batch: int | None, features: bool = False
+) -> CheckResult:
+    """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
+
+    Which tokens merge is decided by comparing scores, so on an image with a near-tie two correct programs may differ.
+    An image counts only when float64 torch confirms float32 torch, and so do copies whose weights are off by what sums
+    in another order are off by; for a half-precision file, when torch with weights, or with all, in half precision
+    confirms it.
+
+    Args:
+        path: The ONNX file, its weights beside it.
+        model: The reference at the same degree, float32.
+        images: [count, channels, height, width], float32.
+        precision: Of the ONNX file; sets the tolerance.
+        batch: The file's fixed batch, or None.
+        features: The file gives the pooled features beside the logits.
+
+    Raises:
+        ExportError: An output differs by more than the tolerance, or no image is conclusive.
+    """
+    step = batch or 1
+    images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        parts = [session.run(None, {"images": part}) for part in np.split(images, len(images) // step)]
+        got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first} The bundle was not written; "
+            "--no-check exports without the comparison, for other runtimes."
+        ) from error
+    with torch.no_grad():
+        outputs = [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
+    expected = np.concatenate(outputs, axis=-1)
+    # Large features must not widen what is allowed of the logits: each output is measured by its own size.
+    allowed = np.concatenate(
+        [np.full(part.shape[-1], TOLERANCES[precision] * max(1.0, float(np.abs(part).max()))) for part in outputs]
+    )
+    differences = np.abs(got - expected)
+    difference = differences.max(axis=1)
+    undecided = np.zeros(len(images), dtype=bool)
+    for index in np.flatnonzero(~(differences <= allowed).all(axis=1)):
+        # What overflows is wrong, not undecided.
+        undecided[index] = np.isfinite(difference[index]) and _is_undecided(
+            model, images[index : index + 1], expected[index], allowed, precision, features
+        )
+        if not undecided[index]:
+            raise ExportError(
+                f"{path.name} differs from torch by {difference[index]:.3g} on image {index}, allowed is "
+                f"{allowed[np.argmax(differences[index] / allowed)]:.3g} "
+                f"({precision}). The bundle was not written. Please report the model's name and the versions of torch, "
+                "onnx and onnxruntime; --no-check exports without this comparison."
+            )
+    if undecided.all():
+        raise ExportError(
+            f"{path.name} could not be checked: on all {len(images)} images rounding alone makes torch choose other "
+            "tokens. Check on real images (--check-images FOLDER)."
+        )
+    return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))
+
+
+def _is_undecided(
+    model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: np.ndarray, precision: str, features: bool
+) -> bool:
+    pixels = torch.from_numpy(image)
+    for other in equally_right(model, precision):
+        dtype = next(other.parameters()).dtype
+        with torch.no_grad():
+            got = torch.cat(answers(other, pixels.to(dtype), features=features), dim=-1).double().numpy()
+        if (np.abs(got[0] - expected) > allowed).any():
+            return True
+    return False
+
+
+def equally_right(model: nn.Module, precision: str) -> Iterator[nn.Module]:
+    """Yield copies of the model that round otherwise, and are as right as it."""
+    if precision != "fp32":
+        half = copy.deepcopy(model).to(DTYPES[precision])
+        yield half
+        yield copy.deepcopy(half).float()
+        return
+    yield copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_JITTERED):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.mul_(1 + _JITTER * (2 * torch.rand(weight.shape, generator=generator) - 1))
+        yield other

@@ -1,0 +1,55 @@
+"""The weights that differ by degree: q and v with the compensator merged in."""
+
+from __future__ import annotations
+
+import onnx
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from tocom.compensator.compensator import Compensator
+from tocom.export.graph.trace import DTYPES, projection_name
+from tocom.formats.weights import tensor_bytes
+
+__all__ = ["projection_weights", "tensor_bytes"]
+
+
+def projection_weights(
+    model: VisionTransformer,
+    *,
+    precision: str,
+    compensator: Compensator | None = None,
+    source: int = 0,
+    target: int = 0,
+    scale: float | None = None,
+) -> dict[str, onnx.TensorProto]:
+    """Return the initializers of q and v at a degree: ``W + s · ToCom(source → target)`` in float32, then cast.
+
+    The attention's scale stands in q's weights, as :func:`tocom.export.graph.trace.trace` folds it into q's bias.
+    """
+    delta: dict[str, Tensor] = {}
+    factor = 0.0
+    if compensator is not None and source != target:
+        delta = compensator.delta(source, target)
+        factor = compensator.check_scale(scale)
+    tensors: dict[str, onnx.TensorProto] = {}
+    for index, block in enumerate(model.blocks):
+        q, _, v = block.attn.qkv.weight.detach().float().chunk(3)
+        for name, weight in (("q", q), ("v", v)):
+            if delta:
+                weight = weight + factor * delta[f"blocks.{index}.attn.{name}"]
+            if name == "q" and isinstance(block.attn.q_norm, nn.Identity):
+                weight = weight * block.attn.scale
+            key = projection_name(index, name, "weight")
+            tensors[key] = _to_onnx(weight.t().contiguous().to(DTYPES[precision]), key)
+    return tensors
+
+
+def _to_onnx(weight: Tensor, name: str) -> onnx.TensorProto:
+    kinds = {
+        torch.float32: onnx.TensorProto.FLOAT,
+        torch.float16: onnx.TensorProto.FLOAT16,
+        torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    }
+    data = weight.cpu().view(torch.uint8).numpy().tobytes()
+    return onnx.TensorProto(name=name, dims=weight.shape, data_type=kinds[weight.dtype], raw_data=data)

@@ -1,0 +1,230 @@
+"""From a timm model to an ONNX graph that any degree can be made from: traced once, dense or compressed.
+
+The traced graph stands for every degree: token counts enter it through the attributes of its ``tocom`` nodes alone
+(see :mod:`tocom.export.graph.retarget`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from onnx import defs
+from onnxscript import values
+from timm.layers import LayerScale
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from tocom.compression import ops  # registers the ops that the table below translates
+from tocom.compression.attention import SplitProjection
+from tocom.compression.blocks import CompressedBlocks, replace_child
+from tocom.compression.surgery import input_tokens
+from tocom.compression.tokens import removal_schedule
+from tocom.errors import ExportError
+from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
+
+__all__ = ["DTYPES", "answers", "projection_name", "trace"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def projection_name(block: int, name: str, kind: str) -> str:
+    """Return the initializer's name of a projection: ``name`` of q, k, v; ``kind`` of weight, bias."""
+    return f"blocks.{block}.attn.qkv.{name}_{kind}"
+
+
+def answers(model: nn.Module, images: Tensor, *, features: bool) -> tuple[Tensor, ...]:
+    """Return the outputs of a model for images [batch, channels, height, width], in the order of the ONNX file's.
+
+    Args:
+        model: A timm Vision Transformer, dense or compressed.
+        images: [batch, channels, height, width].
+        features: Beside the logits [batch, classes] return the pooled features [batch, channels] that the head reads.
+    """
+    if not features:
+        return (model(images),)
+    tokens = model.forward_features(images)
+    return model.forward_head(tokens), model.forward_head(tokens, pre_logits=True)
+
+
+def trace(
+    model: VisionTransformer,
+    *,
+    compressed: bool,
+    method: str = "merge",
+    fuse: bool = False,
+    features: bool = False,
+    precision: str = "fp32",
+) -> onnx.ModelProto:
+    """Trace a model to ONNX with a symbolic batch.
+
+    Args:
+        model: Dense, in evaluation mode; left as it is.
+        compressed: Trace with a ``tocom`` node in every block that can remove tokens (at degree 1), else dense.
+        method: ``merge`` or ``prune``.
+        fuse: With ``prune``: fuse the removed tokens.
+        features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
+        precision: Type of weights and activations; the input and output stay float32.
+
+    Returns:
+        Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``, or both. q, k
+        and v are products with initializers of their own, named by :func:`projection_name`; the scale of the attention
+        stands in q's.
+
+    Raises:
+        ExportError: torch cannot trace the model.
+    """
+    prefix, tokens = model.num_prefix_tokens, input_tokens(model)
+    removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix)
+    blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
+    stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
+    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features)
+    images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+    names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
+    batch = torch.export.Dim("batch")
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(traced, (images,), dynamic_shapes=({0: batch},))
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=_TRANSLATIONS,
+                input_names=["images"],
+                output_names=names,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export and the ONNX exporter raise all kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"torch could not trace {type(model).__name__} to ONNX: {first}") from error
+    assert exported is not None  # dynamo=True always returns a program
+    proto = exported.model_proto
+    for tensor in proto.graph.initializer:
+        tensor.name = tensor.name.removeprefix(_WRAPPER)
+    for node in proto.graph.node:
+        node.input[:] = [name.removeprefix(_WRAPPER) for name in node.input]
+    return proto
+
+
+_WRAPPER = "model."
+
+
+class _Typed(nn.Module):
+    """A model computing in one float type behind float32 input and outputs."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool) -> None:
+        super().__init__()
+        self.model, self.image_dtype, self.features = model, dtype, features
+        if dtype != torch.float32:
+            self.model = copy.deepcopy(model).to(dtype)
+        if dtype == torch.bfloat16:
+            # ONNX knows no convolution in bfloat16 before opset 22.
+            self.image_dtype = torch.float32
+            self.model.patch_embed.proj = _Float32(copy.deepcopy(model.patch_embed.proj), dtype)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = answers(self.model, images.to(self.image_dtype), features=self.features)
+        return tuple(output.float() for output in found)
+
+
+class _Float32(nn.Module):
+    """A layer that computes in float32, before a model of another type."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).to(self.dtype)
+
+
+def _prepare(block: nn.Module, index: int) -> nn.Module:
+    """Return a twin of a block that exports to fewer nodes: q, k, v apart; scales folded into weights."""
+    attention = block.attn
+    projection = SplitProjection(attention.qkv)
+    attention = replace_child(attention, "qkv", projection)
+    if isinstance(attention.q_norm, nn.Identity):
+        # softmax(scale · q·kᵀ): the scale moves into q's weights, which export.weights writes with the same factor.
+        projection.q_weight.mul_(attention.scale)
+        if projection.q_bias is not None:
+            projection.q_bias.mul_(attention.scale)
+        attention.scale = 1.0
+    # The exporter shares equal initializers; random ones are never equal, so q and v keep their names. The real
+    # values are put in per degree.
+    generator = torch.Generator().manual_seed(index)
+    for weight in (projection.q_weight, projection.v_weight):
+        weight.copy_(torch.rand(weight.shape, generator=generator))
+    block = replace_child(block, "attn", attention)
+    if isinstance(getattr(block, "ls1", None), LayerScale):
+        block.attn = replace_child(attention, "proj", _scaled(attention.proj, block.ls1.gamma))
+        block = replace_child(block, "ls1", nn.Identity())
+    last = getattr(block.mlp, "fc2", None)
+    if isinstance(getattr(block, "ls2", None), LayerScale) and isinstance(last, nn.Linear):
+        block.mlp = replace_child(block.mlp, "fc2", _scaled(last, block.ls2.gamma))
+        block = replace_child(block, "ls2", nn.Identity())
+    return block
+
+
+def _scaled(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
+    """Return ``gamma · layer(x)`` as one layer."""
+    scaled = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    scaled.weight = nn.Parameter(layer.weight.detach() * gamma.detach()[:, None], requires_grad=False)
+    if layer.bias is not None:
+        scaled.bias = nn.Parameter(layer.bias.detach() * gamma.detach(), requires_grad=False)
+    return scaled
+
+
+def _op(name: str, inputs: list[str], outputs: list[str], attributes: list[str]) -> values.Op:
+    """Return an onnxscript op of our domain. Types are left open: the function bodies state them."""
+    formal = defs.OpSchema.FormalParameter
+    schema = defs.OpSchema(
+        name,
+        DOMAIN,
+        DOMAIN_VERSION,
+        "",
+        inputs=[formal(each, f"T_{each}") for each in inputs],
+        outputs=[formal(each, f"T_{each}") for each in outputs],
+        type_constraints=[(f"T_{each}", _FLOATS, "") for each in inputs + outputs],
+        attributes=[defs.OpSchema.Attribute(each, defs.OpSchema.AttrType.INT, "") for each in attributes],
+    )
+    return values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), name, schema)
+
+
+_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_MERGE = _op("TokenMerge", ["x", "metric", "size"], ["y", "size_out"], ["r", "prefix"])
+_PRUNE = _op("TokenPrune", ["x", "score"], ["y"], ["r", "prefix", "fuse"])
+
+
+def _translate_merge(x, metric, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return _MERGE(x, metric, size, r=r, prefix=prefix)
+
+
+def _translate_prune(x, score, r, prefix, fuse):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return _PRUNE(x, score, r=r, prefix=prefix, fuse=int(fuse))
+
+
+_TRANSLATIONS = {
+    torch.ops.tocom.token_merge.default: _translate_merge,
+    torch.ops.tocom.token_prune.default: _translate_prune,
+}
+assert ops  # imported for its registrations
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about itself from the user; what fails, raises."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""The op plugin library: where it comes from and how it is compiled."""

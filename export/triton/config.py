@@ -1,0 +1,189 @@
+"""One Triton model's ``config.pbtxt``, and the tensors of an ONNX file or engine as Triton names them.
+
+Facts from Triton's model_config.proto and the sources of its onnxruntime and tensorrt backends: batching needs a first
+dimension that is free in the model, and leaves it out of ``dims``; a model whose batch is fixed says
+``max_batch_size: 0`` and writes it there. Field numbers below are those of onnx.proto, which never change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tocom.errors import BundleError, EngineError
+from tocom.formats.onnx.wire import read_fields, read_number
+
+__all__ = ["Tensor", "TritonModel", "engine_tensors", "onnx_tensors"]
+
+_MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 11, 12
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_TYPE, _TENSOR_SHAPE = 1, 2, 1, 1, 2
+_SHAPE_DIM, _DIM_VALUE = 1, 1
+# TensorProto.DataType, and TensorRT's DataType as the sidecar writes it.
+_ONNX_TYPES = {1: "FP32", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "FP16", 16: "BF16"}
+_ENGINE_TYPES = {
+    "float": "FP32",
+    "half": "FP16",
+    "bf16": "BF16",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        name: Its name.
+        data_type: Triton's name of its type, such as ``FP32``.
+        shape: Its dimensions, the batch first; -1 for one that is free.
+    """
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TritonModel:
+    """One model of a repository.
+
+    Attributes:
+        name: The model's name, and its folder's.
+        backend: ``onnxruntime`` or ``tensorrt``.
+        batch: Smallest, optimal and largest count of images in one request.
+        inputs: The inputs.
+        outputs: The outputs.
+        parameters: What else a client may ask the server for; texts.
+        label_file: File with the classes' names beside the configuration, or None.
+        dynamic_batching: Let Triton join the requests of several clients.
+    """
+
+    name: str
+    backend: str
+    batch: tuple[int, int, int]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, str]
+    label_file: str | None = None
+    dynamic_batching: bool = False
+
+    @property
+    def platform(self) -> str:
+        """The backend's name from before Triton had backends; older versions want it."""
+        return "tensorrt_plan" if self.backend == "tensorrt" else "onnxruntime_onnx"
+
+    @property
+    def batches(self) -> bool:
+        """Whether the batch is free: fixed ones have no batching in Triton's sense."""
+        return all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
+
+    @property
+    def max_batch_size(self) -> int:
+        """What the configuration says."""
+        return self.batch[2] if self.batches else 0
+
+    def to_pbtxt(self) -> str:
+        """Return the configuration in protobuf's text format."""
+        blocks = [
+            f"name: {_quoted(self.name)}",
+            f"backend: {_quoted(self.backend)}",
+            f"platform: {_quoted(self.platform)}",
+            f"max_batch_size: {self.max_batch_size}",
+            *(_block("input", self._tensor(tensor)) for tensor in self.inputs),
+            *(_block("output", self._tensor(tensor, self._labels(tensor))) for tensor in self.outputs),
+            # One: each further instance has a copy of the weights. KIND_AUTO takes the CPU where there is no GPU.
+            _block("instance_group", ["count: 1", f"kind: KIND_{'GPU' if self.backend == 'tensorrt' else 'AUTO'}"]),
+            *(
+                _block("parameters", [f"key: {_quoted(key)}", f"value {{ string_value: {_quoted(text)} }}"])
+                for key, text in self.parameters.items()
+            ),
+            self._warmup(),
+        ]
+        if self.dynamic_batching:
+            blocks.append("dynamic_batching { }")
+        return "\n".join(blocks) + "\n"
+
+    def _tensor(self, tensor: Tensor, more: Sequence[str] = ()) -> list[str]:
+        return [f"name: {_quoted(tensor.name)}", *self._type(tensor), *more]
+
+    def _type(self, tensor: Tensor) -> list[str]:
+        dims = tensor.shape[1:] if self.batches else tensor.shape
+        return [f"data_type: TYPE_{tensor.data_type}", f"dims: [ {', '.join(map(str, dims))} ]"]
+
+    def _labels(self, tensor: Tensor) -> list[str]:
+        # Triton's classification takes them: names are of the classes, not of features.
+        is_named = self.label_file is not None and tensor.name == "logits"
+        return [f"label_filename: {_quoted(str(self.label_file))}"] if is_named else []
+
+    def _warmup(self) -> str:
+        """Return a request of zeros: the first inference after a load is slow, and no client should meet it."""
+        inputs = []
+        for tensor in self.inputs:
+            value = _block("value", [*self._type(tensor), "zero_data: true"])
+            inputs.append(_block("inputs", [f"key: {_quoted(tensor.name)}", value]))
+        return _block("model_warmup", ['name: "zeros"', f"batch_size: {max(self.max_batch_size, 1)}", *inputs])
+
+
+def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of an ONNX file.
+
+    Raises:
+        BundleError: It is no ONNX file, or a type has no name in Triton.
+    """
+    found: dict[int, list[Tensor]] = {_GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
+    try:
+        for number, _, graph in read_fields(model):
+            if number == _MODEL_GRAPH:
+                for kind, _, value in read_fields(graph):
+                    if kind in found:
+                        found[kind].append(_onnx_tensor(value))
+    except (ValueError, KeyError) as error:
+        raise BundleError(f"{where} has an input or output that Triton cannot take ({error}). Export anew.") from error
+    return tuple(found[_GRAPH_INPUT]), tuple(found[_GRAPH_OUTPUT])
+
+
+def engine_tensors(described: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+    """Return the inputs or outputs of an engine, as its sidecar describes them.
+
+    Raises:
+        EngineError: A type has no name in Triton.
+    """
+    tensors = []
+    for entry in described:
+        data_type = _ENGINE_TYPES.get(entry["dtype"])
+        if data_type is None:
+            raise EngineError(
+                f"The engine has {entry['name']} of type {entry['dtype']!r}, which Triton does not know. It knows: "
+                f"{', '.join(_ENGINE_TYPES)}. Export with another precision."
+            )
+        tensors.append(Tensor(entry["name"], data_type, tuple(entry["shape"])))
+    return tuple(tensors)
+
+
+def _onnx_tensor(value: bytes) -> Tensor:
+    fields = {number: content for number, _, content in read_fields(value)}
+    types = {number: content for number, _, content in read_fields(fields[_VALUE_TYPE])}
+    tensor = {number: content for number, _, content in read_fields(types[_TYPE_TENSOR])}
+    shape = []
+    for number, _, dim in read_fields(tensor[_TENSOR_SHAPE]):
+        if number == _SHAPE_DIM:
+            # A dimension without a value has a name: it is free.
+            known = [read_number(content) for kind, _, content in read_fields(dim) if kind == _DIM_VALUE]
+            shape.append(known[0] if known else -1)
+    return Tensor(fields[_VALUE_NAME].decode(), _ONNX_TYPES[read_number(tensor[_TENSOR_TYPE])], tuple(shape))
+
+
+def _block(name: str, lines: Sequence[str]) -> str:
+    inner = "\n".join(f"  {line}" for text in lines for line in text.split("\n"))
+    return f"{name} {{\n{inner}\n}}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as protobuf's text format writes it; of JSON's escapes it knows all that ASCII needs."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,156 @@
+"""TensorRT and TensorRT-RTX: engines of one device on own streams, one arena, captured CUDA graphs.
+
+Both libraries share this code. All contexts run one after another, so they share one block of scratch memory, the
+largest engine's. Input and output buffers are allocated once per engine; the copies and the inference of a batch
+size are captured into one CUDA graph the second time that batch size comes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tocom.errors import EngineError
+from tocom.formats.bundle import Bundle
+from tocom.formats.engine import SELF_REGISTER
+from tocom.runtime.backends.arrays import device_images, host_array
+from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
+from tocom.runtime.backends.tensorrt.device.base import Device
+from tocom.runtime.backends.tensorrt.device.select import open_device
+from tocom.runtime.backends.tensorrt.engine import Arena, TensorRtEngine, scratch_bytes
+from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
+from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
+from tocom.runtime.memory.needs import Need
+from tocom.system.sealed_library import hold_library
+
+__all__ = ["TensorRtBackend"]
+
+
+class TensorRtBackend:
+    """Engines of one bundle under TensorRT or TensorRT-RTX.
+
+    Args:
+        bundle: The bundle.
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        reason: Why this backend was chosen.
+        trt: TensorRT's module; given by tests, imported otherwise.
+        device: The GPU; given by tests, opened otherwise.
+
+    Raises:
+        EngineError: TensorRT, a GPU, or engines for it are missing.
+    """
+
+    threads = 0
+    shares_weights = False
+    timeout_s: float | None = DEVICE_TIMEOUT_S
+
+    def __init__(
+        self, bundle: Bundle, *, name: str, reason: str = "", trt: Any = None, device: Device | None = None
+    ) -> None:
+        self.name = name
+        self.reason = reason
+        self._bundle = bundle
+        # In this order each check is cheaper than the next: most machines without engines import nothing.
+        if not any_engines(bundle, name):
+            raise EngineError(
+                f"{bundle.path} has no {name} engines. Build them on this device: tocom build {bundle.path} "
+                f"--backend {name}."
+            )
+        self._device = open_device() if device is None else device
+        self._trt = import_tensorrt(name) if trt is None else trt
+        self._arena = Arena(self._device)
+        self._closed = False
+        try:
+            described = dict(self._device.describe())
+            self.device: Mapping[str, str] = {**described, name: str(self._trt.__version__)}
+            self._folder: EngineFolder = find_engines(bundle, name, str(self._trt.__version__), described)
+            self._log = LogCapture(self._trt)
+            self._load_op_plugin()
+            with self._device.attached():
+                self._runtime = self._trt.Runtime(self._log.logger)
+                if self._runtime is None:
+                    raise EngineError(f"TensorRT does not start on {described['gpu']}: {self._log.take()}.")
+            self._stream = self._device.create_stream()
+        except BaseException:
+            self._device.close()
+            raise
+
+    def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
+        """Return what each degree needs: engines keep their weights in device memory, each its own copy."""
+        needs = {}
+        for degree in degrees:
+            record = self._file(degree).record
+            size = self._file(degree).content_bytes
+            scratch = int(record["engine"].get("device_memory_bytes", size // 4))
+            images = 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
+            needs[degree] = Need(degree, {(self._file(degree).path.name, 0): size}, scratch, images)
+        return needs
+
+    def adopt(self, images: Any) -> Any:
+        """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""
+        host = host_array(images)
+        return device_images(images, self._stream) if host is None else host
+
+    def prepare(self, degrees: Sequence[int]) -> None:
+        """Check that every degree has an engine, before any is loaded."""
+        for degree in degrees:
+            self._file(degree)
+
+    def load(self, degree: int) -> TensorRtEngine:
+        """Deserialize an engine whose hash was checked, and grow the arena to what it needs."""
+        file = self._file(degree)
+        content = file.read()
+        with self._device.attached():
+            engine = self._runtime.deserialize_cuda_engine(content)
+            if engine is None:
+                lines = self._log.take()
+                if "out of memory" in lines.lower():
+                    raise MemoryError(f"degree {degree}: {lines}")
+                raise EngineError(
+                    f"{self.name} {self._trt.__version__} cannot load {file.path}: {lines}. "
+                    f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
+                )
+            # At least one byte: address zero would read as "not bound yet".
+            self._arena.ensure(max(scratch_bytes(engine), 1))
+            return TensorRtEngine(
+                degree,
+                engine,
+                device=self._device,
+                arena=self._arena,
+                stream=self._stream,
+                log=self._log,
+                trt=self._trt,
+                max_batch=self._bundle.batch[2],
+            )
+
+    def close(self) -> None:
+        """Release the arena, the stream and the GPU. More than once is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._device.attached():
+            self._arena.close()
+            self._device.release_stream(self._stream)
+        self._runtime = None
+        self._device.close()
+
+    def _file(self, degree: int) -> Any:
+        if degree not in self._folder.engines:
+            raise EngineError(
+                f"{self._folder.path} has no engine of degree {degree}; it has {list(self._folder.engines)}. "
+                f"Build it: tocom build {self._bundle.path} --backend {self.name} --degrees {degree}."
+            )
+        return self._folder.engines[degree]
+
+    def _load_op_plugin(self) -> None:
+        needed = self._folder.op_plugin()
+        if needed is None:
+            return
+        path, expected = needed
+        held = hold_library(path, expected)
+        os.environ.pop(SELF_REGISTER, None)
+        if self._trt.get_plugin_registry().load_library(held) is None:
+            raise EngineError(f"TensorRT cannot load the op plugin library {path}: {self._log.take()}.")

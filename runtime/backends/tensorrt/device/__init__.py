@@ -1,0 +1,1 @@
+"""The device layer: what the TensorRT backend needs of CUDA, behind one small interface."""

@@ -1,0 +1,1 @@
+"""What the engines need in memory, and what the device has."""

@@ -1,0 +1,133 @@
+"""The worker over a scripted TensorRT: every option reaches it, and each way it refuses is an error with its words."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import scripted_tensorrt
+
+from tocom.export.engines import worker as engine_worker
+from tocom.export.engines.options import BuildOptions
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"a library")
+    its_own = hashlib.sha256(b"a library").hexdigest()
+
+    def run(script=None, *, options=None, sha256=its_own, op_nodes=1):
+        module = scripted_tensorrt.make(script or {})
+        monkeypatch.setitem(sys.modules, "scripted", module)
+        read_end, write_end = os.pipe()
+        request = {
+            "module": "scripted",
+            "preload": [],
+            "op_plugin": {"path": str(library), "sha256": sha256},
+            "jobs": [{"degree": 4, "onnx": "x.onnx", "engine": str(tmp_path / "x.engine"), "op_nodes": op_nodes}],
+            "options": (options or BuildOptions(batch=(1, 2, 4))).to_json(),
+            "timing_cache": str(tmp_path / "timing.cache"),
+            "events": write_end,
+        }
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+        code = engine_worker.main()
+        with os.fdopen(read_end) as stream:
+            events = [json.loads(line) for line in stream]
+        return code, events, module
+
+    return run
+
+
+def test_every_option_reaches_tensorrt(work, tmp_path):
+    options = BuildOptions(
+        batch=(1, 2, 4),
+        workspace_mib=64,
+        optimization_level=5,
+        version_compatible=True,
+        hardware_compatible=True,
+        embed_op_plugin=True,
+    )
+    code, events, module = work(options=options)
+    assert code == 0
+    said = module.configs[0].set
+    assert said["WORKSPACE"] == 64 << 20
+    assert said["builder_optimization_level"] == 5
+    assert said["VERSION_COMPATIBLE"] is True
+    assert said["hardware_compatibility_level"].name == "AMPERE_PLUS"
+    assert [Path(path).read_bytes() for path in said["plugins_to_serialize"]] == [b"a library"]
+    assert module.shapes == {"images": ([1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])}
+    assert (tmp_path / "x.engine").read_bytes() == b"engine"
+    done = events[-1]
+    assert (done["event"], done["degree"], done["size_bytes"], done["op_plugin_layers"]) == ("done", 4, 6, 1)
+    assert done["content_bytes"] == 6
+    assert [event["event"] for event in events[:3]] == ["stage", "begin", "phase"]
+    assert {"event": "log", "level": "WARNING", "text": "a warning"} in events
+
+
+def test_what_is_not_asked_for_is_left_to_tensorrt(work):
+    _, _, module = work()
+    assert set(module.configs[0].set) == {"progress_monitor"}
+
+
+@pytest.mark.parametrize(("strongly_typed", "flags"), [(True, 2), (False, 0)])
+def test_networks_are_strongly_typed_with_and_without_a_flag_for_it(work, strongly_typed, flags):
+    code, _, module = work({"strongly_typed": strongly_typed})
+    assert (code, module.network_flags) == (0, [flags])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, b"+"), (b"kept", b"kept+"), (b"corrupt", b"+"), (b"of another GPU", b"+")]
+)
+def test_the_timing_cache_is_kept_or_begun_anew(work, tmp_path, before, after):
+    if before is not None:
+        (tmp_path / "timing.cache").write_bytes(before)
+    assert work()[0] == 0
+    assert (tmp_path / "timing.cache").read_bytes() == after
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ({"library": None}, "The op plugin library {folder}/lib.so could not be loaded. TensorRT said: nothing"),
+        ({"parses": False}, "TensorRT cannot read x.onnx. TensorRT said: node 3 gelu (Gelu): no importer"),
+        ({"profile": -1}, "TensorRT refused the batch range [1, 2, 4]"),
+        (
+            {"engine": None},
+            "TensorRT could not build degree 4. TensorRT said: [x] could not find any implementation for",
+        ),
+    ],
+)
+def test_what_tensorrt_refuses_is_an_error_with_its_words(work, tmp_path, script, message):
+    code, events, _ = work(script)
+    assert code == 1
+    assert events[-1]["event"] == "failed"
+    assert events[-1]["kind"] == "EngineError"
+    assert events[-1]["message"].startswith(message.replace("{folder}", str(tmp_path)))
+    assert "\n" not in events[-1]["message"]
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_library_that_is_not_the_one_that_was_chosen_is_not_loaded(work):
+    code, events, module = work(sha256="0" * 64)
+    assert code == 1
+    assert "lib.so has sha256" in events[-1]["message"]
+    assert module.libraries == []
+
+
+def test_layers_that_do_not_run_in_the_op_plugin_are_an_error(work):
+    code, events, _ = work(op_nodes=12)
+    assert code == 1
+    assert "has 12 tocom nodes, but 1 of its layers run in the op plugin" in events[-1]["message"]
+
+
+def test_an_engine_that_cannot_be_written_keeps_its_kind(work, tmp_path):
+    (tmp_path / "x.engine").mkdir()
+    code, events, _ = work()
+    assert code == 1
+    assert events[-1]["kind"] == "OutputError"

@@ -1,0 +1,103 @@
+"""The kernels on torch tensors, through the C interface of ``testing/device_harness.cpp``. Needs nvcc, not TensorRT."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tocom.export.op_plugin.toolchain import find_toolkit
+
+SOURCES = Path(__file__).parents[3] / "export" / "op_plugin" / "native"
+UNITS = (
+    "testing/device_harness.cpp",
+    "token_merge/match_kernel.cu",
+    "token_merge/token_merge_kernel.cu",
+    "token_prune/token_prune_kernel.cu",
+)
+# tocom::TokenType
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 7}
+
+
+def compile_device_kernels(folder: Path, architecture: int) -> Path:
+    """Compile the kernels for one architecture; return the library."""
+    toolkit = find_toolkit()
+    path = folder / "libtocom_device_harness.so"
+    folders = [f"-isystem={include}" for include in toolkit.include if include != Path("/usr/include")]
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    flags = ["-std=c++17", "-O3", "-shared", "-cudart=static", "-Xcompiler=-fPIC", target, f"-I{SOURCES}", *folders]
+    units = [str(SOURCES / unit) for unit in UNITS]
+    libraries = [f"-L{library}" for library in toolkit.libraries]
+    subprocess.run([str(toolkit.nvcc), *flags, *libraries, *units, "-o", str(path)], check=True)
+    return path
+
+
+class DeviceKernels:
+    """Each call enqueues on the current stream and raises when a launch fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.tocom_token_merge_workspace_bytes.restype = ctypes.c_int64
+
+    def workspace_bytes(self, batch: int, tokens: int, prefix: int) -> int:
+        return int(self._library.tocom_token_merge_workspace_bytes(ctypes.c_int64(batch), tokens, prefix))
+
+    def merge_into(
+        self,
+        x: Tensor,
+        metric: Tensor,
+        size: Tensor,
+        y: Tensor,
+        size_out: Tensor,
+        workspace: Tensor,
+        r: int,
+        prefix: int,
+    ) -> int:
+        """Launch on given buffers; return the status."""
+        batch, tokens, channels = x.shape
+        return self._library.tocom_token_merge_launch(
+            *(ctypes.c_void_p(t.data_ptr()) for t in (x, metric, size, y, size_out, workspace)),
+            ctypes.c_int64(batch),
+            tokens,
+            channels,
+            metric.shape[2],
+            r,
+            prefix,
+            TYPES[x.dtype],
+            _stream(x),
+        )
+
+    def merge(self, x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+        batch, tokens, channels = x.shape
+        y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=x.device)
+        size_out = torch.empty(batch, tokens - r, 1, device=x.device)
+        workspace = torch.empty(self.workspace_bytes(batch, tokens, prefix), dtype=torch.uint8, device=x.device)
+        status = self.merge_into(x, metric, size, y, size_out, workspace, r, prefix)
+        if status != 0:
+            raise RuntimeError(f"token_merge: CUDA error {status}")
+        return y, size_out
+
+    def prune(self, x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
+        batch, tokens, channels = x.shape
+        y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=x.device)
+        status = self._library.tocom_token_prune_launch(
+            *(ctypes.c_void_p(t.data_ptr()) for t in (x, score, y)),
+            ctypes.c_int64(batch),
+            tokens,
+            channels,
+            r,
+            prefix,
+            int(fuse),
+            TYPES[x.dtype],
+            _stream(x),
+        )
+        if status != 0:
+            raise RuntimeError(f"token_prune: CUDA error {status}")
+        return y
+
+
+def _stream(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream if tensor.is_cuda else 0)

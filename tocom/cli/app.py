@@ -1,0 +1,43 @@
+"""The command line's application, and where it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from tocom import __version__
+
+__all__ = ["app", "console", "output", "print_json"]
+
+app = typer.Typer(
+    name="tocom",
+    help="Vision Transformers on the edge: one engine per token-compression degree, within a latency budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+# Progress and errors go to stderr; stdout carries results alone, wide enough for tables where it is no terminal.
+console = Console(stderr=True)
+output = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(content: Any) -> None:
+    """Print ``content`` as JSON on stdout, for machines."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"tocom {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True)) -> None:
+    del version

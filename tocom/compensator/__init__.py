@@ -1,0 +1,1 @@
+"""The Token Compensator: its weights, its algebra and its file."""

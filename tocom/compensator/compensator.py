@@ -1,0 +1,324 @@
+"""The Token Compensator: low-rank weight deltas that carry a ViT from one compression degree to another.
+
+Source: ToCom, arXiv 2408.06798 (ECCV 2024), section 3. One group per degree step; ``ToCom(m → n)`` is the sum of the
+groups between ``m`` and ``n``, negative when going down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tocom.compensator.low_rank import LowRank
+from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.tokens import check_method
+from tocom.errors import CompensatorError, DegreeError
+from tocom.system.files import sha256_file
+
+__all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
+
+FORMAT, VERSION = "tocom-compensator", "1"
+_MAX_TENSORS = 4096
+_NEEDED = ("model", "method", "groups", "rank", "scale", "image_size", "base_sha256")
+
+
+class Compensator(nn.Module):
+    """ToCom's weights for one backbone.
+
+    Args:
+        depth: Number of transformer blocks.
+        channels: Width of the model.
+        attention_channels: Width of q and v; the model's width in every common ViT.
+        groups: Degree steps; degrees 0 … ``groups`` are within reach.
+        rank: Rank of each group.
+        scale: Factor ``s`` of the deltas in use.
+        method: ``merge`` or ``prune``: what it was trained for.
+        metadata: Further strings that stand in the file.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        channels: int,
+        attention_channels: int | None = None,
+        groups: int = 16,
+        rank: int = 2,
+        scale: float = 0.1,
+        method: str = "merge",
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("depth", depth), ("channels", channels), ("groups", groups), ("rank", rank)):
+            if not isinstance(value, int) or value < 1:
+                raise CompensatorError(f"The {name!r} parameter must be a positive integer. Got {value!r} instead.")
+        if not (math.isfinite(scale) and scale > 0):
+            raise CompensatorError(f"The 'scale' parameter must be a positive number. Got {scale!r} instead.")
+        self.depth, self.channels, self.groups, self.rank = depth, channels, groups, rank
+        self.attention_channels = attention_channels or channels
+        self.scale, self.method = float(scale), check_method(method)
+        self.metadata = dict(metadata or {})
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            block = nn.Module()
+            block.attn = nn.Module()
+            block.attn.q = LowRank(channels, self.attention_channels, groups, rank)
+            block.attn.v = LowRank(channels, self.attention_channels, groups, rank)
+            self.blocks.append(block)
+
+    @classmethod
+    def for_model(
+        cls, model: nn.Module, *, groups: int = 16, rank: int = 2, scale: float = 0.1, method: str = "merge"
+    ) -> Compensator:
+        """Return an untrained compensator (it changes nothing yet) that fits a timm Vision Transformer."""
+        metadata = {
+            "model": model_name(model),
+            "image_size": "x".join(str(side) for side in model.patch_embed.img_size),
+            "base_sha256": model_sha256(model),
+        }
+        return cls(
+            depth=len(model.blocks),
+            channels=model.embed_dim,
+            attention_channels=model.blocks[0].attn.qkv.out_features // 3,
+            groups=groups,
+            rank=rank,
+            scale=scale,
+            method=method,
+            metadata=metadata,
+        )
+
+    def extra_repr(self) -> str:
+        """Show what fits what."""
+        return (
+            f"depth={self.depth}, channels={self.channels}, groups={self.groups}, rank={self.rank}, "
+            f"scale={self.scale}, method={self.method!r}"
+        )
+
+    def share_dropout(self, share: tuple[int, int] | None) -> None:
+        """Draw the dropout of a whole batch and use a part: from the first number on, of as many images as the second.
+
+        So a batch that is split, over time or over processes, trains as it would in one piece, where the random
+        generators stand as they would for the whole batch. None goes back to batches that are whole.
+        """
+        for block in self.blocks:
+            block.attn.q.share = block.attn.v.share = share
+
+    def delta(self, source: int, target: int) -> dict[str, Tensor]:
+        """Return ``ToCom(source → target)`` without the scale.
+
+        Returns:
+            ``blocks.{i}.attn.{q|v}`` to a matrix [attention channels, channels], float32.
+
+        Raises:
+            CompensatorError: A degree is not within 0 … ``groups``.
+        """
+        self.check_degrees(source, target)
+        low, high = sorted((source, target))
+        sign = 1.0 if source <= target else -1.0
+        with torch.no_grad():
+            return {
+                f"blocks.{index}.attn.{name}": sign * getattr(block.attn, name).delta(low, high)
+                for index, block in enumerate(self.blocks)
+                for name in ("q", "v")
+            }
+
+    def merge_into(self, model: nn.Module, source: int, target: int, *, scale: float | None = None) -> nn.Module:
+        """Return the model with ``W + s · ToCom(source → target)`` as the weights of q and v.
+
+        The sum is taken in float32 and then cast. Everything else is shared with ``model``, which stays as it is.
+
+        Raises:
+            CompensatorError: The compensator does not fit the model, or a degree is out of its range.
+        """
+        from tocom.compression.blocks import replace_child
+
+        self.check_fits(model)
+        scale = self.check_scale(scale)
+        delta = self.delta(source, target)
+        blocks = nn.Sequential()
+        for index, block in enumerate(model.blocks):
+            qkv = block.attn.qkv
+            q, k, v = qkv.weight.detach().chunk(3)
+            q, v = (
+                (weight.float() + scale * delta[f"blocks.{index}.attn.{name}"].to(weight.device)).to(weight.dtype)
+                for name, weight in (("q", q), ("v", v))
+            )
+            layer = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
+            layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
+            if qkv.bias is not None:
+                layer.bias = qkv.bias
+            layer.training = qkv.training
+            attention = replace_child(block.attn, "qkv", layer)
+            blocks.append(replace_child(block, "attn", attention))
+        # Not train(): that would reach into the blocks' parts, which are the model's own.
+        blocks.training = model.blocks.training
+        return replace_child(model, "blocks", blocks)
+
+    def check_degrees(self, *degrees: int) -> None:
+        """Raise CompensatorError unless all degrees are within 0 … ``groups``."""
+        for degree in degrees:
+            if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= self.groups:
+                raise CompensatorError(
+                    f"The compensator has {self.groups} groups: it reaches degrees 0 to {self.groups}. Got degree "
+                    f"{degree!r}. Train one with 'groups' of at least {degree}, or choose a smaller degree."
+                )
+
+    def check_scale(self, scale: float | None) -> float:
+        """Return the scale to use: ``scale``, or the compensator's own. Raise CompensatorError unless it is finite."""
+        if scale is None:
+            return self.scale
+        if not math.isfinite(scale):
+            raise CompensatorError(f"The 'scale' parameter must be a finite number. Got {scale!r} instead.")
+        return scale
+
+    def check_fits(self, model: nn.Module, *, method: str | None = None) -> None:
+        """Raise CompensatorError unless width, depth and (if given) method are the model's."""
+        found = {
+            "depth": len(model.blocks),
+            "channels": model.embed_dim,
+            "attention_channels": model.blocks[0].attn.qkv.out_features // 3,
+        }
+        for name, value in found.items():
+            if getattr(self, name) != value:
+                raise CompensatorError(
+                    f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) has {name} "
+                    f"{getattr(self, name)}, the model {model_name(model)} has {value}. Use one trained for it."
+                )
+        if method is not None and method != self.method:
+            raise CompensatorError(
+                f"The compensator was trained for method {self.method!r}, asked for is {method!r}. Run with "
+                f"--method {self.method}, or train one for {method!r}."
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights and their provenance as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        metadata = {
+            **self.metadata,
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.method,
+            "groups": str(self.groups),
+            "rank": str(self.rank),
+            "scale": repr(self.scale),
+        }
+        save_tensors(path, {name: tensor.float() for name, tensor in self.state_dict().items()}, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Compensator:
+        """Read a compensator; names, shapes and metadata must be exactly right.
+
+        Raises:
+            CompensatorError: The file is missing, damaged, of another format or version, or inconsistent.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                # The format itself holds sizes to the file's; a count it does not.
+                if len(file.keys()) > _MAX_TENSORS:
+                    raise CompensatorError(
+                        f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}: it is no compensator."
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (OSError, SafetensorError) as error:
+            raise CompensatorError(
+                f"Cannot read the compensator {path}: {error}. It must be a safetensors file written by tocom."
+            ) from error
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            raise CompensatorError(
+                f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, not {FORMAT!r} "
+                f"version {VERSION!r}. Train it anew with this tocom."
+            )
+        missing = [name for name in _NEEDED if name not in metadata]
+        if missing:
+            raise CompensatorError(f"{path} lacks metadata: {', '.join(missing)}. Train it anew with this tocom.")
+        compensator = cls._from_tensors(path, metadata, tensors)
+        compensator.metadata["file_sha256"] = sha256_file(path)
+        return compensator.eval()
+
+    @classmethod
+    def _from_tensors(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Compensator:
+        first = tensors.get("blocks.0.attn.q.down")
+        first_up = tensors.get("blocks.0.attn.q.up")
+        if first is None or first_up is None or first.ndim != 2 or first_up.ndim != 2:
+            raise CompensatorError(f"{path} has no matrices 'blocks.0.attn.q.down' and '.up': it is no compensator.")
+        try:
+            sizes = {name: int(metadata[name]) for name in ("groups", "rank")}
+            scale = float(metadata["scale"])
+            check_method(metadata["method"])
+        except DegreeError as error:
+            raise CompensatorError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise CompensatorError(f"{path}: groups, rank and scale must be numbers ({error}).") from error
+        # Before anything of that size is made: the numbers are the file's word.
+        if sizes["groups"] * sizes["rank"] != first.shape[0]:
+            raise CompensatorError(
+                f"{path}: its metadata says {sizes['groups']} groups of rank {sizes['rank']}, its tensors have "
+                f"{first.shape[0]} rank rows. Train it anew with this tocom."
+            )
+        # Without memory until every shape is the file's: many small tensors could ask for many large ones.
+        with torch.device("meta"):
+            compensator = cls(
+                depth=len(tensors) // 4,
+                channels=first.shape[1],
+                attention_channels=first_up.shape[0],
+                scale=scale,
+                method=metadata["method"],
+                metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
+                **sizes,
+            )
+        expected = {name: tuple(tensor.shape) for name, tensor in compensator.state_dict().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if expected != got:
+            name = sorted(set(expected.items()) ^ set(got.items()))[0][0]
+            raise CompensatorError(
+                f"{path}: tensor {name} should have shape {expected.get(name)}, got {got.get(name)}."
+            )
+        wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+        if wrong:
+            raise CompensatorError(
+                f"{path}: every tensor must be float32, but {wrong[0]}. Train it anew with this tocom."
+            )
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")
+        compensator.load_state_dict(tensors, strict=True, assign=True)
+        return compensator
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``tocom inspect`` shows."""
+        return {
+            "depth": self.depth,
+            "channels": self.channels,
+            "groups": self.groups,
+            "rank": self.rank,
+            "scale": self.scale,
+            "method": self.method,
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            **{key: value for key, value in self.metadata.items() if key not in ("groups", "rank", "scale", "method")},
+        }
+
+
+def model_sha256(model: nn.Module) -> str:
+    """Return the sha256 over the names, types, shapes and bytes of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_name(model: nn.Module) -> str:
+    """Return the timm name that a model was created by, or its class where it carries none."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return str(config.get("architecture") or type(model).__name__)

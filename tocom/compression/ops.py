@@ -1,0 +1,82 @@
+"""The ops ``tocom::token_merge`` and ``tocom::token_prune`` of torch's library.
+
+They compute what :mod:`tocom.compression.merging` and :mod:`tocom.compression.pruning` compute; as ops they stay
+whole when a model is traced, so that the ONNX export can put one node in their place. Both have shape functions and
+gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tocom.compression.merging import match_tokens, merge_tokens
+from tocom.compression.pruning import token_prune as _token_prune
+
+__all__ = ["token_merge", "token_prune"]
+
+
+@torch.library.custom_op("tocom::token_merge", mutates_args=())
+def token_merge(x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    """Merge tokens: see :func:`tocom.compression.merging.token_merge`."""
+    return merge_tokens(x, size, match_tokens(metric, r, prefix), x.shape[1] - r)
+
+
+@token_merge.register_fake
+def _(x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    return x.new_empty(batch, tokens - r, channels), size.new_empty(batch, tokens - r, 1)
+
+
+def _merge_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, metric, size, r, prefix = inputs
+    del x, output
+    ctx.save_for_backward(metric, size)
+    ctx.r, ctx.prefix = r, prefix
+
+
+def _merge_backward(ctx: Any, grad_y: Tensor, grad_size: Tensor) -> tuple[Any, ...]:
+    # The choice of pairs has no gradient; the mean's is its weights, and sizes are counts, never learned.
+    del grad_size
+    metric, size = ctx.saved_tensors
+    destination = match_tokens(metric, ctx.r, ctx.prefix).unsqueeze(-1)
+    new_size = size.new_zeros(size.shape[0], grad_y.shape[1], 1).scatter_add(1, destination, size)
+    weight = size / new_size.gather(1, destination)
+    grad_x = grad_y.gather(1, destination.expand(-1, -1, grad_y.shape[2])) * weight.to(grad_y.dtype)
+    return grad_x, None, None, None, None
+
+
+token_merge.register_autograd(_merge_backward, setup_context=_merge_context)
+
+
+@torch.library.custom_op("tocom::token_prune", mutates_args=())
+def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
+    """Prune tokens: see :func:`tocom.compression.pruning.token_prune`."""
+    # An op may not return its input, which is what the function does when there is nothing to remove.
+    return _token_prune(x, score, r, prefix, fuse) if r else x.clone()
+
+
+@token_prune.register_fake
+def _(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
+    batch, tokens, channels = x.shape
+    return x.new_empty(batch, tokens - r, channels)
+
+
+def _prune_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, score, r, prefix, fuse = inputs
+    ctx.save_for_backward(x, score)
+    ctx.r, ctx.prefix, ctx.fuse = r, prefix, fuse
+
+
+def _prune_backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    x, score = ctx.saved_tensors
+    with torch.enable_grad():
+        x, score = x.detach().requires_grad_(), score.detach().requires_grad_()
+        y = _token_prune(x, score, ctx.r, ctx.prefix, ctx.fuse)
+    grad_x, grad_score = torch.autograd.grad(y, (x, score), grad_y, allow_unused=True)
+    return grad_x, grad_score, None, None, None
+
+
+token_prune.register_autograd(_prune_backward, setup_context=_prune_context)

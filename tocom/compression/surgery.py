@@ -1,0 +1,135 @@
+"""Run a timm Vision Transformer at a token-compression degree.
+
+``compress`` is the one place where a model is rewired. It takes no copy of the weights: the result shares every
+parameter with the model it came from, except q and v where a compensator is merged in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import nn
+
+from tocom.compression.blocks import CompressedBlocks, replace_child
+from tocom.compression.tokens import check_method, removal_schedule
+from tocom.errors import CompensatorError, DegreeError, ModelError
+
+if TYPE_CHECKING:
+    from tocom.compensator.compensator import Compensator
+
+__all__ = ["check_supported", "compress", "input_tokens"]
+
+
+def compress(
+    model: VisionTransformer,
+    degree: int | Sequence[int],
+    *,
+    method: str = "merge",
+    fuse: bool = False,
+    schedule: str = "constant",
+    compensator: Compensator | None = None,
+    source_degree: int = 0,
+    scale: float | None = None,
+    merged: bool = True,
+) -> VisionTransformer:
+    """Return the model as it runs at a degree; ``model`` itself is left as it is.
+
+    Args:
+        model: A plain timm Vision Transformer.
+        degree: Tokens to remove in every block; 0 is the dense model, bit for bit. Or one number per block.
+        method: ``merge`` (ToMe) or ``prune`` (EViT).
+        fuse: With ``prune``: put one fused token in the place of the removed ones.
+        schedule: ``constant``, or ``decreasing``: from twice the degree in the first block to none in the last.
+        compensator: Adds ``scale · ToCom(source_degree → degree)`` to the weights of q and v.
+        source_degree: Degree that the model was fine-tuned at.
+        scale: Overrides the scale stored in the compensator.
+        merged: Add the compensator to copies of the q and v weights. False leaves it beside them, for training.
+
+    Returns:
+        A model with the same forward call and the same names in its state dict.
+
+    Raises:
+        ModelError: The model is no plain Vision Transformer; the message says why.
+        DegreeError: A degree or the method is out of range.
+        CompensatorError: The compensator does not fit the model, the method, or the degrees, or the schedule is not
+            constant.
+    """
+    check_supported(model)
+    check_method(method)
+    if fuse and method != "prune":
+        raise DegreeError("The 'fuse' parameter belongs to method 'prune': merging already keeps every token's share.")
+    tokens, prefix, depth = input_tokens(model), model.num_prefix_tokens, len(model.blocks)
+    removed = removal_schedule(tokens, depth, degree, prefix, schedule)
+    if compensator is not None and (schedule != "constant" or not isinstance(degree, int)):
+        raise CompensatorError(
+            "A compensator has one group per step of a degree that is the same in every block: it says nothing of "
+            f"{schedule if isinstance(degree, int) else 'per-block'} schedules. Run at a constant degree, or without "
+            "the compensator."
+        )
+    if compensator is not None:
+        compensator.check_fits(model, method=method)
+        compensator.check_degrees(source_degree, degree)
+        if source_degree == degree:
+            compensator = None
+        elif merged:
+            model = compensator.merge_into(model, source_degree, degree, scale=scale)
+            compensator = None
+    elif source_degree:
+        removal_schedule(tokens, depth, source_degree, prefix)
+    if not any(removed) and compensator is None:
+        return model
+    blocks = CompressedBlocks(
+        list(model.blocks.children()),
+        removed,
+        method=method,
+        prefix=prefix,
+        fuse=fuse,
+        checkpointing=model.grad_checkpointing,
+    )
+    blocks.training = model.blocks.training
+    if compensator is not None:
+        blocks.compensate(compensator, source_degree, degree, scale)
+    twin = replace_child(model, "blocks", blocks)
+    # timm's own way of checkpointing runs the blocks one by one; ours stands in the stack.
+    twin.grad_checkpointing = False
+    return twin
+
+
+def input_tokens(model: VisionTransformer) -> int:
+    """Return how many tokens enter the first block, the prefix included."""
+    return int(model.patch_embed.num_patches) + int(model.num_prefix_tokens)
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise ModelError, with the reason, unless tokens can be removed between attention and MLP of every block."""
+    name = type(model).__name__
+    if not isinstance(model, VisionTransformer):
+        raise ModelError(
+            f"{name} is not supported: tocom compresses plain ViTs (timm's VisionTransformer). Windowed, "
+            "hierarchical and rotary-position models need each token's place on the grid, which merging gives up."
+        )
+    if isinstance(model.blocks, CompressedBlocks):
+        raise ModelError("The model is compressed already. Give compress() the dense model and the degree you want.")
+    if getattr(model, "dynamic_img_size", False):
+        raise ModelError(f"{name} with dynamic_img_size has no static token counts. Create it without that option.")
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise ModelError(f"{name} with patch dropout has no static token counts. Create it with patch_drop_rate=0.")
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise ModelError(
+            f"{name} with a {type(model.patch_embed).__name__} is not supported: its tokens come from a convolutional "
+            "network. Only models that cut the image into patches can be compressed, counted and exported."
+        )
+    for index, block in enumerate(model.blocks):
+        if type(block) not in (Block, ResPostBlock):
+            raise ModelError(
+                f"{name} is not supported: block {index} is a {type(block).__name__}. Only blocks with one attention "
+                "followed by one MLP have a place between the two where tokens can go."
+            )
+        if type(block.attn) is not Attention:
+            raise ModelError(
+                f"{name} is not supported: the attention of block {index} is a {type(block.attn).__name__}, not timm's "
+                "plain Attention."
+            )

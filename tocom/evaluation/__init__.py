@@ -1,0 +1,1 @@
+"""What a compensator is worth, measured in torch."""

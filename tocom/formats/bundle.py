@@ -1,0 +1,360 @@
+"""The bundle: a folder with a manifest, one ONNX file per degree, and weights that stand once.
+
+Reading needs the standard library alone. Every file is checked against the manifest's size and sha256 before
+anything parses it, and nothing outside the manifest is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from tocom.errors import BundleError
+from tocom.formats.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
+from tocom.formats.onnx.tensors import external_places
+from tocom.formats.sealed_json import check_seal, parse_json
+from tocom.formats.signatures import PublicKey, signed_files
+from tocom.system.files import FileState, file_state, open_regular, sha256_open
+
+__all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
+
+WEIGHTS_NAME = "weights.bin"
+_MAX_MANIFEST_BYTES = 16 << 20
+# protobuf's own limit.
+_MAX_ONNX_BYTES = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class DegreeEntry:
+    """One degree of a bundle.
+
+    Attributes:
+        degree: Tokens removed in every block.
+        onnx: File name inside the bundle.
+        token_counts: Tokens entering each block, and last those leaving the final block.
+        macs: Multiply-accumulates of one image, matching included.
+        accuracy: Share of correct answers in 0…1 where the export knew it, else None.
+    """
+
+    degree: int
+    onnx: str
+    token_counts: tuple[int, ...]
+    macs: int
+    accuracy: float | None = None
+
+
+class Bundle:
+    """A bundle on disk, opened for reading.
+
+    Args:
+        path: The bundle's folder.
+        verify: Check size and sha256 of every file now; without it, :meth:`require_verified` does.
+        trusted_keys: Refuse a bundle that none of these keys signed; None asks for no signature.
+
+    Attributes:
+        manifest: The manifest's content.
+        fingerprint: sha256 of the manifest: names this exact bundle in profiles and engines.
+
+    Raises:
+        BundleError: The folder or manifest is missing, malformed, of another version, not signed by a trusted key, or
+            a file does not match it.
+    """
+
+    def __init__(
+        self, path: Path | str, *, verify: bool = True, trusted_keys: Sequence[PublicKey] | None = None
+    ) -> None:
+        self.path = Path(path)
+        data = _read_manifest(self.path)
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self._signed = None if trusted_keys is None else signed_files(self.path, trusted_keys)
+        self.require_signed(MANIFEST_NAME, self.fingerprint)
+        self.manifest = _parse_manifest(self.path / MANIFEST_NAME, data)
+        self._checks: dict[str, Future[FileState]] = {}
+        if verify:
+            self.verify()
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, model={self.model_name!r}, degrees={list(self.degrees)})"
+
+    @cached_property
+    def degrees(self) -> dict[int, DegreeEntry]:
+        """The degrees in ascending order."""
+        entries = [
+            DegreeEntry(
+                degree=entry["degree"],
+                onnx=entry["onnx"],
+                token_counts=tuple(entry["token_counts"]),
+                macs=entry["macs"],
+                accuracy=entry.get("accuracy"),
+            )
+            for entry in self.manifest["degrees"]
+        ]
+        return {entry.degree: entry for entry in sorted(entries, key=lambda entry: entry.degree)}
+
+    @property
+    def model_name(self) -> str:
+        """The timm name of the model."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16``, ``bf16`` or ``int8``."""
+        return str(self.manifest["precision"])
+
+    @property
+    def batch(self) -> tuple[int, int, int]:
+        """Smallest, optimal and largest batch."""
+        batch = self.manifest["batch"]
+        return batch["min"], batch["opt"], batch["max"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        channels, height, width = self.manifest["input"]["shape"][1:]
+        return channels, height, width
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs: ``logits``, ``features`` for a model without a classifier, or both in this order."""
+        return tuple(output["name"] for output in self.manifest["outputs"])
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes, or None."""
+        labels: list[str] | None = self.manifest.get("labels")
+        return labels
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the manifest names.
+
+        Raises:
+            BundleError: The manifest does not name it.
+        """
+        if name not in self.manifest["files"]:
+            raise BundleError(f"Bundle {self.path} has no file {name!r}. It has: {', '.join(self.manifest['files'])}.")
+        return self.path / name
+
+    def onnx_path(self, degree: int) -> Path:
+        """Return the path of a degree's ONNX file.
+
+        Raises:
+            BundleError: The bundle does not hold the degree.
+        """
+        if degree not in self.degrees:
+            have = ", ".join(map(str, self.degrees))
+            raise BundleError(f"Bundle {self.path} has no degree {degree}. It has: {have}. Export it to add it.")
+        return self.file(self.degrees[degree].onnx)
+
+    def read_onnx(self, degree: int) -> bytes:
+        """Return a degree's ONNX file: the very bytes that were hashed, for whatever parses them.
+
+        Raises:
+            BundleError: The bundle does not hold the degree, the file does not match the manifest, or it takes
+                weights from somewhere that the manifest does not name.
+        """
+        name = self.onnx_path(degree).relative_to(self.path).as_posix()
+        if self.manifest["files"][name]["size"] > _MAX_ONNX_BYTES:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has more than {_MAX_ONNX_BYTES} bytes: that is no ONNX file."
+            )
+        try:
+            with _open_inside(self.path, name) as file:
+                data = _read_at_most(file, self.manifest["files"][name]["size"])
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
+        self._check_places(name, data)
+        return data
+
+    def require_signed(self, name: str, sha256: str) -> None:
+        """Check that a trusted key signed a file of this sha256; of a bundle opened without keys, do nothing.
+
+        Raises:
+            BundleError: None did.
+        """
+        if self._signed is not None and sha256 not in self._signed.get(name, ()):
+            raise BundleError(
+                f"Bundle {self.path}: no trusted key signed {name} with sha256 {sha256}. It was made or changed after "
+                "the signing; check it, then sign the bundle again with 'tocom sign'."
+            )
+
+    def begin_verify(self) -> None:
+        """Start to check every file, on threads of their own, beside whatever the caller does; once begun, do nothing.
+
+        :meth:`require_verified` waits for the end of it.
+        """
+        names = [name for name in self.manifest["files"] if name not in self._checks]
+        if names:
+            # Hashing lets go of the interpreter, so files are hashed side by side.
+            pool = ThreadPoolExecutor(min(len(names), os.cpu_count() or 1), "tocom-verify")
+            self._checks.update((name, pool.submit(self._check, name)) for name in names)
+            pool.shutdown(wait=False)
+
+    def end_verify(self) -> None:
+        """Wait for what was begun, whatever it found: no thread outlives the call."""
+        wait(self._checks.values())
+
+    def require_verified(self) -> None:
+        """Return once every file was checked since this object was made, now or before.
+
+        Raises:
+            BundleError: A file is missing or differs; the message names the file and both hashes.
+        """
+        for error in self.problems().values():
+            if error is not None:
+                raise error
+
+    def verify(self) -> None:
+        """Check size and sha256 of every file in the manifest now.
+
+        Raises:
+            BundleError: A file is missing or differs; the message names the file and both hashes.
+        """
+        self.end_verify()
+        self._checks.clear()
+        self.require_verified()
+
+    def problems(self) -> dict[str, BundleError | None]:
+        """Return what is wrong with each file, or None, in the manifest's order; checked now or before."""
+        self.begin_verify()
+        self.end_verify()
+        found: dict[str, BundleError | None] = {}
+        for name in self.manifest["files"]:
+            error = self._checks[name].exception()
+            if error is not None and not isinstance(error, BundleError):
+                raise error
+            found[name] = error
+        return found
+
+    def check_unchanged(self) -> None:
+        """Check that no file was replaced or written to since it was hashed: call it when all files are in use.
+
+        Raises:
+            BundleError: One was, or does not match the manifest.
+        """
+        self.require_verified()
+        for name, check in self._checks.items():
+            try:
+                state = file_state((self.path / name).stat())
+            except OSError as error:
+                raise self._unreadable(name, error) from error
+            if state != check.result():
+                raise BundleError(
+                    f"Bundle {self.path}: {name} was changed while the bundle was opened. Open it again, and replace a "
+                    "bundle as a whole folder."
+                )
+
+    def _check(self, name: str) -> FileState:
+        try:
+            with _open_inside(self.path, name) as file:
+                status = os.fstat(file.fileno())
+                # The size first: it is free, and says more than a hash.
+                same_size = status.st_size == self.manifest["files"][name]["size"]
+                self._compare(name, status.st_size, sha256_open(file) if same_size else "")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        return file_state(status)
+
+    def _compare(self, name: str, size: int, sha256: str) -> None:
+        expected = self.manifest["files"][name]
+        if size != expected["size"]:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has {size} bytes, the manifest says {expected['size']}. "
+                "The copy is incomplete or was changed; copy it again, or export it anew."
+            )
+        if sha256 != expected["sha256"]:
+            raise BundleError(
+                f"Bundle {self.path}: {name} has sha256 {sha256}, the manifest says {expected['sha256']}. "
+                "It was changed after the export; copy it again, or export it anew."
+            )
+
+    def _check_places(self, name: str, model: bytes) -> None:
+        """Check that an ONNX file takes weights from files of the manifest alone, and from within them."""
+        try:
+            for place in external_places(model):
+                file = (PurePosixPath(name).parent / place.location).as_posix()
+                if file not in self.manifest["files"]:
+                    raise BundleError(
+                        f"Bundle {self.path}: {name} takes weights from {place.location[:80]!r}, which the manifest "
+                        "does not name. Do not use this bundle."
+                    )
+                size = self.manifest["files"][file]["size"]
+                if place.offset + place.length > size or place.length != place.needed:
+                    raise BundleError(
+                        f"Bundle {self.path}: {name} takes {place.length} bytes at {place.offset} from {file}, which "
+                        f"has {size}, for a tensor of {place.needed} bytes. Do not use this bundle."
+                    )
+        except ValueError as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(
+                f"Bundle {self.path}: {name} is no ONNX file ({error}). Export the bundle anew."
+            ) from error
+
+    def _unreadable(self, name: str, error: Exception) -> BundleError:
+        reason = getattr(error, "strerror", None) or error
+        return BundleError(
+            f"Bundle {self.path}: {name} cannot be read ({reason}). The manifest names it; "
+            "copy the bundle again, or export it anew."
+        )
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    try:
+        with _open_inside(folder, MANIFEST_NAME) as file:
+            data = _read_at_most(file, _MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise BundleError(
+            f"No bundle at {folder}: {MANIFEST_NAME} cannot be read ({error.strerror}). Make one with 'tocom export'."
+        ) from error
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is no bundle manifest.")
+    return data
+
+
+def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        is_sealed = check_seal(data)
+    except ValueError as error:
+        raise BundleError(
+            f"{path} was changed after the export: {error}. Copy the bundle again, or export it anew."
+        ) from error
+    try:
+        manifest = parse_json(data)
+    except ValueError as error:
+        raise BundleError(f"{path} is no valid JSON ({error}). Copy the bundle again, or export it anew.") from error
+    check_manifest(path, manifest, is_sealed=is_sealed)
+    return manifest  # type: ignore[no-any-return]  # check_manifest has seen that it is a dict
+
+
+def _open_inside(folder: Path, name: str) -> BinaryIO:
+    """Open a regular file of the folder; a link must stay inside.
+
+    Raises:
+        OSError: It is missing, unreadable, no regular file, or a link out of the folder.
+    """
+    try:
+        path = (folder / name).resolve()
+    except RuntimeError as error:  # a link to itself, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if not path.is_relative_to(folder.resolve()):
+        raise OSError(errno.EXDEV, "it is a link out of the bundle")
+    return open_regular(path)
+
+
+def _read_at_most(file: BinaryIO, size: int) -> bytes:
+    """Return the file's bytes, or one more than ``size`` of them where it is longer."""
+    pieces = []
+    left = size + 1
+    while left > 0 and (piece := file.read(min(left, 1 << 24))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)

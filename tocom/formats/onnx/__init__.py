@@ -1,0 +1,1 @@
+"""ONNX files, read and rewritten without the onnx package."""

@@ -1,0 +1,215 @@
+"""The tensors of an ONNX file: where they lie, and how to say that they lie elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tocom.formats.onnx.wire import LENGTH_DELIMITED, delimited, read_fields, read_number, read_varint
+
+_GRAPH, _INITIALIZER, _DIMS, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 1, 13, 1, 2
+
+__all__ = ["Place", "Tensor", "external_places", "read_tensors", "rewrite_external_data"]
+
+_DATA_TYPE = 2
+
+
+# Bits of an element, by TensorProto.DataType; strings (8) cannot lie outside the file.
+_BITS = {
+    **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
+    **dict.fromkeys((4, 5, 10, 16), 16),
+    **dict.fromkeys((1, 6, 12), 32),
+    **dict.fromkeys((7, 11, 13, 14), 64),
+    15: 128,
+    **dict.fromkeys((21, 22, 23), 4),
+    **dict.fromkeys((25, 26), 2),
+}
+
+
+# Which fields of which message lead to a tensor: also those in subgraphs, functions, attributes and sparse tensors.
+_CHILDREN = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+
+
+_MAX_TENSORS = 100_000
+
+
+_MAX_NESTING = 32
+
+
+_MAX_DIMS = 64
+
+
+Change = Callable[[dict[str, str]], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An initializer: its dimensions, and where its bytes lie when they lie outside the file.
+
+    Attributes:
+        dims: Its dimensions.
+        place: File name and offset of the bytes; None inside the ONNX file.
+        bytes: Their count; 0 inside the ONNX file.
+        kind: Type of its elements, as TensorProto.DataType numbers them.
+    """
+
+    dims: tuple[int, ...]
+    place: tuple[str, int] | None
+    bytes: int
+    kind: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie outside the ONNX file.
+
+    Attributes:
+        location: File name, relative to the ONNX file's folder.
+        offset: Of the first byte.
+        length: Count of bytes.
+        needed: Bytes that a tensor of its shape and type has.
+    """
+
+    location: str
+    offset: int
+    length: int
+    needed: int
+
+
+def external_places(model: bytes) -> Iterator[Place]:
+    """Yield the place of every tensor, wherever it stands in the model, that lies outside the ONNX file.
+
+    Raises:
+        ValueError: The bytes are no protobuf message, a place lacks a part or is no number, or the model has more
+            than 100,000 tensors or nests deeper than 32 levels.
+    """
+    for count, place in enumerate(_places(model, "model", 0)):
+        if count >= _MAX_TENSORS:
+            raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        yield place
+
+
+def _places(message: bytes, kind: str, depth: int) -> Iterator[Place]:
+    if depth > _MAX_NESTING:
+        raise ValueError(f"graphs nest more than {_MAX_NESTING} levels deep")
+    # Reading a place needs this key, so what lacks it, which is nearly all of a model, is passed over at once.
+    if b"location" not in message:
+        return
+    if kind == "tensor":
+        yield _place(message)
+        return
+    for number, header, content in read_fields(message):
+        child = _CHILDREN[kind].get(number)
+        if child is not None and header[0] & 7 == LENGTH_DELIMITED:
+            yield from _places(content, child, depth + 1)
+
+
+def _place(message: bytes) -> Place:
+    tensor = _tensor(message)
+    if tensor.place is None:
+        raise ValueError("a tensor's place is not readable")
+    bits = _BITS.get(tensor.kind)
+    if bits is None:
+        raise ValueError(f"tensors of type {tensor.kind} cannot lie outside the file")
+    return Place(*tensor.place, tensor.bytes, (math.prod(tensor.dims) * bits + 7) // 8)
+
+
+def read_tensors(model: bytes) -> list[Tensor]:
+    """Return the initializers of an ONNX file.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    tensors = []
+    for number, _, graph in read_fields(model):
+        if number != _GRAPH:
+            continue
+        for inner, _, content in read_fields(graph):
+            if inner == _INITIALIZER:
+                tensors.append(_tensor(content))
+    return tensors
+
+
+def rewrite_external_data(model: bytes, change: Change) -> bytes:
+    """Return the model with the external-data entries of every initializer replaced.
+
+    Args:
+        model: Bytes of an ONNX file.
+        change: Gets an initializer's entries (``location``, ``offset``, ``length``, …), returns the new ones. Not
+            called for initializers that lie in the file itself.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    return _rewrite(model, (_GRAPH, _INITIALIZER), change)
+
+
+def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
+    if not path:
+        return _rewrite_tensor(message, change)
+    pieces = []
+    for number, header, content in read_fields(message):
+        if number == path[0] and header[0] & 7 == LENGTH_DELIMITED:
+            pieces.append(delimited(number, _rewrite(content, path[1:], change)))
+        else:
+            pieces.append(header + content)
+    return b"".join(pieces)
+
+
+def _tensor(message: bytes) -> Tensor:
+    dims: list[int] = []
+    kind = 0
+    entries: dict[str, str] = {}
+    for number, header, content in read_fields(message):
+        if number == _DIMS and header[0] & 7 == LENGTH_DELIMITED:
+            place = 0
+            while place < len(content):
+                size, place = read_varint(content, place)
+                dims.append(size)
+        elif number == _DIMS:
+            dims.append(read_number(content))
+        elif number == _DATA_TYPE:
+            kind = read_number(content)
+        elif number == _EXTERNAL_DATA:
+            key, value = _pair(content)
+            if key in entries:
+                raise ValueError(f"a tensor names its {key} twice")
+            entries[key] = value
+    if len(dims) > _MAX_DIMS:
+        raise ValueError(f"a tensor has more than {_MAX_DIMS} dimensions")
+    if not entries:
+        return Tensor(tuple(dims), None, 0, kind)
+    offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
+    if offset < 0 or length < 0:
+        raise ValueError(f"a tensor lies at {offset} with {length} bytes")
+    return Tensor(tuple(dims), (entries.get("location", ""), offset), length, kind)
+
+
+def _pair(message: bytes) -> tuple[str, str]:
+    texts = {number: content.decode() for number, _, content in read_fields(message)}
+    return texts.get(_KEY, ""), texts.get(_VALUE, "")
+
+
+def _rewrite_tensor(message: bytes, change: Change) -> bytes:
+    kept, entries = [], {}
+    for number, header, content in read_fields(message):
+        if number == _EXTERNAL_DATA:
+            key, value = _pair(content)
+            entries[key] = value
+        else:
+            kept.append(header + content)
+    if not entries:
+        return message
+    for key, value in change(entries).items():
+        pair_bytes = delimited(_KEY, key.encode()) + delimited(_VALUE, value.encode())
+        kept.append(delimited(_EXTERNAL_DATA, pair_bytes))
+    return b"".join(kept)

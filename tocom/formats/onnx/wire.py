@@ -1,0 +1,76 @@
+"""Reads what is needed of an ONNX file, and rewrites where its tensors lie, without the onnx package.
+
+An ONNX file is one protobuf message. What is asked for is walked; every other byte is passed over, or through as it
+is. Field numbers are those of onnx.proto, which never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["read_fields", "read_number"]
+
+LENGTH_DELIMITED = 2
+_FIXED_BYTES = {1: 8, 5: 4}
+
+
+def read_number(content: bytes) -> int:
+    """Return the number that a field's content encodes.
+
+    Raises:
+        ValueError: It encodes none.
+    """
+    return read_varint(content, 0)[0]
+
+
+def read_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield number, header bytes (tag and length) and content of each field of a protobuf message.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    place = 0
+    while place < len(message):
+        start = place
+        tag, place = read_varint(message, place)
+        kind = tag & 7
+        if kind == 0:
+            body = place
+            _, place = read_varint(message, place)
+        elif kind == LENGTH_DELIMITED:
+            length, body = read_varint(message, place)
+            place = body + length
+        elif kind in _FIXED_BYTES:
+            body = place
+            place = body + _FIXED_BYTES[kind]
+        else:
+            raise ValueError(f"no protobuf message: wire type {kind} at byte {start}")
+        if place > len(message):
+            raise ValueError(f"no protobuf message: the field at byte {start} ends past the last byte")
+        yield tag >> 3, message[start:body], message[body:place]
+
+
+def read_varint(message: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if place >= len(message) or shift > 63:
+            raise ValueError(f"no protobuf message: bad number at byte {place}")
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
+        place += 1
+        if byte < 0x80:
+            return value, place
+        shift += 7
+
+
+def delimited(number: int, content: bytes) -> bytes:
+    return _encoded(number << 3 | LENGTH_DELIMITED) + _encoded(len(content)) + content
+
+
+def _encoded(value: int) -> bytes:
+    pieces = bytearray()
+    while value > 0x7F:
+        pieces.append(value & 0x7F | 0x80)
+        value >>= 7
+    pieces.append(value)
+    return bytes(pieces)

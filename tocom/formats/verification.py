@@ -1,0 +1,162 @@
+"""``verify``: what a bundle's folder holds, whether each file is what it should be, and who signed it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tocom.errors import BundleError, CalibrationError
+from tocom.formats.bundle import MANIFEST_NAME, Bundle
+from tocom.formats.engine import engine_name
+from tocom.formats.profile import Profile, find_profiles
+from tocom.formats.sealed_json import parse_json
+from tocom.formats.signatures import PublicKey, read_signatures, signed_files
+from tocom.system.files import open_regular, sha256_open
+
+__all__ = ["Checked", "Verification", "verify"]
+
+_MAX_SIDECAR_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file.
+
+    Attributes:
+        file: Its name inside the bundle.
+        kind: ``manifest``, ``export``, ``engine``, ``op plugin``, ``profile``, ``signature``, or ``other``: a file
+            that nothing names and nothing opens.
+        by: What vouches for it: ``seal``, ``manifest``, ``sidecar``; with keys also ``signature``. Empty for others.
+        problem: What is wrong with it, or None.
+    """
+
+    file: str
+    kind: str
+    by: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        bundle: The folder.
+        schema_version: Of the manifest.
+        sha256: Of the manifest; names this exact bundle.
+        signed_by: Trusted keys that signed the manifest as it is; None where no key was given.
+        files: Every file.
+    """
+
+    bundle: str
+    schema_version: int
+    sha256: str
+    signed_by: list[str] | None
+    files: list[Checked]
+
+    @property
+    def problems(self) -> list[Checked]:
+        """The files that are not what they should be."""
+        return [file for file in self.files if file.problem is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain JSON content."""
+        return {**asdict(self), "ok": not self.problems}
+
+
+def verify(path: Path | str, keys: Sequence[PublicKey] | None = None) -> Verification:
+    """Check every file of a bundle, its engines, profiles and signatures.
+
+    Args:
+        path: The bundle's folder.
+        keys: Trusted public keys; without them, signatures are listed but not checked.
+
+    Raises:
+        BundleError: The manifest cannot be used, or no trusted key signed it; a single damaged file is no error here,
+            but a problem in what is returned.
+    """
+    bundle = Bundle(path, verify=False, trusted_keys=keys)
+    signed = {} if keys is None else signed_files(path, keys)
+    files = [
+        Checked(MANIFEST_NAME, "manifest", "signature" if keys else "seal" if "sha256" in bundle.manifest else ""),
+        *_export(bundle),
+        *_engines(bundle, signed if keys is not None else None),
+        *_profiles(bundle),
+    ]
+    by: list[str] | None = None if keys is None else []
+    for signature in read_signatures(path):
+        key = next((key for key in keys or () if key.key_id == signature.key_id), None)
+        files.append(Checked(_name(bundle, signature.path), "signature", "" if key is None else "signature"))
+        if by is not None and key is not None and signature.files.get(MANIFEST_NAME) == bundle.fingerprint:
+            by.append(key.key_id)
+    seen = {checked.file for checked in files}
+    files += [
+        Checked(_name(bundle, other), "other", "")
+        for other in sorted(bundle.path.rglob("*"))
+        if _name(bundle, other) not in seen and not other.is_dir()
+    ]
+    return Verification(str(path), bundle.manifest["schema_version"], bundle.fingerprint, by, files)
+
+
+def _export(bundle: Bundle) -> Iterator[Checked]:
+    problems = {name: None if error is None else str(error) for name, error in bundle.problems().items()}
+    for entry in bundle.degrees.values():
+        if problems[entry.onnx] is None:
+            try:
+                bundle.read_onnx(entry.degree)
+            except BundleError as error:
+                problems[entry.onnx] = str(error)
+    for name, problem in problems.items():
+        yield Checked(name, "export", "manifest", problem)
+
+
+def _engines(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
+    """Yield engines and op plugins by what their sidecars say; with keys, a sidecar must be signed."""
+    seen = set()
+    for sidecar in sorted(bundle.path.glob("engines/*/degree-*.json")):
+        by = "sidecar" if signed is None else "signature"
+        try:
+            with open_regular(sidecar) as file:
+                data = file.read(_MAX_SIDECAR_BYTES)
+            record = parse_json(data)
+            file_name = engine_name(record["degree"], compact=bool(record["options"].get("compact")))
+            wanted = [(sidecar.parent / file_name, "engine", record["engine"]["sha256"])]
+            plugin = record.get("op_plugin")
+            if plugin and plugin.get("file"):
+                wanted.append((sidecar.parent / Path(plugin["file"]).name, "op plugin", plugin["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            yield Checked(_name(bundle, sidecar), "engine", by, f"its sidecar cannot be read ({error}); build it again")
+            continue
+        name, problem = _name(bundle, sidecar), None
+        if signed is not None and hashlib.sha256(data).hexdigest() not in signed.get(name, ()):
+            problem = "no trusted key signed it: sign the bundle again with 'tocom sign'"
+        yield Checked(name, "engine", by, problem)
+        for path, kind, sha256 in wanted:
+            if path not in seen:  # degrees share one op plugin library
+                seen.add(path)
+                yield Checked(_name(bundle, path), kind, by, _differs(path, sha256))
+
+
+def _differs(path: Path, sha256: str) -> str | None:
+    try:
+        with open_regular(path) as file:
+            got = sha256_open(file)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror}); build it again"
+    return None if got == sha256 else f"it has sha256 {got}, its sidecar says {sha256}; build it again"
+
+
+def _profiles(bundle: Bundle) -> Iterator[Checked]:
+    for path in find_profiles(bundle.path):
+        try:
+            Profile.load(path)
+            yield Checked(_name(bundle, path), "profile", "seal")
+        except CalibrationError as error:
+            yield Checked(_name(bundle, path), "profile", "seal", str(error))
+
+
+def _name(bundle: Bundle, path: Path) -> str:
+    return path.relative_to(bundle.path).as_posix()

@@ -1,0 +1,1 @@
+"""Files, locks, child processes and the processor, as every part needs them."""

@@ -1,0 +1,1 @@
+"""Training of compensators by self-distillation."""
