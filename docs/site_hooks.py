@@ -32,7 +32,7 @@ def copy_package(target: Path) -> None:
     """Copy the sources in the shape of the installed package: the reference reads files, it imports nothing."""
     shutil.rmtree(target, ignore_errors=True)
     # Copies, because links would be followed back to folders that lie side by side.
-    python_alone = shutil.ignore_patterns("__pycache__", "plugins")
+    python_alone = shutil.ignore_patterns("__pycache__", "native")
     shutil.copytree(ROOT / "tocom", target, ignore=python_alone)
     for part in ("export", "runtime", "calibration"):
         shutil.copytree(ROOT / part, target / part, ignore=python_alone)
@@ -44,7 +44,7 @@ def public_names(module: str) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     homes = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from exported import CASES, Exported, make
+from op_plugin_fixtures import op_plugin, op_plugin_cache, rtx  # noqa: F401
 
 # The models here are tiny: a second thread costs more than it brings, and tests run side by side.
 torch.set_num_threads(1)

@@ -1,10 +1,14 @@
-"""The op plugin library for tests: compiled for one architecture, once, and kept in pytest's cache by its content."""
+"""TensorRT-RTX and the op plugin library for tests.
+
+The library is compiled for one architecture, once, and kept in pytest's cache by its content.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from tocom.errors import EngineError
+from tocom.export.engines.backend import find_backend
 from tocom.export.op_plugin.library import OpPluginLibrary, build_library
 
 ARCHITECTURE = 89
@@ -25,3 +29,12 @@ def op_plugin(op_plugin_cache) -> OpPluginLibrary:
         if "No usable nvcc" in str(error) or "No TensorRT headers" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.fixture
+def rtx():
+    """TensorRT-RTX, as the extra tocom[rtx] installs it."""
+    try:
+        return find_backend("tensorrt-rtx")
+    except EngineError as error:
+        pytest.skip(str(error))

@@ -4,12 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from op_plugin_fixtures import op_plugin, op_plugin_cache  # noqa: F401
 from tiny_engine_models import tiny_vit
 
-from tocom.errors import EngineError
 from tocom.export import export
-from tocom.export.engines.backend import find_backend, find_device
+from tocom.export.engines.backend import find_device
 from tocom.formats.bundle import Bundle
 
 
@@ -25,15 +23,6 @@ def exported(tmp_path_factory) -> Path:
 def bundle(exported, tmp_path) -> Bundle:
     """A copy of the tiny bundle, for a test to build in and to damage."""
     return Bundle(shutil.copytree(exported, tmp_path / "bundle"))
-
-
-@pytest.fixture
-def rtx():
-    """TensorRT-RTX, as the extra tocom[rtx] installs it."""
-    try:
-        return find_backend("tensorrt-rtx")
-    except EngineError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

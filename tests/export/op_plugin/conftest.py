@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_cases import SOURCES
-from op_plugin_fixtures import op_plugin, op_plugin_cache  # noqa: F401
 
 
 class HostKernels:
