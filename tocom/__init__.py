@@ -5,6 +5,7 @@ Importing this package loads no torch; the names below load what they need on fi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from tocom.compression.surgery import compress
     from tocom.evaluation.pairs import evaluate
     from tocom.training.trainer import train
+
+# ONNX Runtime reports what it runs to its maker, and reads this when it is imported (SECURITY.md). Here, because every
+# module of ours is imported after this line; both names that its releases know; what the user set stays.
+for _name in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
+    os.environ.setdefault(_name, "1")
 
 __version__ = "0.1.0"
 

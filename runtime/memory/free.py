@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.runtime.memory.needs import Need
+from tocom.system.cgroups import free_group_memory
 
 __all__ = ["COMPILING", "MAPPED", "PACKING", "Loading", "require_free"]
 
@@ -84,9 +85,11 @@ def _free_address_space() -> int | None:
 
 
 def _free_memory() -> int | None:
-    """Return the bytes that the machine can give without swapping; None where it does not say."""
+    """Return the bytes that the machine and the container can give without swapping; None where neither says."""
+    free = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return None
+                free.append(int(line.split()[1]) << 10)
+    in_group = free_group_memory()
+    return min(free if in_group is None else [*free, in_group], default=None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -227,3 +229,80 @@ def test_a_file_system_without_locks_works_and_removes_nothing(tmp_path: Path, m
         beside.write_text("whole")
     assert (tmp_path / "out").read_text() == "whole"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_exchanged_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(".") as folder:
+        (folder / "bundle.json").write_text("new")
+        (folder / "inner").mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.json", "inner", "lost+found"]
+    with pytest.raises(OutputError, match="not empty"), atomic_folder("."):
+        raise AssertionError
+    (tmp_path / "inner" / "file").write_text("old")
+    with atomic_folder(tmp_path, overwrite=True) as folder:
+        (folder / "other.bin").write_text("newer")
+        assert (tmp_path / "bundle.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lost+found", "other.bin"]
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mounted_volume_is_filled(tmp_path: Path, kind: str) -> None:
+    volume = tmp_path / "a volume"
+    (tmp_path / "source").mkdir()
+    volume.mkdir()
+    mount = "mount -t tmpfs none" if kind == "tmpfs" else f"mount --bind {shlex.quote(str(tmp_path / 'source'))}"
+    script = (
+        f"{mount} {shlex.quote(str(volume))} || exit 77; exec {shlex.quote(sys.executable)} -c '"
+        "import sys; from pathlib import Path; from tocom.system.files import atomic_folder\n"
+        'for text in ("one", "two"):\n'
+        '    with atomic_folder(sys.argv[1], overwrite=text == "two") as folder: (folder / "f").write_text(text)\n'
+        '    print((Path(sys.argv[1]) / "f").read_text(), [path.name for path in Path(sys.argv[1]).iterdir()])'
+        f"' {shlex.quote(str(volume))}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    if done.returncode in (1, 77) and "ermi" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert (done.returncode, done.stdout) == (0, "one ['f']\ntwo ['f']\n"), done.stderr
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "new"
+
+
+# Some network and FUSE file systems refuse to sync folders, and some know no permissions.
+_PRELOADED = """
+#include <errno.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fsync(int descriptor) {
+    struct stat status;
+    if (fstat(descriptor, &status) == 0 && S_ISDIR(status.st_mode)) { errno = EINVAL; return -1; }
+    return syscall(SYS_fsync, descriptor);
+}
+int chmod(const char *path, mode_t mode) { errno = EPERM; return -1; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_file_system_that_syncs_no_folders(tmp_path: Path) -> None:
+    source, library = tmp_path / "preloaded.c", tmp_path / "preloaded.so"
+    source.write_text(_PRELOADED)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    script = (
+        "import sys; from pathlib import Path; from tocom.system.files import atomic_folder, write_json\n"
+        "with atomic_folder(sys.argv[1]) as folder: (folder / 'file').write_text('content')\n"
+        "write_json(Path(sys.argv[1]) / 'file.json', [])"
+    )
+    out = tmp_path / "out"
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    subprocess.run([sys.executable, "-c", f"exec({script!r})", out], env=environment, check=True, timeout=60)
+    assert sorted(path.name for path in out.iterdir()) == ["file", "file.json"]

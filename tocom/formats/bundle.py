@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tocom.formats.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
 from tocom.formats.onnx.tensors import external_places
 from tocom.formats.sealed_json import check_seal, parse_json
 from tocom.formats.signatures import PublicKey, signed_files
+from tocom.system.cpu import usable_cores
 from tocom.system.files import FileState, file_state, open_regular, sha256_open
 
 __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
@@ -193,7 +195,7 @@ class Bundle:
         names = [name for name in self.manifest["files"] if name not in self._checks]
         if names:
             # Hashing lets go of the interpreter, so files are hashed side by side.
-            pool = ThreadPoolExecutor(min(len(names), os.cpu_count() or 1), "tocom-verify")
+            pool = ThreadPoolExecutor(min(len(names), usable_cores()), "tocom-verify")
             self._checks.update((name, pool.submit(self._check, name)) for name in names)
             pool.shutdown(wait=False)
 
@@ -299,6 +301,8 @@ class Bundle:
             ) from error
 
     def _unreadable(self, name: str, error: Exception) -> BundleError:
+        if getattr(error, "errno", None) == errno.EXDEV:
+            return BundleError(_linked(self.path, name))
         reason = getattr(error, "strerror", None) or error
         return BundleError(
             f"Bundle {self.path}: {name} cannot be read ({reason}). The manifest names it; "
@@ -312,12 +316,22 @@ def _read_manifest(folder: Path) -> bytes:
         with _open_inside(folder, MANIFEST_NAME) as file:
             data = _read_at_most(file, _MAX_MANIFEST_BYTES)
     except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise BundleError(_linked(folder, MANIFEST_NAME)) from error
         raise BundleError(
             f"No bundle at {folder}: {MANIFEST_NAME} cannot be read ({error.strerror}). Make one with 'tocom export'."
         ) from error
     if len(data) > _MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is no bundle manifest.")
     return data
+
+
+def _linked(folder: Path, name: str) -> str:
+    return (
+        f"Bundle {folder}: {name} is a link out of the bundle, and what is outside may change behind its back. "
+        f"Copy it with its links followed, and open the copy: cp -rL {shlex.quote(str(folder))} COPY. A hub's snapshot "
+        "is laid out so; downloading into a folder of your own gives files."
+    )
 
 
 def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:

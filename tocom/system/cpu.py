@@ -9,21 +9,28 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from tocom.system.cgroups import cpu_quota
+
 __all__ = ["cpu_identity", "power_mode", "usable_cores"]
 
 _GOVERNORS = "devices/system/cpu/cpufreq/policy*/scaling_governor"
 
 
-def usable_cores() -> int:
-    """Return the physical cores that this process may run on; two hardware threads of one core count once."""
+def usable_cores(root: Path | str = "/") -> int:
+    """Return the physical cores that this process may use; two hardware threads of one core count once.
+
+    Those that it may run on, and no more than a container's CPU quota gives whole: a thread above the quota is stopped
+    for the rest of each period, and with it the inference that waits for it.
+
+    Args:
+        root: Where ``/proc`` and ``/sys`` lie; another folder in tests.
+    """
     cores = set()
     for cpu in os.sched_getaffinity(0):
-        try:
-            siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-        except OSError:
-            siblings = str(cpu)
-        cores.add(siblings.strip())
-    return len(cores)
+        siblings = _read(Path(root) / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    quota = cpu_quota(root)
+    return len(cores) if quota is None else max(min(len(cores), int(quota)), 1)
 
 
 @cache

@@ -35,6 +35,8 @@ __all__ = [
 _CHUNK_BYTES = 1 << 20
 _SUFFIX = ".tocom-part"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# What a file system answers to a call that it does not know.
+_NOT_KNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 
 FileState = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of the last change of content and of anything: equal for an untouched file."""
@@ -84,11 +86,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     removes.
 
     Raises:
-        OutputError: The folder cannot be written to, or the disk is full.
+        OutputError: The folder cannot be written to, ``path`` is a folder, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder of that name is there")
         _remove_stale(path)
         beside, lock = _claim(path, folder=False)
     except OSError as error:
@@ -96,7 +100,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         yield beside
         _sync(beside)
-        beside.chmod(0o644)
+        _set_mode(beside, 0o644)
         beside.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -111,7 +115,9 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     """Yield an empty folder beside ``path`` to fill; on success it takes the name, on an error it is removed.
 
     A kill leaves the old folder or the new one, and at most a hidden folder beside, which the next call for the same
-    path removes.
+    path removes. A folder that cannot be exchanged for another, such as a mounted volume or the one that the process
+    stands in, is filled from a hidden folder inside it, its JSON files (the manifests) last: a kill in that moment
+    leaves a folder without a manifest.
 
     Args:
         path: The folder to make.
@@ -120,31 +126,35 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     Raises:
         OutputError: ``path`` is a file, is not empty and may not be overwritten, or cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"Cannot write the folder {path}: a file of that name is there. Choose another path.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise OutputError(f"Cannot write the folder {path}: it is not empty. Choose another, or pass --overwrite.")
+    shown = Path(path)
     try:
+        path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"Cannot write the folder {shown}: a file of that name is there. Choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        beside, lock = _claim(path, folder=True)
+        place = path / "new" if _is_fixed(path) else path
+        _remove_stale(place)
+        if path.is_dir() and _entries(path) and not overwrite:
+            raise OutputError(f"Cannot write the folder {shown}: it is not empty. Choose another, or pass --overwrite.")
+        beside, lock = _claim(place, folder=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(shown, error) from error
     try:
         yield beside
         for file in (*beside.rglob("*"), beside):
             _sync(file)
-        beside.chmod(0o755)
-        if path.exists():
-            if not overwrite and any(path.iterdir()):
-                raise OutputError(f"Cannot write the folder {path}: another process wrote it meanwhile. It was kept.")
+        _set_mode(beside, 0o755)
+        if path.exists() and not overwrite and any(entry != beside for entry in _entries(path)):
+            raise OutputError(f"Cannot write the folder {shown}: another process wrote it meanwhile. It was kept.")
+        if beside.parent == path:
+            _fill(path, beside)
+        elif path.exists():
             _swap(beside, path)  # the old folder is now beside, and goes in the end
         else:
             beside.replace(path)
-        _sync(path.parent)
+        _sync(path if beside.parent == path else path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(shown, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         os.close(lock)
@@ -240,6 +250,39 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
+def _is_fixed(path: Path) -> bool:
+    """Return whether an existing folder cannot be exchanged for another of its name."""
+    if not path.is_dir():
+        return False
+    # A bind mount of the same file system is no mount to os.path.ismount.
+    mounts = Path("/proc/self/mountinfo")
+    mounted = mounts.read_text(encoding="utf-8", errors="surrogateescape") if mounts.exists() else ""
+    points = {line.split(" ", 5)[4].replace("\\040", " ") for line in mounted.splitlines()}
+    stands_in = path == Path.cwd() or path in Path.cwd().parents
+    return stands_in or os.path.ismount(path) or str(path) in points or not os.access(path.parent, os.W_OK)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, but for what a file system brings along."""
+    return [entry for entry in folder.iterdir() if entry.name != "lost+found"]
+
+
+def _fill(folder: Path, new: Path) -> None:
+    """Put what is in ``new``, a folder inside ``folder``, in the place of all else there.
+
+    Its JSON files, the manifests, go first and come last.
+    """
+
+    def order(entry: Path) -> tuple[bool, str]:
+        return entry.suffix == ".json", entry.name
+
+    for old in sorted(_entries(folder), key=order, reverse=True):
+        if old != new:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for entry in sorted(new.iterdir(), key=order):
+        entry.replace(folder / entry.name)
+
+
 def _swap(new: Path, path: Path) -> None:
     """Exchange two folders in one step, so that at every moment one of them stands at ``path``."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -248,7 +291,7 @@ def _swap(new: Path, path: Path) -> None:
         if exchange(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
             return
         code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL):
+        if code not in _NOT_KNOWN:
             raise OSError(code, os.strerror(code), str(path))
     # A file system that cannot exchange: the old one moves aside first, under a name that nothing removes by itself.
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
@@ -258,11 +301,24 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Have the kernel write a file or folder to the disk; some file systems do not know that, mostly of folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_KNOWN:
+            raise
     finally:
         os.close(descriptor)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set the permissions where the file system has any."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, *_NOT_KNOWN):
+            raise
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

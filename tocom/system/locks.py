@@ -40,6 +40,8 @@ def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
             if on_wait is not None:
                 on_wait()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system that knows no locks: what is written there still appears whole or not at all
         yield
     finally:
         os.close(descriptor)

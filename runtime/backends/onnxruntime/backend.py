@@ -131,41 +131,51 @@ class OnnxRuntimeBackend:
         """Pack the weights of these degrees once, if they can be shared; a later start finds them packed."""
         if not self._share_weights or len(degrees) < 2:
             return
-        cache = WeightCache(self._bundle, degrees, runtime_version=self._ort.__version__, folder=self._cache_folder)
         try:
+            cache = WeightCache(self._bundle, degrees, runtime_version=self._ort.__version__, folder=self._cache_folder)
             if not cache.ready():
                 cache.build(self._save_packed)
-                if not cache.ready():
-                    raise OutputError(f"the cache {cache.path} does not hold what was just written to it")
         except (OutputError, EngineError, MemoryError) as error:
-            # Another process may have built the same cache meanwhile, which makes the rename fail.
-            if not cache.ready():
-                log.warning(
-                    "the degrees do not share weights and take more memory: %s (set TOCOM_CACHE to a writable folder)",
-                    error,
-                )
-                self._share_weights = False
-                return
-        self._cache = cache
+            self._share_no_weights(str(error))
+        else:
+            self._cache = cache
+
+    def _share_no_weights(self, why: str) -> None:
+        log.warning(
+            "the degrees do not share weights and take more memory: %s (set TOCOM_CACHE to a writable folder)", why
+        )
+        self._share_weights, self._cache = False, None
 
     def load(self, degree: int) -> OnnxRuntimeEngine:
         """Open a session for a degree."""
-        options = self._options()
-        if self._cache is None:
-            session = self._session(degree, options)
-        else:
-            # The cached model is optimised already; doing it again would make private copies of the weights.
-            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            if _shared_arena(self._ort):
-                options.add_session_config_entry("session.use_env_allocators", "1")
-            session = self._open(self._cache.model(degree), self._cache.path, options, degree)
-            if not self._cache.unchanged():
-                raise EngineError(
-                    f"The cache {self._cache.path} was changed while it was opened. Open the bundle again."
-                )
+        session = self._cached_session(degree) or self._session(degree, self._options())
         if self.name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise EngineError("The CUDA provider is installed but does not start here. See 'tocom doctor'.")
         return OnnxRuntimeEngine(session, degree, self._bundle.output_names)
+
+    def _cached_session(self, degree: int) -> Any:
+        """Open a session of the packed weights; None where there are none."""
+        if self._cache is None:
+            return None
+        options = self._options()
+        # The cached model is optimised already; doing it again would make private copies of the weights.
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if _shared_arena(self._ort):
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        for _ in range(2):
+            try:
+                session = self._open(self._cache.model(degree), self._cache.path, options, degree)
+            except EngineError:
+                session = None
+            if self._cache.unchanged():
+                if session is not None:
+                    return session
+                break
+            # Another process added degrees to it, or removed it: read it once more.
+            if not self._cache.ready():
+                break
+        self._share_no_weights(f"the cache {self._cache.path} cannot be loaded")
+        return None
 
     def close(self) -> None:
         """Sessions hold everything; nothing to release."""

@@ -5,24 +5,30 @@ hold five copies. It can save what it packed and map it from a file instead. Thi
 degree, stores each distinct blob once in a file that all degrees share, and points the saved models at it. Pages of
 a mapped file exist once, however many sessions map them.
 
-The cache is a folder that anything may delete. Its key names the bundle, the degrees, the ONNX Runtime and the
-processor, since packed layouts differ by instruction set; its manifest holds the sha256 of every file, of the
-weights piece by piece, so that all cores check them. It is as safe as the account that owns it: a folder that others
-may write to is not used.
+The cache is a folder that anything may delete. Its key names the bundle, the ONNX Runtime and the processor, since
+packed layouts differ by instruction set; degrees join it as they are first asked for. Its manifest holds the sha256 of
+every file, of the weights piece by piece, so that all cores check them. It is as safe as the account that owns it: a
+folder that others may write to is not used.
+
+One process at a time builds a cache, under a lock beside it; whoever waited looks again first. Caches that were not
+used for longest go once all of them together exceed :data:`MOST_BYTES`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import platform
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +36,19 @@ from tocom.errors import OutputError
 from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import rewrite_external_data
 from tocom.formats.sealed_json import parse_json
+from tocom.system.cache import cache_folder
+from tocom.system.cpu import usable_cores
 from tocom.system.files import FileState, atomic_folder, file_state, open_regular, write_json
+from tocom.system.locks import exclusive
 
-__all__ = ["WeightCache", "default_cache_folder"]
+__all__ = ["MOST_BYTES", "WeightCache"]
 
 log = logging.getLogger("tocom.runtime")
 
-_VERSION = 3
+MOST_BYTES = 4 << 30
+"""Most that the caches of all bundles may take on the disk, but for the one in use."""
+
+_VERSION = 4
 _MANIFEST = "cache.json"
 _WEIGHTS = "weights.bin"
 _EXTERNAL_FROM_BYTES = 1024
@@ -49,13 +61,6 @@ SaveSession = Callable[[int, dict[str, str], Path], None]
 """Opens a session of a degree with the given session configuration, writing the optimised model to the path."""
 
 
-def default_cache_folder() -> Path:
-    """Return ``$TOCOM_CACHE``, else ``$XDG_CACHE_HOME/tocom``, else ``~/.cache/tocom``."""
-    if folder := os.environ.get("TOCOM_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tocom"
-
-
 class WeightCache:
     """The packed models of some degrees of a bundle.
 
@@ -63,7 +68,10 @@ class WeightCache:
         bundle: The bundle.
         degrees: Degrees that share weights.
         runtime_version: Version of ONNX Runtime.
-        folder: Folder of all caches; None takes :func:`default_cache_folder`.
+        folder: Folder of all caches; None takes :func:`tocom.system.cache.cache_folder`.
+
+    Raises:
+        OutputError: There is no folder for caches.
     """
 
     def __init__(
@@ -74,12 +82,11 @@ class WeightCache:
         self._identity = {
             "version": _VERSION,
             "bundle": bundle.fingerprint,
-            "degrees": self._degrees,
             "onnxruntime": runtime_version,
             "processor": _processor_identity(),
         }
         key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = (folder or default_cache_folder()) / "onnxruntime" / key
+        self.path = (folder or cache_folder()) / "onnxruntime" / key
         self._models: dict[int, bytes] = {}
         self._weights: FileState | None = None
 
@@ -111,6 +118,8 @@ class WeightCache:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         self._models, self._weights = models, state
+        with contextlib.suppress(OSError):  # a cache that may only be read serves as well
+            os.utime(_lock_of(self.path))  # used now: others go first
         return True
 
     def unchanged(self) -> bool:
@@ -121,28 +130,50 @@ class WeightCache:
             return False
 
     def build(self, save: SaveSession) -> None:
-        """Fill the cache, whole or not at all.
+        """Fill the cache, whole or not at all, unless another process did so meanwhile; then :meth:`ready` holds.
 
         Args:
             save: Opens one session so that ONNX Runtime saves its optimised model.
 
         Raises:
             BundleError: A file of the bundle does not match its manifest.
-            OutputError: The folder cannot be written, or the disk is full.
+            OutputError: The folder cannot be written, the disk is full, or what was written cannot be read.
         """
         self._bundle.require_verified()
-        with atomic_folder(self.path, overwrite=True) as folder:
-            with (folder / _WEIGHTS).open("wb") as weights:
-                store = _BlobStore(weights)
-                models = {}
-                for degree in self._degrees:
-                    model = self._packed(degree, store, save, folder)
+        with exclusive(_lock_of(self.path)):
+            if self.ready():
+                return
+            present = self._present()
+            with atomic_folder(self.path, overwrite=True) as folder:
+                with (folder / _WEIGHTS).open("wb") as weights:
+                    store = _BlobStore(weights)
+                    models = {} if present is None else present._moved_to(store)
+                    models |= {degree: self._packed(degree, store, save, folder) for degree in self._degrees}
+                for degree, model in models.items():
                     (folder / _model_name(degree)).write_bytes(model)
-                    models[_model_name(degree)] = hashlib.sha256(model).hexdigest()
-            with (folder / _WEIGHTS).open("rb") as file:
-                pieces = _piece_hashes(file.fileno(), os.fstat(file.fileno()).st_size)
-            write_json(folder / _MANIFEST, {"identity": self._identity, "models": models, "weights": pieces})
-        log.info("packed the weights of %d degrees once into %s", len(self._degrees), self.path)
+                with (folder / _WEIGHTS).open("rb") as file:
+                    pieces = _piece_hashes(file.fileno(), os.fstat(file.fileno()).st_size)
+                hashes = {_model_name(degree): hashlib.sha256(models[degree]).hexdigest() for degree in sorted(models)}
+                write_json(folder / _MANIFEST, {"identity": self._identity, "models": hashes, "weights": pieces})
+            if not self.ready():
+                raise OutputError(f"the cache {self.path} does not hold what was just written to it")
+        log.info("packed the weights of %d degrees once into %s", len(models), self.path)
+        _remove_oldest(self.path)
+
+    def _present(self) -> WeightCache | None:
+        """Return what is there of other degrees of the bundle, if it is as it was written."""
+        other = copy(self)
+        try:
+            names = parse_json((self.path / _MANIFEST).read_bytes())["models"]
+            other._degrees = [degree for degree in self._bundle.degrees if _model_name(degree) in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return other if other.ready() else None
+
+    def _moved_to(self, store: _BlobStore) -> dict[int, bytes]:
+        """Copy the weights to a store; return the models that take them from there."""
+        with open_regular(self.path / _WEIGHTS) as source:
+            return {degree: _with_weights_in(store, model, source) for degree, model in self._models.items()}
 
     def _packed(self, degree: int, store: _BlobStore, save: SaveSession, folder: Path) -> bytes:
         with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -157,11 +188,12 @@ class WeightCache:
             if not target.exists() or not data.exists():
                 raise OutputError("this ONNX Runtime does not save packed weights; install onnxruntime >= 1.21")
             with data.open("rb") as source:
+                return _with_weights_in(store, target.read_bytes(), source)
 
-                def move(entries: dict[str, str]) -> dict[str, str]:
-                    return {key: _moved(key, value, entries, source, store) for key, value in entries.items()}
 
-                return rewrite_external_data(target.read_bytes(), move)
+def _lock_of(cache: Path) -> Path:
+    """Return the lock's file, which also tells when the cache was used last."""
+    return cache.with_name(f"{cache.name}.lock")
 
 
 def _model_name(degree: int) -> str:
@@ -177,7 +209,7 @@ def _piece_hashes(descriptor: int, size: int) -> list[str]:
             digest.update(os.pread(descriptor, min(_READ_BYTES, offset + _PIECE_BYTES - start), start))
         return digest.hexdigest()
 
-    with ThreadPoolExecutor(os.cpu_count() or 1, "tocom-verify") as pool:
+    with ThreadPoolExecutor(usable_cores(), "tocom-verify") as pool:
         return list(pool.map(piece, range(0, size, _PIECE_BYTES)))
 
 
@@ -196,6 +228,33 @@ class _BlobStore:
             self._places[digest] = self._file.tell()
             self._file.write(content)
         return self._places[digest]
+
+
+def _with_weights_in(store: _BlobStore, model: bytes, source: Any) -> bytes:
+    """Return a packed model that takes its weights from the store, where they are copied to from its own file."""
+
+    def move(entries: dict[str, str]) -> dict[str, str]:
+        return {key: _moved(key, value, entries, source, store) for key, value in entries.items()}
+
+    return rewrite_external_data(model, move)
+
+
+def _remove_oldest(kept: Path) -> None:
+    """Remove the caches beside ``kept`` that were not used for longest, until all together are small enough."""
+    used: dict[Path, float] = {}
+    size: dict[Path, int] = {}
+    for cache in kept.parent.iterdir():
+        with contextlib.suppress(OSError):  # another process may remove it meanwhile
+            if (cache / _MANIFEST).exists():
+                used[cache] = _lock_of(cache).stat().st_mtime
+                size[cache] = sum(file.stat().st_size for file in cache.iterdir())
+    for cache in sorted(size, key=lambda cache: used[cache]):
+        if sum(size.values()) <= MOST_BYTES:
+            return
+        if cache != kept:
+            shutil.rmtree(cache, ignore_errors=True)
+            log.info("removed the cache %s, which was not used for longest", cache)
+            del size[cache]
 
 
 def _moved(key: str, value: str, entries: dict[str, str], source: Any, store: _BlobStore) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from small_bundles import SmallBundle, images_of, write_small_bundle
 
+from tocom.errors import OutputError
 from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import rewrite_external_data
 from tocom.runtime import Runtime
+from tocom.runtime.backends.onnxruntime import weight_cache
 from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
-from tocom.runtime.backends.onnxruntime.weight_cache import WeightCache, default_cache_folder
+from tocom.runtime.backends.onnxruntime.weight_cache import WeightCache
+from tocom.system.cache import cache_folder
 
 entries = st.dictionaries(st.text(min_size=1, max_size=12), st.text(max_size=200), max_size=4)
 
@@ -99,7 +103,7 @@ def test_each_weight_is_stored_once(bundle: SmallBundle, tmp_path: Path) -> None
     one = write_small_bundle(tmp_path / "one", degrees=(0, 1), layers=(2, 2), width=256)
     backend = OnnxRuntimeBackend(Bundle(one.path), cache_folder=tmp_path / "cache1")
     backend.prepare([0, 1])
-    (folder,) = (tmp_path / "cache1" / "onnxruntime").iterdir()
+    (folder,) = (path for path in (tmp_path / "cache1" / "onnxruntime").iterdir() if path.is_dir())
     # All three degrees use the same matrices, so more degrees add only their own small tensors.
     assert three <= (folder / "weights.bin").stat().st_size + 3 * 4096
 
@@ -110,6 +114,49 @@ def test_the_second_start_reuses_the_cache(bundle: SmallBundle, tmp_path: Path) 
     before = (cache.path / "cache.json").stat().st_mtime_ns
     opened(bundle, tmp_path / "cache")
     assert (cache.path / "cache.json").stat().st_mtime_ns == before
+
+
+def test_degrees_join_one_cache_and_those_in_it_stay(bundle: SmallBundle, tmp_path: Path) -> None:
+    images = images_of(2)
+    folder = tmp_path / "cache"
+    old = opened(bundle, folder, (0, 4))
+    opened(bundle, folder, (4, 8))
+    assert cache_of(bundle, folder).ready()
+    assert len([path for path in (folder / "onnxruntime").iterdir() if path.is_dir()]) == 1
+    # One that found the cache before the third degree joined reads it once more.
+    for degree in (0, 4):
+        np.testing.assert_allclose(old.load(degree).run(images)["logits"], bundle.reference(images, degree), atol=1e-4)
+    assert old.shares_weights
+
+
+def test_caches_that_were_not_used_for_longest_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    caches = []
+    for seed in range(3):
+        bundle = write_small_bundle(tmp_path / str(seed), seed=seed)
+        opened(bundle, folder)
+        caches.append(cache_of(bundle, folder))
+        os.utime(caches[-1].path.with_name(f"{caches[-1].path.name}.lock"), (seed, seed))
+    assert caches[0].ready()  # and so used now
+    size = sum(file.stat().st_size for file in caches[0].path.iterdir())
+    monkeypatch.setattr(weight_cache, "MOST_BYTES", 3 * size)
+    with caplog.at_level(logging.INFO):
+        opened(write_small_bundle(tmp_path / "3", seed=3), folder)
+    assert [cache.ready() for cache in caches] == [True, False, True]
+    assert str(caches[1].path) in caplog.text
+
+
+def test_a_cache_that_is_removed_while_it_is_opened(
+    bundle: SmallBundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = opened(bundle, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    images = images_of(1)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(backend.load(4).run(images)["logits"], bundle.reference(images, 4), atol=1e-4)
+    assert "do not share weights" in caplog.text
 
 
 def test_fusions_that_are_slower_are_left_out(tmp_path: Path) -> None:
@@ -191,13 +238,20 @@ def test_one_degree_needs_no_cache(bundle: SmallBundle, tmp_path: Path) -> None:
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TOCOM_CACHE", str(tmp_path / "a"))
-    assert default_cache_folder() == tmp_path / "a"
+    assert cache_folder() == tmp_path / "a"
     monkeypatch.delenv("TOCOM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert default_cache_folder() == tmp_path / "b" / "tocom"
+    assert cache_folder() == tmp_path / "b" / "tocom"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert default_cache_folder() == tmp_path / "c" / ".cache" / "tocom"
+    assert cache_folder() == tmp_path / "c" / ".cache" / "tocom"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(OutputError, match="no home folder"):
+        cache_folder()
 
 
 def test_the_runtime_uses_the_cache_of_the_environment(bundle: SmallBundle) -> None:
