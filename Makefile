@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-slow coverage docs bench fuzz soak lint typecheck format clean
+.PHONY: help quickstart test test-slow coverage docs bench fuzz soak links lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
@@ -64,15 +64,20 @@ bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/compare_page.py
 
-lint: $(VENV)/.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-
-# mypy follows no package-dir mapping, so it sees the four parts through links, in the shape of the installed package.
-typecheck: $(VENV)/.stamp
+# mypy and import-linter follow no package-dir mapping, so they see the four parts through links, in the shape of the
+# installed package.
+links:
 	@rm -rf build/types && mkdir -p build/types/tocom
 	@for path in tocom/*; do ln -s "$(CURDIR)/$$path" build/types/tocom/; done
 	@for part in export runtime calibration; do ln -s "$(CURDIR)/$$part" build/types/tocom/; done
+
+# Ruff, then the floors of the package: the contracts in pyproject.toml.
+lint: $(VENV)/.stamp links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/types && PYTHONPATH=. "$(CURDIR)/$(BIN)/lint-imports" --no-logo --no-cache "$(CURDIR)/pyproject.toml"
+
+typecheck: $(VENV)/.stamp links
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p tocom
 
 format: $(VENV)/.stamp

@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tocom import __version__
 from tocom.calibration.accuracy.answers import collect_answers, read_samples
 from tocom.calibration.accuracy.intervals import check_interval
 from tocom.calibration.accuracy.precisions import compare_precisions
@@ -21,6 +20,7 @@ from tocom.formats.profile import PROFILES_FOLDER, DegreeProfile, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
 from tocom.system.files import atomic_path
+from tocom.version import __version__
 
 __all__ = ["calibrate", "saved_profile"]
 

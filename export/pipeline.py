@@ -13,21 +13,22 @@ import onnx
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom import __version__
 from tocom.compensator.compensator import Compensator, model_name, model_sha256
 from tocom.compression.loading import LoadedModel, input_config
 from tocom.compression.macs import count_macs
 from tocom.compression.surgery import check_supported, compress, input_tokens
-from tocom.compression.tokens import check_method, removal_schedule, token_counts
+from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.graph.check import CheckResult, check_onnx, sample_images
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree, make_retargetable
 from tocom.export.graph.trace import DTYPES, trace
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
+from tocom.formats.methods import check_method
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
+from tocom.version import __version__
 
 __all__ = ["export"]
 

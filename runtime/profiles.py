@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom import __version__
 from tocom.errors import CalibrationError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import DegreeProfile, Latency, Profile, find_profiles
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.system.cpu import power_mode
+from tocom.version import __version__
 
 __all__ = ["INTERVAL", "identity_of", "latency_of", "matching_profile", "short_profile"]
 

@@ -9,11 +9,18 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tocom.version import __version__
+
 if TYPE_CHECKING:
     from tocom.compensator.compensator import Compensator
     from tocom.compression.loading import load_model
+    from tocom.compression.merging import token_merge
+    from tocom.compression.pruning import token_prune
     from tocom.compression.surgery import compress
     from tocom.evaluation.pairs import evaluate
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.profile import Profile
+    from tocom.training.config import TrainingConfig
     from tocom.training.trainer import train
 
 # ONNX Runtime reports what it runs to its maker, and reads this when it is imported (SECURITY.md). Here, because every
@@ -21,18 +28,33 @@ if TYPE_CHECKING:
 for _name in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
     os.environ.setdefault(_name, "1")
 
-__version__ = "0.1.0"
-
 # No module may have the name of what it is the home of: importing it would put the module in the name's place.
 _HOMES = {
+    "Bundle": "tocom.formats.bundle",
     "Compensator": "tocom.compensator.compensator",
+    "Profile": "tocom.formats.profile",
+    "TrainingConfig": "tocom.training.config",
     "compress": "tocom.compression.surgery",
     "evaluate": "tocom.evaluation.pairs",
     "load_model": "tocom.compression.loading",
+    "token_merge": "tocom.compression.merging",
+    "token_prune": "tocom.compression.pruning",
     "train": "tocom.training.trainer",
 }
 
-__all__ = ["Compensator", "__version__", "compress", "evaluate", "load_model", "train"]
+__all__ = [
+    "Bundle",
+    "Compensator",
+    "Profile",
+    "TrainingConfig",
+    "__version__",
+    "compress",
+    "evaluate",
+    "load_model",
+    "token_merge",
+    "token_prune",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

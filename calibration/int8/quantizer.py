@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tocom import __version__
 from tocom.calibration.accuracy.answers import Samples, as_input, read_samples
 from tocom.calibration.accuracy.intervals import wilson_interval
 from tocom.calibration.accuracy.ranking import told_apart
@@ -27,6 +26,7 @@ from tocom.formats.manifest import SCHEMA_VERSION
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore, tensor_bytes
 from tocom.system.files import atomic_folder, sha256_file
+from tocom.version import __version__
 
 __all__ = ["EQUALIZE", "quantize", "split_images"]
 

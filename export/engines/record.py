@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom import __version__
 from tocom.export.engines.backend import BackendFound, Device
 from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.source import OnnxSource
@@ -15,6 +14,7 @@ from tocom.export.op_plugin.library import OpPluginLibrary
 from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 from tocom.formats.engine import engine_name
 from tocom.system.files import sha256_file, write_json
+from tocom.version import __version__
 
 __all__ = [
     "SCHEMA_VERSION",

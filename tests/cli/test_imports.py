@@ -50,7 +50,18 @@ sys.meta_path.insert(0, Absent())
     "module", ["tocom.runtime", "tocom.calibration", "tocom.images", "tocom.formats.profile", "tocom.cli"]
 )
 def test_the_device_needs_none_of_the_training(module: str) -> None:
-    run(BLOCKED.format(blocked=HEAVY) + f"import {module}")
+    run(BLOCKED.format(blocked=HEAVY) + f"from {module} import *")
+
+
+def test_the_runtime_imports_numpy_alone() -> None:
+    program = (
+        "import sys\nfrom tocom.runtime import *\n"
+        "loaded = {name.partition('.')[0] for name, module in sys.modules.items()"
+        " if getattr(module, '__spec__', None)}\n"
+        "print(*sorted(loaded - sys.stdlib_module_names))"
+    )
+    others = {name for name in run(program).split() if not name.startswith(("_", "sitecustomize"))}
+    assert others == {"numpy", "tocom"}
 
 
 def test_the_command_line_starts_and_explains_without_any_extra() -> None:

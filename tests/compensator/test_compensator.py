@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tocom import Compensator
 from tocom.compensator.compensator import model_sha256
+from tocom.compression.surgery import merge_compensator
 from tocom.errors import CompensatorError, DegreeError, TocomError
 
 
@@ -127,7 +128,7 @@ def merged_weight(model: torch.nn.Module, block: int) -> Tensor:
 def test_merging_adds_to_q_and_v_in_float32_then_casts(dtype: torch.dtype) -> None:
     model = small_vit().to(dtype)
     compensator = busy_compensator(model)
-    merged = compensator.merge_into(model, 1, 5)
+    merged = merge_compensator(model, compensator, 1, 5)
     for index in range(3):
         base = merged_weight(model, index).detach().float()
         delta = compensator.delta(1, 5)

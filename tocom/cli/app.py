@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from tocom import __version__
+from tocom.version import __version__
 
 __all__ = ["app", "console", "output", "print_json"]
 

@@ -17,9 +17,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tocom import __version__
 from tocom.cli.app import output, print_json
 from tocom.errors import TocomError
+from tocom.version import __version__
 
 __all__ = ["Finding", "diagnose", "register"]
 

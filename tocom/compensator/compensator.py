@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from tocom.compensator.low_rank import LowRank
 from tocom.compensator.tensor_file import save_tensors
-from tocom.compression.tokens import check_method
 from tocom.errors import CompensatorError, DegreeError
+from tocom.formats.methods import check_method
 from tocom.system.files import sha256_file
 
 __all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
@@ -129,37 +129,14 @@ class Compensator(nn.Module):
                 for name in ("q", "v")
             }
 
-    def merge_into(self, model: nn.Module, source: int, target: int, *, scale: float | None = None) -> nn.Module:
-        """Return the model with ``W + s · ToCom(source → target)`` as the weights of q and v.
+    def adapters(self) -> list[dict[str, LowRank]]:
+        """Return for each block the low-rank groups of ``q`` and ``v``."""
+        return [{"q": block.attn.q, "v": block.attn.v} for block in self.blocks]
 
-        The sum is taken in float32 and then cast. Everything else is shared with ``model``, which stays as it is.
-
-        Raises:
-            CompensatorError: The compensator does not fit the model, or a degree is out of its range.
-        """
-        from tocom.compression.blocks import replace_child
-
-        self.check_fits(model)
-        scale = self.check_scale(scale)
-        delta = self.delta(source, target)
-        blocks = nn.Sequential()
-        for index, block in enumerate(model.blocks):
-            qkv = block.attn.qkv
-            q, k, v = qkv.weight.detach().chunk(3)
-            q, v = (
-                (weight.float() + scale * delta[f"blocks.{index}.attn.{name}"].to(weight.device)).to(weight.dtype)
-                for name, weight in (("q", q), ("v", v))
-            )
-            layer = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
-            layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
-            if qkv.bias is not None:
-                layer.bias = qkv.bias
-            layer.training = qkv.training
-            attention = replace_child(block.attn, "qkv", layer)
-            blocks.append(replace_child(block, "attn", attention))
-        # Not train(): that would reach into the blocks' parts, which are the model's own.
-        blocks.training = model.blocks.training
-        return replace_child(model, "blocks", blocks)
+    def window(self, source: int, target: int, scale: float | None = None) -> tuple[int, int, float]:
+        """Return which groups ``ToCom(source → target)`` adds up: the first, the one behind the last, their factor."""
+        low, high = sorted((source, target))
+        return low, high, (1.0 if source <= target else -1.0) * self.check_scale(scale)
 
     def check_degrees(self, *degrees: int) -> None:
         """Raise CompensatorError unless all degrees are within 0 … ``groups``."""

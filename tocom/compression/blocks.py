@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,6 @@ from tocom.compression.attention import attend, project
 from tocom.errors import CompensatorError, DegreeError
 
 if TYPE_CHECKING:
-    from tocom.compensator.compensator import Compensator
     from tocom.compensator.low_rank import LowRank
 
 __all__ = ["CompressedBlocks", "replace_child"]
@@ -51,7 +50,7 @@ class CompressedBlocks(nn.Module):
             self.add_module(str(index), block)
         self.removed, self.method, self.prefix, self.fuse = removed, method, prefix, fuse
         self.checkpointing = checkpointing
-        self._adapters: list[dict[str, LowRank] | None] = [None] * len(blocks)
+        self._adapters: list[Mapping[str, LowRank] | None] = [None] * len(blocks)
         self._window = (0, 0, 0.0)
 
     def __len__(self) -> int:
@@ -72,12 +71,14 @@ class CompressedBlocks(nn.Module):
         """Show what the swap did."""
         return f"method={self.method!r}, removed={list(self.removed)}, prefix={self.prefix}, fuse={self.fuse}"
 
-    def compensate(self, compensator: Compensator, source: int, target: int, scale: float | None) -> None:
-        """Run with ``ToCom(source → target)`` beside the weights of q and v. The compensator is not a child."""
-        low, high = sorted((source, target))
-        sign = 1.0 if source < target else -1.0
-        self._window = (low, high, sign * compensator.check_scale(scale))
-        self._adapters = [{"q": block.attn.q, "v": block.attn.v} for block in compensator.blocks]
+    def compensate(self, adapters: Sequence[Mapping[str, LowRank]], window: tuple[int, int, float]) -> None:
+        """Add low-rank deltas beside the weights of q and v. The adapters do not become children.
+
+        Args:
+            adapters: For each block, ``q`` and ``v`` to their low-rank groups.
+            window: First group, the one behind the last, and the factor of their sum.
+        """
+        self._adapters, self._window = list(adapters), window
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all blocks.

@@ -7,20 +7,19 @@ parameter with the model it came from, except q and v where a compensator is mer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import torch
 from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
+from tocom.compensator.compensator import Compensator
 from tocom.compression.blocks import CompressedBlocks, replace_child
-from tocom.compression.tokens import check_method, removal_schedule
+from tocom.compression.tokens import removal_schedule
 from tocom.errors import CompensatorError, DegreeError, ModelError
+from tocom.formats.methods import check_method
 
-if TYPE_CHECKING:
-    from tocom.compensator.compensator import Compensator
-
-__all__ = ["check_supported", "compress", "input_tokens"]
+__all__ = ["check_supported", "compress", "input_tokens", "merge_compensator"]
 
 
 def compress(
@@ -75,7 +74,7 @@ def compress(
         if source_degree == degree:
             compensator = None
         elif merged:
-            model = compensator.merge_into(model, source_degree, degree, scale=scale)
+            model = merge_compensator(model, compensator, source_degree, degree, scale=scale)
             compensator = None
     elif source_degree:
         removal_schedule(tokens, depth, source_degree, prefix)
@@ -91,11 +90,44 @@ def compress(
     )
     blocks.training = model.blocks.training
     if compensator is not None:
-        blocks.compensate(compensator, source_degree, degree, scale)
+        blocks.compensate(compensator.adapters(), compensator.window(source_degree, degree, scale))
     twin = replace_child(model, "blocks", blocks)
     # timm's own way of checkpointing runs the blocks one by one; ours stands in the stack.
     twin.grad_checkpointing = False
     return twin
+
+
+def merge_compensator(
+    model: VisionTransformer, compensator: Compensator, source: int, target: int, *, scale: float | None = None
+) -> VisionTransformer:
+    """Return the model with ``W + s · ToCom(source → target)`` as the weights of q and v.
+
+    The sum is taken in float32 and then cast. Everything else is shared with ``model``, which stays as it is.
+
+    Raises:
+        CompensatorError: The compensator does not fit the model, or a degree is out of its range.
+    """
+    compensator.check_fits(model)
+    scale = compensator.check_scale(scale)
+    delta = compensator.delta(source, target)
+    blocks = nn.Sequential()
+    for index, block in enumerate(model.blocks):
+        qkv = block.attn.qkv
+        q, k, v = qkv.weight.detach().chunk(3)
+        q, v = (
+            (weight.float() + scale * delta[f"blocks.{index}.attn.{name}"].to(weight.device)).to(weight.dtype)
+            for name, weight in (("q", q), ("v", v))
+        )
+        layer = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
+        layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
+        if qkv.bias is not None:
+            layer.bias = qkv.bias
+        layer.training = qkv.training
+        attention = replace_child(block.attn, "qkv", layer)
+        blocks.append(replace_child(block, "attn", attention))
+    # Not train(): that would reach into the blocks' parts, which are the model's own.
+    blocks.training = model.blocks.training
+    return replace_child(model, "blocks", blocks)
 
 
 def input_tokens(model: VisionTransformer) -> int:

@@ -9,17 +9,9 @@ from collections.abc import Sequence
 
 from tocom.errors import DegreeError
 
-__all__ = ["METHODS", "SCHEDULES", "check_method", "removable", "removal_schedule", "token_counts"]
+__all__ = ["SCHEDULES", "removable", "removal_schedule", "token_counts"]
 
-METHODS = ("merge", "prune")
 SCHEDULES = ("constant", "decreasing")
-
-
-def check_method(method: str) -> str:
-    """Return ``method``, or raise DegreeError when it is no method."""
-    if method not in METHODS:
-        raise DegreeError(f"The 'method' parameter must be one of {', '.join(METHODS)}. Got {method!r} instead.")
-    return method
 
 
 def removable(tokens: int, prefix: int) -> int:

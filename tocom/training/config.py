@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tocom.compression.tokens import check_method
 from tocom.errors import RequestError
+from tocom.formats.methods import check_method
 from tocom.training.distillation import LOSSES, PRECISIONS
 
 __all__ = ["TrainingConfig"]

@@ -15,7 +15,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tocom import __version__
 from tocom.compensator.compensator import Compensator
 from tocom.compression.surgery import check_supported, input_tokens
 from tocom.compression.tokens import removable
@@ -25,6 +24,7 @@ from tocom.training.distillation import LOSSES, draw_degrees, loss_for
 from tocom.training.distributed import Processes
 from tocom.training.reports import StepReport
 from tocom.training.run import Places, Run
+from tocom.version import __version__
 
 __all__ = ["LOSSES", "StepReport", "draw_degrees", "train"]
 
