@@ -76,7 +76,7 @@ def calibrate(
         runtime.warm_up(expect_profile=False)
         if images is not None and against is not None:
             # Read twice: an iterable of samples would be used up.
-            images = read_samples(images, runtime.bundle.labels)
+            images = read_samples(images, runtime.bundle.labels, classes=runtime.bundle.classes)
         # Accuracy first: bad images show within seconds, before minutes of timing.
         answers = None if images is None else collect_answers(runtime, images, progress=progress)
         accuracy = {} if answers is None else answers.accuracy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 def image_files(folder: Path | str) -> list[Path]:
     """Return the image files of a folder and its subfolders, sorted by path. A single file gives itself.
 
+    Links are followed, to folders too. Hidden files and folders are left out: other systems keep there what only looks
+    like images (``._0.png``).
+
     Raises:
         DataError: The path is missing, or holds no image file.
     """
@@ -28,27 +32,48 @@ def image_files(folder: Path | str) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise DataError(f"No image folder at {folder}. Give a folder of images ({', '.join(SUFFIXES)}).")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(f"{folder} holds no image. Expected files ending in {', '.join(SUFFIXES)}.")
     return files
 
 
-def class_folders(folder: Path | str, labels: Sequence[str] | None = None) -> list[tuple[Path, int]]:
+def class_folders(
+    folder: Path | str, labels: Sequence[str] | None = None, *, classes: int | None = None
+) -> list[tuple[Path, int]]:
     """Return the images of a folder with one subfolder per class, each with its class index.
 
     Args:
         folder: The folder; every subfolder is named after its class.
-        labels: The model's class names; the index is the name's place in it. Without them, folders sorted by name.
+        labels: The model's class names; the index is the name's place in it. Without them, folders that are named by
+            their index (``0``, ``1``, …), or all classes of the model in the order of their names.
+        classes: How many classes the model has, where known.
 
     Raises:
-        DataError: No subfolder, a subfolder whose name is no label, or a class without an image.
+        DataError: No subfolder, a subfolder whose name is no label, a class without an image, or no labels and other
+            folders than the model has classes.
     """
     folder = Path(folder)
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    entries = folder.iterdir() if folder.is_dir() else []
+    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder} holds no class folders. Expected {folder}/<class>/<image>, one folder per class.")
-    index = {name: place for place, name in enumerate(labels if labels is not None else names)}
+    loose = [path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name not in names]
+    loose = [name for name in loose if not name.startswith(".")]
+    if loose:
+        raise DataError(
+            f"{folder}: {_some(sorted(loose))} lie beside the class folders, so their class is not known. "
+            "Move them into one, or away."
+        )
+    if labels is None and all(name.isdecimal() for name in names):
+        index = {name: int(name) for name in names}
+    elif labels is None and classes is not None and classes != len(names):
+        raise DataError(
+            f"{folder} holds {len(names)} class folders ({_some(names)}), the model has {classes} classes and no "
+            "labels: which is which is not known. Name the folders by index, or give names: tocom export --labels."
+        )
+    else:
+        index = {name: place for place, name in enumerate(labels if labels is not None else names)}
     samples: list[tuple[Path, int]] = []
     for name in names:
         if name not in index:
@@ -94,6 +119,8 @@ def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32
     """
     from PIL import Image
 
+    from tocom.decoding import check_resized
+
     _, _, height, width = input_entry["shape"]
     crop = input_entry["crop"]
     resample = getattr(Image.Resampling, str(input_entry["interpolation"]).upper())
@@ -105,6 +132,7 @@ def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32
         resized = (wide, max(int(wide * image.height / image.width), height))
     else:
         resized = (max(int(tall * image.width / image.height), width), tall)
+    check_resized(image, resized)
     if resized != image.size:
         image = image.resize(resized, resample)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -125,14 +153,30 @@ def batches(
 
 
 def _as_rgb(image: Any) -> Any:
-    """Return the image as 8-bit RGB. Pillow would clip 16-bit grey to its lowest 8 bits, so that is scaled here."""
-    from PIL import Image
+    """Return the image as 8-bit RGB."""
+    from tocom.decoding import decoded
 
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    return decoded(image).convert("RGB")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, links followed, each folder once.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        # A link to a folder above leads around for ever.
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            seen.add(real)
+            yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

@@ -98,7 +98,7 @@ def collect_answers(
             f"{runtime.bundle.path} gives {', '.join(runtime.bundle.output_names)}, no logits: accuracy needs a "
             "classifier. Export a model with one, or calibrate latency alone (no --images)."
         )
-    pairs = read_samples(samples, runtime.bundle.labels)
+    pairs = read_samples(samples, runtime.bundle.labels, classes=runtime.bundle.classes)
     labels = None if pairs[0][1] is None else np.array([label for _, label in pairs], np.int64)
     chosen = sorted(runtime.degrees if degrees is None else degrees)
     size = runtime.bundle.batch[1] if batch is None else batch
@@ -129,18 +129,21 @@ def feature_gaps(expected: NDArray[np.float32], got: NDArray[np.float32]) -> NDA
     return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
 
 
-def read_samples(samples: Samples, labels: Sequence[str] | None) -> list[tuple[Any, int | None]]:
+def read_samples(
+    samples: Samples, labels: Sequence[str] | None, *, classes: int | None = None
+) -> list[tuple[Any, int | None]]:
     """Return pairs of an image and its class index, or None where there are no labels.
 
     Args:
         samples: See :func:`collect_answers`.
         labels: The model's class names.
+        classes: How many classes the model has, where known.
 
     Raises:
         DataError: No samples, a folder that is no label, labels for some only, or of one class only.
     """
     pairs: list[tuple[Any, int | None]] = (
-        _folder_samples(Path(samples), labels) if isinstance(samples, (str, Path)) else list(samples)
+        _folder_samples(Path(samples), labels, classes) if isinstance(samples, (str, Path)) else list(samples)
     )
     if not pairs:
         raise DataError("The 'samples' parameter must hold at least one image. Got none.")
@@ -172,9 +175,9 @@ def _shares(kind: str, right: Mapping[int, NDArray[np.bool_]]) -> dict[int, Accu
     }
 
 
-def _folder_samples(folder: Path, labels: Sequence[str] | None) -> list[tuple[Any, int | None]]:
-    if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
-        return list(class_folders(folder, labels))
+def _folder_samples(folder: Path, labels: Sequence[str] | None, classes: int | None) -> list[tuple[Any, int | None]]:
+    if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+        return list(class_folders(folder, labels, classes=classes))
     return [(path, None) for path in image_files(folder)]
 
 

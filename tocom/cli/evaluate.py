@@ -70,9 +70,9 @@ def evaluate(
         for degree, file in files.items()
     }
     first = next(iter(loaded.values()))
-    test, kept = class_folders(images, first.labels), []
+    test, kept = class_folders(images, first.labels, classes=first.model.num_classes), []
     if held_out is not None:
-        kept = class_folders(held_out, first.labels)
+        kept = class_folders(held_out, first.labels, classes=first.model.num_classes)
     elif scale is None:
         kept, test = split_samples(test, held_out_share, seed)
     with steps() as progress:

@@ -128,6 +128,11 @@ class Bundle:
         return tuple(output["name"] for output in self.manifest["outputs"])
 
     @property
+    def classes(self) -> int | None:
+        """How many classes the logits have; None for a model without a classifier."""
+        return next((int(out["shape"][-1]) for out in self.manifest["outputs"] if out["name"] == "logits"), None)
+
+    @property
     def labels(self) -> list[str] | None:
         """Names of the classes, or None."""
         labels: list[str] | None = self.manifest.get("labels")
