@@ -14,11 +14,6 @@ from tocom.runtime.backends.arrays import DeviceImages
 
 __all__ = ["check_budget", "check_deadline", "check_images", "check_open_options", "check_outputs", "check_timeout"]
 
-_ONE_THREAD = 8192
-# The compiled function without the Python call before it that looks for arrays of other libraries: 6 µs of infer's 51
-# after an inference (benchmarks/runtime_overhead.py). Where a release hides it, the public one serves as well.
-_vdot = getattr(np.vdot, "_implementation", np.vdot)
-
 
 def check_budget(budget_ms: Any) -> float:
     """Return the budget in milliseconds.
@@ -85,10 +80,6 @@ def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int)
         EngineError: The images are finite or lie in GPU memory, and a value is not.
     """
     for name, value in outputs.items():
-        # Finite only where all values are. After an inference the caches are cold: this costs least of what numpy
-        # offers. Beyond that size BLAS would wake threads of its own, and beyond 1e19 the squares overflow.
-        if value.size <= _ONE_THREAD and math.isfinite(_vdot(value, value)):
-            continue
         if not np.isfinite(value).all():
             if isinstance(images, np.ndarray):
                 _check_finite(images, "the answer to them is not")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
-import sys
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from tocom.formats.profile import Profile
 from tocom.formats.signatures import load_public_keys
 from tocom.runtime.backends.base import Backend
 from tocom.runtime.checks import check_budget, check_deadline, check_open_options, check_outputs, check_timeout
-from tocom.runtime.engine_set import FLOAT32, EngineSet, OpenOptions
+from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.runtime.policy.choice import Decision
 from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.result import Result
@@ -36,9 +36,6 @@ __all__ = ["Runtime", "State"]
 
 log = logging.getLogger("tocom.runtime")
 
-# Less than infinity, which is what the most accurate degree may take.
-_NO_LIMIT = sys.float_info.max
-
 Hook = Callable[[Result], None]
 
 
@@ -48,10 +45,6 @@ class State(enum.Enum):
     LOADED = "loaded"
     WARM = "warm"
     CLOSED = "closed"
-
-
-# Looking it up in the enum costs more than the rest of the test.
-_WARM = State.WARM
 
 
 class Runtime:
@@ -231,7 +224,7 @@ class Runtime:
         start = self._clock()
         if deadline is not None:
             budget_ms = (check_deadline(deadline, budget_ms) - start) * 1e3
-        elif budget_ms is not None and not (type(budget_ms) is float and budget_ms > 0.0):
+        elif budget_ms is not None:
             budget_ms = check_budget(budget_ms)
         return self._answer(images, start, budget_ms, degree)
 
@@ -366,24 +359,16 @@ class Runtime:
 
     def _answer(self, images: NDArray[np.float32], start: float, budget_ms: float | None, degree: int | None) -> Result:
         """Answer images that arrived at ``start``; only a deadline can make the budget zero or less."""
-        active = self._active
-        if type(images) is not np.ndarray or images.dtype is not FLOAT32 or images.shape not in active.passed:
-            images = active.check(images)
         with self._lock:
-            if self._state is not _WARM:
-                raise self._unusable("infer")
-            if self._active is not active:
-                active = self._active
-                images = active.check(images)
+            active = self._active
             controller = active.controller
-            if controller is None:
+            if self._state is not State.WARM or controller is None:
                 raise self._unusable("infer")
-            begin = self._clock()
-            if begin < start:  # an injected clock may go back; a request never waits less than nothing
-                begin = start
+            images = active.check(images)
+            begin = max(self._clock(), start)  # a clock may go back; a request never waits less than nothing
             queue_ms = (begin - start) * 1e3
             batch = len(images)
-            left_ms = _NO_LIMIT if budget_ms is None else budget_ms - queue_ms
+            left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
             if degree is None:
                 decision = controller.decide(left_ms, batch)
             else:
@@ -395,9 +380,7 @@ class Runtime:
             except EngineError:
                 self._counters.failures += 1
                 raise
-            end = self._clock()
-            if end < begin:
-                end = begin
+            end = max(self._clock(), begin)
             latency_ms = (end - start) * 1e3
             met = budget_ms is None or latency_ms <= budget_ms
             before = controller.current

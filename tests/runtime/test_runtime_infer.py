@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
 from tocom.formats.profile import Accuracy, DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
-from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeEngine
 from tocom.runtime.checks import check_outputs
 from tocom.runtime.profiles import identity_of
 
@@ -184,17 +182,6 @@ def test_one_value_that_is_not_finite_is_found(bad: float, place: tuple[int, int
     wrong[place] = bad
     with pytest.raises(EngineError, match="Degree 4 answered 1 of 21 values of 'logits' with NaN or infinity"):
         check_outputs({"features": values, "logits": wrong}, images_of(3), 4)
-
-
-def test_an_engine_needs_only_the_public_session(small_bundle: SmallBundle) -> None:
-    class Public:
-        def __init__(self, session: Any) -> None:
-            self.run, self.get_inputs = session.run, session.get_inputs
-
-    with Runtime.open(small_bundle.path) as runtime:
-        engine: Any = runtime._active.engines[4]
-        public = OnnxRuntimeEngine(Public(engine._session), 4, ("logits", "logits"))
-        np.testing.assert_array_equal(public.run(images_of(2))["logits"], engine.run(images_of(2))["logits"])
 
 
 def test_images_of_another_layout_in_memory_give_the_same_answer(small_bundle: SmallBundle) -> None:

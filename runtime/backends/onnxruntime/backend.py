@@ -30,32 +30,32 @@ _arena_registered = False
 
 
 class OnnxRuntimeEngine:
-    """One session. ``run`` may be called from any thread, by one thread at a time."""
+    """One session. ``run`` may be called from any thread, by one thread at a time.
+
+    Attributes:
+        degree: Tokens removed in every block.
+        session: The ``InferenceSession``; None once closed.
+    """
 
     def __init__(self, session: Any, degree: int, output_names: tuple[str, ...]) -> None:
         self.degree = degree
+        self.session = session
         self._names = list(output_names)
         self._input = session.get_inputs()[0].name
-        # The compiled call below InferenceSession.run, which checks in Python what is known here: it names this
-        # session's input and outputs and passes one array. Where a release hides it, the public one serves as well.
-        self._session = session
-        self._run = getattr(session, "_sess", session).run
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name. ``images`` is read in place, without a copy."""
+        if self.session is None:
+            raise EngineError("the engine is closed")
         try:
-            values = self._run(self._names, {self._input: images}, None)
+            values = self.session.run(self._names, {self._input: images})
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             raise EngineError(f"ONNX Runtime failed at degree {self.degree}: {_one_line(error)}") from error
-        names = self._names
-        if len(names) == 1:  # mostly; after an inference even zip is cold
-            return {names[0]: values[0]}
-        return dict(zip(names, values, strict=True))
+        return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
         """Drop the session."""
-        self._session = None
-        self._run = _closed
+        self.session = None
 
 
 class OnnxRuntimeBackend:
@@ -231,10 +231,6 @@ def _shared_arena(ort: Any) -> bool:
             log.debug("no arena of our own: %s", error)
         _arena_registered = True
     return _arena_registered
-
-
-def _closed(*_: Any) -> Any:
-    raise EngineError("the engine is closed")
 
 
 def _one_line(error: BaseException) -> str:
