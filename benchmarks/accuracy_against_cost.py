@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tocom import Compensator, compress, load_model
 from tocom.calibration import wilson_interval
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.macs import count_macs
 from tocom.quickstart.cells import Cell, split_cells
 from tocom.quickstart.head import fit_head, pooled_features

@@ -41,7 +41,7 @@ class Views(Dataset[Tensor]):
 
     Args:
         pictures: What there is; view ``i`` is of picture ``i`` modulo their number.
-        input_entry: From :func:`tocom.compression.loading.input_config`.
+        input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`.
         count: How many views.
         least: Side of the smallest random square that is cut out, as a share of the shorter side; 1 cuts none out. The
             square of a view is always the same, so that a run can be resumed and repeated.

@@ -74,7 +74,7 @@ def describe(engines: EngineSet) -> list[dict[str, Any]]:
 
 
 def measure(precision: str, folder: Path, op_plugin: Path, degrees: list[int]) -> dict[str, Any]:
-    from tocom.compression.loading import load_model
+    from tocom.compression.loading.model import load_model
     from tocom.export import export
 
     bundle = export(

@@ -44,7 +44,7 @@ def measure(degrees: list[int]) -> dict[str, Any]:
     import torch
 
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading import load_model
+    from tocom.compression.loading.model import load_model
     from tocom.export import export
     from tocom.system.cpu import cpu_identity
 

@@ -32,7 +32,7 @@ from torch import nn
 
 from tocom import Compensator, compress
 from tocom.calibration.accuracy.answers import feature_gaps
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled_features
 from tocom.system.files import atomic_path, sha256_file, write_json

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from tocom import load_model
 from tocom.compensator.tensor_file import save_tensors
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.training.image_files import ImageFiles
 
 MODEL = "test_vit3"

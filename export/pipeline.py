@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom.compensator.compensator import Compensator, model_name, model_sha256
-from tocom.compression.loading import LoadedModel, input_config
+from tocom.compression.loading.model import LoadedModel
+from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.macs import count_macs
 from tocom.compression.surgery import check_supported, compress, input_tokens
 from tocom.compression.tokens import removal_schedule, token_counts
@@ -59,7 +60,7 @@ def export(
     The model is traced at most twice (dense and compressed); each degree is then a rewrite of that graph.
 
     Args:
-        model: A dense timm Vision Transformer, or what :func:`tocom.compression.loading.load_model` returned.
+        model: A dense timm Vision Transformer, or what :func:`tocom.compression.loading.model.load_model` returned.
         out: Folder to write. It appears whole or not at all.
         degrees: Target degrees; 0 is the dense model.
         compensator: Merged at every degree other than ``source_degree``.

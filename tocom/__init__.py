@@ -13,7 +13,7 @@ from tocom.version import __version__
 
 if TYPE_CHECKING:
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading import load_model
+    from tocom.compression.loading.model import load_model
     from tocom.compression.merging import token_merge
     from tocom.compression.pruning import token_prune
     from tocom.compression.surgery import compress
@@ -36,7 +36,7 @@ _HOMES = {
     "TrainingConfig": "tocom.training.config",
     "compress": "tocom.compression.surgery",
     "evaluate": "tocom.evaluation.pairs",
-    "load_model": "tocom.compression.loading",
+    "load_model": "tocom.compression.loading.model",
     "token_merge": "tocom.compression.merging",
     "token_prune": "tocom.compression.pruning",
     "train": "tocom.training.trainer",

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from tocom.errors import DataError
 
-__all__ = ["SUFFIXES", "batches", "class_folders", "image_files", "preprocess", "read_image"]
+__all__ = [
+    "SUFFIXES",
+    "batches",
+    "class_folders",
+    "image_files",
+    "normalise",
+    "preprocess",
+    "read_image",
+    "resize_and_crop",
+]
+
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -90,7 +100,7 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[np.f
 
     Args:
         path: The image file, of any mode that Pillow converts to RGB.
-        input_entry: The manifest's ``input``: shape, mean, std, interpolation, crop.
+        input_entry: The manifest's ``input``: shape, mean, std, interpolation, crop, crop_mode.
 
     Returns:
         [channels, height, width], float32, normalised.
@@ -108,39 +118,73 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[np.f
 
 
 def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return a PIL image as a model's input: resize the shortest side, crop the centre, scale, normalise.
+    """Return a PIL image as a model's input, bit for bit as timm's evaluation transform gives it.
 
     Args:
         image: A ``PIL.Image.Image`` of any mode.
-        input_entry: The manifest's ``input``.
+        input_entry: The manifest's ``input``: shape, mean, std, interpolation, crop, crop_mode.
 
     Returns:
         [channels, height, width], float32.
+
+    Raises:
+        ValueError: The model takes neither one channel nor three, or the pixels have no known range.
+    """
+    return normalise(resize_and_crop(image, input_entry), input_entry)
+
+
+def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return a PIL image at the model's size, still in 8 bits.
+
+    The three ways are timm's (``timm.data.transforms_factory.transforms_imagenet_eval``): ``center`` resizes the
+    shortest side and cuts the rest off, ``squash`` resizes both sides and gives up the aspect ratio, ``border``
+    resizes the longest side and fills up with the mean colour.
+
+    Returns:
+        [height, width, channels], uint8.
     """
     from PIL import Image
 
     from tocom.decoding import check_resized
 
-    _, _, height, width = input_entry["shape"]
-    crop = input_entry["crop"]
-    resample = getattr(Image.Resampling, str(input_entry["interpolation"]).upper())
-    image = _as_rgb(image)
-    # As timm's evaluation transform: the side that is short for this crop becomes floor(size / crop), the other
-    # keeps the aspect ratio, truncated.
+    _, channels, height, width = input_entry["shape"]
+    crop, mode = input_entry["crop"], input_entry["crop_mode"]
+    image = _in_channels(image, channels)
     tall, wide = math.floor(height / crop), math.floor(width / crop)
-    if wide * image.height >= tall * image.width:
-        resized = (wide, max(int(wide * image.height / image.width), height))
+    if mode == "squash":
+        size = wide, tall
+    elif mode == "center" and tall == wide:
+        # torchvision's resize of the shortest side truncates the other one; timm's own resize rounds.
+        shortest = min(image.size)
+        size = int(wide * image.width / shortest), int(tall * image.height / shortest)
     else:
-        resized = (max(int(tall * image.width / image.height), width), tall)
-    check_resized(image, resized)
-    if resized != image.size:
-        image = image.resize(resized, resample)
+        fit = max if mode == "border" else min
+        ratio = fit(image.width / wide, image.height / tall)
+        size = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+    check_resized(image, size)
+    if size != image.size:
+        image = image.resize(size, getattr(Image.Resampling, str(input_entry["interpolation"]).upper()))
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-    mean = np.asarray(input_entry["mean"], np.float32).reshape(-1, 1, 1)
-    std = np.asarray(input_entry["std"], np.float32).reshape(-1, 1, 1)
-    return np.ascontiguousarray((pixels - mean) / std, dtype=np.float32)
+    if mode == "border":
+        fill = tuple(round(255 * value) for value in input_entry["mean"])
+        framed = Image.new(image.mode, (width, height), fill if channels > 1 else fill[0])
+        # Where a frame is odd, timm puts the wider part right and below.
+        left, top = (
+            -((full - side) // 2) if side < full else cut
+            for side, full, cut in ((image.width, width, left), (image.height, height, top))
+        )
+        framed.paste(image, (-left, -top))
+        image = framed
+    else:
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def normalise(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return 8-bit pixels [..., height, width, channels] as inputs [..., channels, height, width], float32."""
+    mean, std = (np.asarray(input_entry[key], np.float32) for key in ("mean", "std"))
+    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
 
 
 def batches(
@@ -152,11 +196,13 @@ def batches(
         yield group, np.stack([read_image(path, input_entry) for path in group])
 
 
-def _as_rgb(image: Any) -> Any:
-    """Return the image as 8-bit RGB."""
+def _in_channels(image: Any, channels: int) -> Any:
+    """Return the image as 8-bit grey or RGB."""
     from tocom.decoding import decoded
 
-    return decoded(image).convert("RGB")
+    if channels not in (1, 3):
+        raise ValueError(f"the model takes {channels} channels, an image file gives 1 or 3: give it arrays")
+    return decoded(image).convert("L" if channels == 1 else "RGB")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -90,5 +90,5 @@ def _requests(model: TritonModel) -> str:
     joined = "joins" if model.dynamic_batching else "does not join"
     return (
         f"`{images.name}`: {images.data_type} [{shape}], prepared as the parameters of each model's configuration say "
-        f"(mean, std, interpolation, crop). A request holds {batch}; Triton {joined} those of several clients."
+        f"(mean … crop_mode). A request holds {batch}; Triton {joined} those of several clients."
     )

@@ -198,4 +198,5 @@ def _parameters(bundle: Bundle, degree: int) -> dict[str, str]:
         "bundle_fingerprint": bundle.fingerprint,
         **{key: json.dumps(images[key]) for key in ("mean", "std", "crop")},
         "interpolation": images["interpolation"],
+        "crop_mode": images["crop_mode"],
     }

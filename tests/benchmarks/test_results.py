@@ -13,7 +13,7 @@ from PIL import Image
 from small_vits import busy_compensator, small_images, small_vit
 
 from tocom import compress
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.quickstart.head import fit_head, pooled_features
 
 ROOT = Path(__file__).parents[2]

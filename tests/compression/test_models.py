@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tocom import load_model
 from tocom.compensator.compensator import model_sha256
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import ModelError
 
 NAME = "test_vit3"  # timm's own small model: nine blocks of 96 channels

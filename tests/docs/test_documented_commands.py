@@ -185,7 +185,7 @@ def test_the_camera_loop_plays_a_folder(workplace):
 def test_the_example_s_checkpoint_is_one_of_a_team(tmp_path):
     script = str(ROOT / "examples" / "own_checkpoint.py")
     run([sys.executable, script, "mine", "--steps", "2", "--images", "3"], tmp_path)
-    from tocom.compression.loading import load_model
+    from tocom.compression.loading.model import load_model
 
     loaded = load_model("test_vit3", weights=tmp_path / "mine" / "model.safetensors")
     assert loaded.labels == ["bolt", "nut", "washer"]

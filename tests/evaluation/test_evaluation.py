@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from tocom import Compensator, compress, load_model
 from tocom.cli import evaluate as evaluate_cli
 from tocom.cli.app import app
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import CompensatorError, DataError, ModelError, RequestError
 from tocom.evaluation.heat_map import draw
 from tocom.evaluation.held_out import split_samples

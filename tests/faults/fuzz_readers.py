@@ -41,6 +41,7 @@ MANIFEST: dict[str, Any] = {
     "input": {
         "name": "images", "dtype": "float32", "shape": ["batch", 3, 80, 64], "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop": 0.9,
+        "crop_mode": "center",
     },
     "outputs": [{"name": "logits", "shape": ["batch", 10]}],
     "labels": ["a", "b"],

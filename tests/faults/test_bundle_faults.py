@@ -83,6 +83,7 @@ OUT_OF_RANGE = {
     "a token count of zero": put("degrees", 0, "token_counts", value=[17, 0]),
     "a shape of three": put("input", "shape", value=[3, 8, 8]),
     "a schema version to come": put("schema_version", value=99),
+    "a crop mode that is none": put("input", "crop_mode", value="magic"),
     "an interpolation that is none": put("input", "interpolation", value="magic"),
 }
 WRONG_SIZE = {

@@ -53,6 +53,7 @@ def manifest_of(files: dict[str, bytes]) -> dict[str, Any]:
             "std": [0.5, 0.5, 0.5],
             "interpolation": "bicubic",
             "crop": 0.9,
+            "crop_mode": "center",
         },
         "outputs": [{"name": "logits", "shape": ["batch", 10]}],
         "labels": None,

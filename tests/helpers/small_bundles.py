@@ -81,6 +81,7 @@ def write_small_bundle(
             "std": [0.5, 0.5, 0.5],
             "interpolation": "bicubic",
             "crop": 1.0,
+            "crop_mode": "center",
         },
         "outputs": [{"name": "logits", "shape": ["batch", CLASSES]}],
         "labels": labels,

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import DataError, ModelError
 from tocom.images import read_image
 from tocom.quickstart.cells import split_cells

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom import Compensator, compress
-from tocom.compression.loading import input_config
+from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import DataError, ModelError, RequestError, TrainingError
 from tocom.training.config import TrainingConfig
 from tocom.training.distillation import Distillation

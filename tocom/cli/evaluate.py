@@ -53,7 +53,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy and feature gap with and without the compensator; choose the scale on held-out images."""
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading import input_config, load_model
+    from tocom.compression.loading.model import load_model
+    from tocom.compression.loading.preprocessing import input_config
     from tocom.evaluation.held_out import split_samples
     from tocom.evaluation.pairs import evaluate as run
     from tocom.images import class_folders

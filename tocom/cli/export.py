@@ -53,7 +53,8 @@ def export(
     import numpy as np
 
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading import input_config, load_model
+    from tocom.compression.loading.model import load_model
+    from tocom.compression.loading.preprocessing import input_config
     from tocom.export import export as run
     from tocom.training.image_files import ImageFiles
 

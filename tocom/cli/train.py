@@ -73,7 +73,8 @@ def train(
 
     On several processes: torchrun --nproc-per-node 2 --no-python tocom train …
     """
-    from tocom.compression.loading import input_config, load_model
+    from tocom.compression.loading.model import load_model
+    from tocom.compression.loading.preprocessing import input_config
     from tocom.system.files import check_writable
     from tocom.training.config import TrainingConfig
     from tocom.training.distributed import choose_device, joined

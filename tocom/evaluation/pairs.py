@@ -108,7 +108,7 @@ def evaluate(
     Args:
         sources: The model fine-tuned at each source degree, dense; all with a classifier or all without.
         compensator: Of their backbone.
-        input_entry: From :func:`tocom.compression.loading.input_config`.
+        input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`.
         test: Paths and class indices that the figures are of.
         held_out: Others, that the scale is chosen on: the one with the best mean accuracy over all pairs of different
             degrees, the lower log-loss on a tie; without a classifier the smallest feature gap.

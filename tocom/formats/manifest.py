@@ -13,14 +13,16 @@ from typing import Any
 
 from tocom.errors import BundleError
 
-__all__ = ["MANIFEST_NAME", "READABLE_VERSIONS", "SCHEMA_VERSION", "check_manifest"]
+__all__ = ["CROP_MODES", "INTERPOLATIONS", "MANIFEST_NAME", "READABLE_VERSIONS", "SCHEMA_VERSION", "check_manifest"]
 
 MANIFEST_NAME = "bundle.json"
 SCHEMA_VERSION = 2
 # Version 1 has no seal; everything else is the same.
 READABLE_VERSIONS = (1, 2)
+# How an image gets to the model's size; timm's names. tocom.images does them all.
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 # What other commands write beside the export's files is never the export's.
 _RESERVED = ("engines", "profiles", "signatures")
@@ -76,7 +78,7 @@ def check_manifest(path: Path, manifest: Any, *, is_sealed: bool) -> None:
             f"{path}: batch must be 1 ≤ min ≤ opt ≤ max ≤ {_MAX_COUNT}. Got {_shown(smallest)}, {_shown(optimal)}, "
             f"{_shown(largest)}. Export anew."
         )
-    _check_input(path, manifest["input"], largest)
+    _check_input(path, manifest["input"], largest, version)
     labels = manifest.get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle anew.")
@@ -135,7 +137,7 @@ def _check_degrees(path: Path, manifest: dict[str, Any]) -> None:
         seen.add(entry["degree"])
 
 
-def _check_input(path: Path, entry: dict[str, Any], largest_batch: int) -> None:
+def _check_input(path: Path, entry: dict[str, Any], largest_batch: int, version: int) -> None:
     for key, kind in (("shape", list), ("mean", list), ("std", list), ("interpolation", str)):
         _expect(path, entry, key, kind)
     shape, mean, std = entry["shape"], entry["mean"], entry["std"]
@@ -149,13 +151,18 @@ def _check_input(path: Path, entry: dict[str, Any], largest_batch: int) -> None:
         )
     if not all(_is_number(value) for value in (*mean, *std)) or not len(mean) == len(std) == shape[1] or 0 in std:
         raise BundleError(f"{path}: input.mean and input.std must be {shape[1]} numbers each, std not 0. Export anew.")
-    if entry["interpolation"] not in _INTERPOLATIONS:
+    if entry["interpolation"] not in INTERPOLATIONS:
         raise BundleError(
-            f"{path}: input.interpolation must be one of {', '.join(_INTERPOLATIONS)}. Got "
+            f"{path}: input.interpolation must be one of {', '.join(INTERPOLATIONS)}. Got "
             f"{_shown(entry['interpolation'])}."
         )
     if not (_is_number(crop) and 0 < crop <= 1):
         raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {_shown(crop)}. Export anew.")
+    if version > 1 and entry.get("crop_mode") not in CROP_MODES:
+        raise BundleError(
+            f"{path}: input.crop_mode must be one of {', '.join(CROP_MODES)}. Got {_shown(entry.get('crop_mode'))}. "
+            "Export anew."
+        )
 
 
 def _shown(value: Any) -> str:

@@ -22,7 +22,8 @@ from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_
 from tocom.calibration.accuracy.answers import feature_gaps
 from tocom.compensator.compensator import Compensator
 from tocom.compensator.tensor_file import save_tensors
-from tocom.compression.loading import LoadedModel, input_config
+from tocom.compression.loading.model import LoadedModel
+from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.surgery import compress
 from tocom.export import export
 from tocom.export.graph.projections import tensor_bytes

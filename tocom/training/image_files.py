@@ -24,7 +24,7 @@ class ImageFiles(Dataset[Tensor]):
 
     Args:
         source: A folder (searched with its subfolders), or paths.
-        input_entry: From :func:`tocom.compression.loading.input_config`, or a bundle's manifest.
+        input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`, or a bundle's manifest.
 
     Raises:
         DataError: The folder is missing or holds no image.

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tocom.compression.loading import load_model
+from tocom.compression.loading.model import load_model
 from tocom.export import export
 from tocom.export.engines.builder import build
 from tocom.formats.bundle import Bundle

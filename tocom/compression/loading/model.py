@@ -11,14 +11,13 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom.compression.surgery import check_supported
 from tocom.errors import ModelError
 
-__all__ = ["LoadedModel", "input_config", "load_model"]
+__all__ = ["LoadedModel", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -92,21 +91,6 @@ def load_model(
     if state is not None:
         _load_strict(model, name, Path(weights), state)
     return LoadedModel(model.eval(), name, origin, labels)
-
-
-def input_config(model: VisionTransformer) -> dict[str, Any]:
-    """Return how images become the model's input, as the bundle's manifest states it (batch left symbolic)."""
-    config = resolve_data_config({}, model=model)
-    height, width = model.patch_embed.img_size
-    return {
-        "name": "images",
-        "dtype": "float32",
-        "shape": ["batch", int(model.patch_embed.proj.in_channels), int(height), int(width)],
-        "mean": [float(value) for value in config["mean"]],
-        "std": [float(value) for value in config["std"]],
-        "interpolation": str(config["interpolation"]),
-        "crop": float(config["crop_pct"]),
-    }
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:

@@ -1,0 +1,1 @@
+"""One reader per family: what its keys are called, and what timm calls them."""
