@@ -19,9 +19,12 @@ from pathlib import Path
 
 from tocom.errors import EngineError, RequestError
 
-__all__ = ["BACKENDS", "BackendFound", "Device", "find_backend", "find_device", "link_libraries"]
+__all__ = ["BACKENDS", "PORTABLE", "BackendFound", "Device", "find_backend", "find_device", "link_libraries"]
 
 BACKENDS = ("tensorrt", "tensorrt-rtx")
+# What TensorRT-RTX builds for without a GPU, asked for one by one: its default is not for reading. Neither Orin (8.7)
+# nor Hopper (9.0) can be asked for (ComputeCapability of 1.7.1).
+PORTABLE = ("8.6", "8.9", "12.0")
 _RTX_LIBRARIES = ("libcudart", "libtensorrt_rtx", "libtensorrt_onnxparser_rtx")
 _INSTALL = {
     "tensorrt": "install TensorRT (JetPack has it; elsewhere NVIDIA's index: pip install tensorrt)",
@@ -127,15 +130,21 @@ def link_libraries(backend: BackendFound, folder: Path) -> dict[str, str]:
     return environment
 
 
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be imported; a folder without code, such as of type stubs, cannot."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.loader is not None
+
+
 def _find_tensorrt() -> BackendFound:
-    if importlib.util.find_spec("tensorrt") is None:
+    if not _is_installed("tensorrt"):
         raise EngineError(f"TensorRT is not installed for this Python: {_INSTALL['tensorrt']}.")
     version = _metadata_version("tensorrt", "tensorrt-cu13", "tensorrt-cu12") or _import_version("tensorrt")
     return BackendFound("tensorrt", version, "tensorrt")
 
 
 def _find_tensorrt_rtx() -> BackendFound:
-    if importlib.util.find_spec("tensorrt_rtx") is not None:
+    if _is_installed("tensorrt_rtx"):
         version = _metadata_version("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
         return BackendFound("tensorrt-rtx", version or _import_version("tensorrt_rtx"), "tensorrt_rtx")
     version = _metadata_version("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import EngineError, RequestError, TocomError
-from tocom.export.engines.backend import BackendFound, Device, find_backend, find_device
+from tocom.export.engines.backend import PORTABLE, BackendFound, Device, find_backend, find_device
 from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.process import Job, build_engines
 from tocom.export.engines.record import Plan, is_current, library_name, read_record, renew_record, write_record
-from tocom.export.engines.source import read_source
+from tocom.export.engines.source import OnnxSource, read_source
 from tocom.export.op_plugin.library import OpPluginLibrary, build_library, check_library, read_library
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import engine_name
@@ -26,6 +26,7 @@ __all__ = ["TIMEOUT_S", "EngineSet", "build", "engine_folder"]
 Progress = Callable[[str, int, int], None]
 # A large model takes tens of minutes on a Jetson; an hour for one engine is a hang.
 TIMEOUT_S = 3600.0
+_AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def build(
             "TensorRT builds engines on the GPU they run on, and this machine shows none. Build on the device, or "
             "for TensorRT-RTX: --backend tensorrt-rtx."
         )
-    tell(f"{found.name} {found.version}, {device.name if device else 'no GPU: portable engines'}")
+    _check_precision(bundle, sources, device)
+    portable = f"no GPU: portable engines, for compute capability {', '.join(PORTABLE)} and no other"
+    tell(f"{found.name} {found.version}, {device.name if device else portable}")
     library, notes = None, []
     if options.lowering == "plugin" and any(source.op_nodes for source in sources.values()):
         try:
@@ -167,6 +170,26 @@ def _check_limits(timeout_s: float | None, memory_limit_mib: int | None) -> None
         raise RequestError(f"The 'memory_limit_mib' parameter must be at least 1. Got {memory_limit_mib!r} instead.")
 
 
+def _check_precision(bundle: Bundle, sources: dict[int, OnnxSource], device: Device | None) -> None:
+    """Refuse what TensorRT refuses later, in words that do not say what to do.
+
+    Raises:
+        EngineError: bfloat16 for a GPU that lacks it, or INT8 with zero points.
+    """
+    if bundle.precision == "bf16" and device is not None and device.compute_capability < _AMPERE:
+        raise EngineError(
+            f"{bundle.path} is in bfloat16, which needs compute capability 8.0 (Ampere) or newer; {device.name} has "
+            f"{'.'.join(map(str, device.compute_capability))}. Export the bundle with --precision fp16."
+        )
+    asymmetric = [degree for degree, source in sources.items() if source.zero_points]
+    if asymmetric:
+        raise EngineError(
+            f"{bundle.path} quantizes activations to uint8 with zero points (degrees "
+            f"{', '.join(map(str, asymmetric))}), which TensorRT refuses; it takes int8 without. Quantize the bundle "
+            "anew: 'tocom quantize --activations symmetric'."
+        )
+
+
 def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int, ...]:
     remove_leftovers(folder)
     stale = {plan.degree: plan for plan in plans if not is_current(plan)}
@@ -189,6 +212,7 @@ def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int
             [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
             plans[0].options,
             op_plugin=library,
+            compute_capabilities=PORTABLE if plans[0].device is None else (),
             on_done=lambda degree, facts: write_record(stale[degree], facts),
             **how,
         )

@@ -47,6 +47,7 @@ def build_engines(
     options: BuildOptions,
     *,
     op_plugin: OpPluginLibrary | None,
+    compute_capabilities: Sequence[str] = (),
     timing_cache: Path,
     on_done: Callable[[int, dict[str, Any]], object],
     progress: Progress,
@@ -61,6 +62,7 @@ def build_engines(
         jobs: The engines; each appears whole or not at all.
         options: How.
         op_plugin: Library to load, or None for native lowering.
+        compute_capabilities: GPUs to build for; empty for the one that is here.
         timing_cache: File shared by the degrees; read if it is there, and written after each engine.
         on_done: Called after each engine with its degree and what the worker tells of it.
         progress: Called with what is being done, the steps done, and all steps.
@@ -85,6 +87,7 @@ def build_engines(
             "jobs": [
                 {"degree": j.degree, "onnx": str(j.onnx), "engine": str(j.engine), "op_nodes": j.op_nodes} for j in jobs
             ],
+            "compute_capabilities": list(compute_capabilities),
             "options": options.to_json(),
             "timing_cache": str(timing_cache),
             "events": write_end,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom.export.engines.backend import BackendFound, Device
+from tocom.export.engines.backend import PORTABLE, BackendFound, Device
 from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.source import OnnxSource
 from tocom.export.op_plugin.library import OpPluginLibrary
@@ -64,6 +64,13 @@ class Plan:
         """The engine's sidecar."""
         return (self.folder / engine_name(self.degree)).with_suffix(".json")
 
+    @property
+    def compute_capabilities(self) -> tuple[str, ...]:
+        """The GPUs that the engine is built for."""
+        if self.device is None:
+            return PORTABLE
+        return (".".join(map(str, self.device.compute_capability)),)
+
     def made_from(self) -> dict[str, Any]:
         """Return what the engine depends on besides the ONNX file, as the sidecar says it."""
         options = self.options.to_json()
@@ -72,10 +79,7 @@ class Plan:
             options.update(lowering=None, embed_op_plugin=False)
         device: str | dict[str, str] = "portable"
         if self.device is not None:
-            device = {
-                "name": self.device.name,
-                "compute_capability": ".".join(map(str, self.device.compute_capability)),
-            }
+            device = {"name": self.device.name, "compute_capability": self.compute_capabilities[0]}
         op_plugin = None
         if self.library is not None:
             op_plugin = {
@@ -89,6 +93,7 @@ class Plan:
             "backend": self.backend.name,
             "backend_version": self.backend.version,
             "device": device,
+            "compute_capabilities": list(self.compute_capabilities),
             "op_plugin": op_plugin,
             "options": options,
             "precision": self.bundle.precision,

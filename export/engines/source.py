@@ -1,11 +1,12 @@
 """What the builder must know of an ONNX file, read without the onnx package, which JetPack does not bring.
 
-Field numbers: onnx.proto3 of ONNX 1.17 (ModelProto, GraphProto, NodeProto, TensorProto).
+Field numbers: onnx.proto3 of ONNX 1.17 (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,19 @@ from tocom.errors import EngineError
 from tocom.formats.onnx.wire import read_fields, read_number
 from tocom.system.files import sha256_file
 
-__all__ = ["OP_VERSION", "OnnxSource", "read_source"]
+__all__ = ["OP_VERSION", "OnnxSource", "OpNode", "op_nodes", "read_source", "without_functions"]
 
 DOMAIN = "tocom"
 OP_VERSION = 1
 OPS = ("TokenMerge", "TokenPrune")
 
-_MODEL_GRAPH, _MODEL_OPSET = 7, 8
+_MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 7, 8, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
-_NODE_OP_TYPE, _NODE_DOMAIN = 4, 7
-_TENSOR_EXTERNAL = 13
+_NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_TEXT = 1, 4
+_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 2, 8, 13
+_UINT8 = 2
 _CHUNK_BYTES = 1 << 20
 
 
@@ -35,11 +38,13 @@ class OnnxSource:
         path: The file.
         sha256: Of the file itself.
         op_nodes: Nodes of domain ``tocom``, which the op plugin or the function bodies run.
+        zero_points: Whether activations are quantized to uint8, with zero points.
     """
 
     path: Path
     sha256: str
     op_nodes: int
+    zero_points: bool = False
 
     def content_sha256(self) -> str:
         """Return a hash of the model with its external weights, wherever they stand in the weights file.
@@ -49,6 +54,41 @@ class OnnxSource:
         return _content_sha256(self.path)
 
 
+@dataclass(frozen=True)
+class OpNode:
+    """A node of domain ``tocom``.
+
+    Attributes:
+        op_type: Its op.
+        plugin: The version and the namespace that it names its op plugin by; empty where it says none.
+    """
+
+    op_type: str
+    plugin: tuple[str, str]
+
+
+def op_nodes(model: bytes) -> list[OpNode]:
+    """Return the nodes of domain ``tocom`` of an ONNX file's bytes.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+    found = []
+    for content in _repeated(_graph(model), _GRAPH_NODE):
+        node = _message(content)
+        if node.get(_NODE_DOMAIN, b"").decode() == DOMAIN:
+            attributes = [_message(each) for each in _repeated(content, _NODE_ATTRIBUTE)]
+            texts = {each[_ATTRIBUTE_NAME]: each.get(_ATTRIBUTE_TEXT, b"").decode() for each in attributes}
+            names = texts.get(b"plugin_version", ""), texts.get(b"plugin_namespace", "")
+            found.append(OpNode(node[_NODE_OP_TYPE].decode(), names))
+    return found
+
+
+def without_functions(model: bytes) -> bytes:
+    """Return an ONNX file's bytes without its model-local functions: the op plugin alone can give its nodes meaning."""
+    return b"".join(header + content for number, header, content in read_fields(model) if number != _MODEL_FUNCTION)
+
+
 def read_source(path: Path) -> OnnxSource:
     """Read what the builder must know.
 
@@ -56,15 +96,14 @@ def read_source(path: Path) -> OnnxSource:
         EngineError: The file is no ONNX model, or its ops are of another version.
     """
     try:
-        graph, versions = b"", {}
-        for number, _, content in read_fields(path.read_bytes()):
-            if number == _MODEL_GRAPH:
-                graph = content
-            elif number == _MODEL_OPSET:
-                opset = _message(content)
-                versions[opset.get(_OPSET_DOMAIN, b"").decode()] = read_number(opset.get(_OPSET_VERSION, b"\0"))
-        nodes = [_message(content) for number, _, content in read_fields(graph) if number == _GRAPH_NODE]
-        ops = [node[_NODE_OP_TYPE].decode() for node in nodes if node.get(_NODE_DOMAIN, b"").decode() == DOMAIN]
+        model = path.read_bytes()
+        graph, versions = _graph(model), {}
+        for content in _repeated(model, _MODEL_OPSET):
+            opset = _message(content)
+            versions[opset.get(_OPSET_DOMAIN, b"").decode()] = read_number(opset.get(_OPSET_VERSION, b"\0"))
+        nodes = [_message(content) for content in _repeated(graph, _GRAPH_NODE)]
+        ops = [node.op_type for node in op_nodes(model)]
+        zero_points = _has_zero_points(graph, nodes)
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}). Copy the bundle again.") from error
     except (ValueError, KeyError) as error:
@@ -81,7 +120,26 @@ def read_source(path: Path) -> OnnxSource:
             f"{path} uses {what} of domain {DOMAIN!r}; this tocom builds {', '.join(OPS)} of version {OP_VERSION}. "
             "Export the bundle anew with this version, or install the tocom that wrote it."
         )
-    return OnnxSource(path, sha256_file(path), len(ops))
+    return OnnxSource(path, sha256_file(path), len(ops), zero_points)
+
+
+def _graph(model: bytes) -> bytes:
+    return next(_repeated(model, _MODEL_GRAPH), b"")
+
+
+def _repeated(message: bytes, wanted: int) -> Iterator[bytes]:
+    return (content for number, _, content in read_fields(message) if number == wanted)
+
+
+def _has_zero_points(graph: bytes, nodes: list[dict[int, bytes]]) -> bool:
+    """Return whether a node takes uint8 zero points: the last input of QuantizeLinear and DequantizeLinear."""
+    last_inputs = {
+        node[_NODE_INPUT] for node in nodes if node[_NODE_OP_TYPE] in (b"QuantizeLinear", b"DequantizeLinear")
+    }
+    if not last_inputs:
+        return False
+    tensors = (_message(content) for content in _repeated(graph, _GRAPH_INITIALIZER))
+    return any(read_number(each[_TENSOR_TYPE]) == _UINT8 and each.get(_TENSOR_NAME) in last_inputs for each in tensors)
 
 
 def _message(content: bytes) -> dict[int, bytes]:

@@ -15,12 +15,17 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tocom.errors import EngineError, OutputError
+from tocom.export.engines.source import OP_VERSION, op_nodes, without_functions
 from tocom.formats.engine import pack_engine
 from tocom.system.files import atomic_path, sha256_file
 from tocom.system.sealed_library import hold_library
+
+if TYPE_CHECKING:
+    # TensorRT or TensorRT-RTX, whichever the request names: _build_all puts the module here.
+    import tensorrt as trt
 
 __all__ = ["main"]
 
@@ -62,10 +67,10 @@ def _build_all(request: dict[str, Any], reporter: Reporter) -> None:
     for name in request["preload"]:
         ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
     try:
-        trt = importlib.import_module(request["module"])
+        globals()["trt"] = importlib.import_module(request["module"])
     except ImportError as error:
         raise EngineError(f"{request['module']} cannot be imported: {error}") from error
-    logger = _logger(trt, reporter)
+    logger = _logger(reporter)
     builder = trt.Builder(logger)
     if builder is None:
         raise reporter.fail("TensorRT made no builder")
@@ -80,30 +85,17 @@ def _build_all(request: dict[str, Any], reporter: Reporter) -> None:
     for job in request["jobs"]:
         reporter.send("begin", degree=job["degree"])
         reporter.errors.clear()
-        result = _build_one(trt, builder, logger, request, job, reporter)
+        result = _build_one(builder, logger, request, job, reporter)
         reporter.send("done", degree=job["degree"], **result)
 
 
 def _build_one(
-    trt: Any, builder: Any, logger: Any, request: dict[str, Any], job: dict[str, Any], reporter: Reporter
+    builder: trt.Builder, logger: trt.ILogger, request: dict[str, Any], job: dict[str, Any], reporter: Reporter
 ) -> dict[str, Any]:
     begin = time.perf_counter()
-    # TensorRT 11 has strongly typed networks alone, and no flag for them.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(job["onnx"]):
-        # The parser's own list is clearer than the same errors in the log.
-        reporter.errors[:] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or reporter.errors
-        raise reporter.fail(f"TensorRT cannot read {job['onnx']}")
+    network = _parse(builder, logger, request, job, reporter)
     facts = _inspect(network)
-    op_layers = facts["op_plugin_layers"]
-    if op_layers != (job["op_nodes"] if request["op_plugin"] is not None else 0):
-        raise EngineError(
-            f"{job['onnx']} has {job['op_nodes']} tocom nodes, but {op_layers} of its layers run in the op plugin. "
-            "Library and ONNX file do not fit; build the library anew: 'tocom plugins build'."
-        )
-    config = _config(trt, builder, network, request, reporter)
+    config = _config(builder, network, request, reporter)
     cache = _timing_cache(config, Path(request["timing_cache"]))
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
@@ -126,7 +118,63 @@ def _build_one(
     }
 
 
-def _inspect(network: Any) -> dict[str, Any]:
+def _parse(
+    builder: trt.Builder, logger: trt.ILogger, request: dict[str, Any], job: dict[str, Any], reporter: Reporter
+) -> trt.INetworkDefinition:
+    """Read a degree into a network. Every tocom node is a layer of the op plugin, or none is."""
+    # TensorRT 11 has strongly typed networks alone, and no flag for them.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    content = Path(job["onnx"]).read_bytes()
+    with_op_plugin = request["op_plugin"] is not None
+    if with_op_plugin:
+        # Before 10.7 the parser prefers a function to an op plugin (NVIDIA/TensorRT #4113). Not with Polygraphy's
+        # loaders: NetworkFromOnnxPath hands on the file as it is, NetworkFromOnnxBytes no path for the weights.
+        content = without_functions(content)
+    if not parser.parse(content, job["onnx"]):
+        # The parser's own list is clearer than the same errors in the log.
+        reporter.errors[:] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or reporter.errors
+        error = reporter.fail(f"TensorRT cannot read {job['onnx']}")
+        raise EngineError(f"{error} {_fault(builder, content) or ''}".strip()) if with_op_plugin else error
+    layers = _inspect(network)["op_plugin_layers"]
+    expected = job["op_nodes"] if with_op_plugin else 0
+    if layers != expected:
+        fault = _fault(builder, content) or (
+            f"The parser is at fault: library and attributes are right, but TensorRT {trt.__version__} took other "
+            "layers for them. Build without the op plugin: --lowering native."
+        )
+        raise EngineError(
+            f"{job['onnx']} has {job['op_nodes']} tocom nodes, of which {expected} must be layers of the op plugin; "
+            f"{layers} are. {fault}"
+        )
+    return network
+
+
+def _fault(builder: trt.Builder, content: bytes) -> str | None:
+    """Return why the parser finds no op plugin for the model's nodes, or None where it should."""
+    nodes = op_nodes(content)
+    unnamed = sum(node.plugin != (str(OP_VERSION), "tocom") for node in nodes)
+    if unnamed:
+        return (
+            f"The attributes are at fault: {unnamed} of {len(nodes)} tocom nodes do not say plugin_version "
+            f"'{OP_VERSION}' and plugin_namespace 'tocom'. Export the bundle anew with this tocom."
+        )
+    registry = builder.get_plugin_registry()
+    lacking = [
+        name
+        for name in sorted({node.op_type for node in nodes})
+        if registry.get_creator(name, str(OP_VERSION), "tocom") is None
+    ]
+    if lacking:
+        return (
+            f"The library is at fault: it registers no {' and no '.join(lacking)} of version {OP_VERSION}. Build it "
+            "anew: 'tocom plugins build'."
+        )
+    return None
+
+
+def _inspect(network: trt.INetworkDefinition) -> dict[str, Any]:
     """Return what the sidecar tells of the network, read before the build: an engine hides its layers."""
     kinds: Counter[str] = Counter()
     dynamic = 0
@@ -140,7 +188,7 @@ def _inspect(network: Any) -> dict[str, Any]:
         "outputs": [network.get_output(i) for i in range(network.num_outputs)],
     }
     described = {
-        kind: [{"name": t.name, "dtype": t.dtype.name.lower(), "shape": list(t.shape)} for t in group]
+        kind: [{"name": t.name, "dtype": t.dtype.name.lower(), "shape": _shape(t)} for t in group]
         for kind, group in tensors.items()
     }
     return {
@@ -151,15 +199,17 @@ def _inspect(network: Any) -> dict[str, Any]:
     }
 
 
-def _shape(tensor: Any) -> list[int]:
+def _shape(tensor: trt.ITensor) -> list[int]:
     try:
-        return list(tensor.shape)
+        return [tensor.shape[axis] for axis in range(len(tensor.shape))]
     except ValueError:
         # A rank that is not known has a negative length. Nothing of that kind is static.
         return [-1, -1]
 
 
-def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], reporter: Reporter) -> Any:
+def _config(
+    builder: trt.Builder, network: trt.INetworkDefinition, request: dict[str, Any], reporter: Reporter
+) -> trt.IBuilderConfig:
     options = request["options"]
     config = builder.create_builder_config()
     if options["workspace_mib"] is not None:
@@ -168,25 +218,44 @@ def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], repor
         config.builder_optimization_level = options["optimization_level"]
     if options["version_compatible"]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        # A lean runtime in the engine is code, which a runtime that allows no host code refuses.
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if options["hardware_compatible"]:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options["embed_op_plugin"] and request["op_plugin"] is not None:
         config.plugins_to_serialize = [request["op_plugin"]]
-    config.progress_monitor = _monitor(trt, reporter)
+    _build_for(config, request["compute_capabilities"])
+    config.progress_monitor = _monitor(reporter)
+    smallest, optimal, largest = options["batch"]
     profile = builder.create_optimization_profile()
     dynamic = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = list(tensor.shape)
-        if -1 in shape:
-            dynamic = True
-            profile.set_shape(tensor.name, *([batch, *shape[1:]] for batch in options["batch"]))
+        shape = _shape(tensor)
+        if -1 not in shape:
+            continue
+        if smallest == largest:
+            # Fixed shapes admit more tactics, and none of the errors that versions have with dynamic ones.
+            tensor.shape = trt.Dims([largest, *shape[1:]])
+            continue
+        dynamic = True
+        profile.set_shape(tensor.name, *(trt.Dims([batch, *shape[1:]]) for batch in (smallest, optimal, largest)))
     if dynamic and config.add_optimization_profile(profile) < 0:
         raise reporter.fail(f"TensorRT refused the batch range {options['batch']}")
     return config
 
 
-def _timing_cache(config: Any, path: Path) -> Any:
+def _build_for(config: Any, compute_capabilities: list[str]) -> None:
+    """Name the GPUs to build for, which TensorRT-RTX alone can; its types are not TensorRT's."""
+    if compute_capabilities:
+        config.num_compute_capabilities = len(compute_capabilities)
+    for index, capability in enumerate(compute_capabilities):
+        kind: Any = getattr(trt, "ComputeCapability")  # noqa: B009 (no such name in TensorRT's types)
+        if not config.set_compute_capability(getattr(kind, f"SM{capability.replace('.', '')}"), index):
+            raise EngineError(f"{trt.__name__} {trt.__version__} does not build for compute capability {capability}.")
+
+
+def _timing_cache(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache | None:
     """Give the config the cache that the degrees share; one that TensorRT refuses is replaced by an empty one."""
     try:
         content = path.read_bytes()
@@ -199,10 +268,10 @@ def _timing_cache(config: Any, path: Path) -> Any:
     return None
 
 
-def _logger(trt: Any, reporter: Reporter) -> Any:
+def _logger(reporter: Reporter) -> trt.ILogger:
     severity = trt.ILogger.Severity
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -215,8 +284,8 @@ def _logger(trt: Any, reporter: Reporter) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, reporter: Reporter) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+def _monitor(reporter: Reporter) -> trt.IProgressMonitor:
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
@@ -235,7 +304,7 @@ def _monitor(trt: Any, reporter: Reporter) -> Any:
     return Monitor()
 
 
-def _parser_error(error: Any) -> str:
+def _parser_error(error: trt.ParserError) -> str:
     return f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}"
 
 

@@ -154,6 +154,9 @@ def _unfit(
             return f"it is of {record['backend']}"
         if not record["options"].get("version_compatible") and _release(record["backend_version"]) != _release(version):
             return f"it was built by {backend} {record['backend_version']}, this is {version}"
+        if built_on == "portable" and device["compute_capability"] not in record["compute_capabilities"]:
+            covered = ", ".join(record["compute_capabilities"])
+            return f"it is portable, for compute capability {covered}; this GPU has {device['compute_capability']}"
         capability = None if built_on == "portable" else built_on["compute_capability"]
         if capability not in (None, device["compute_capability"]) and not record["options"].get("hardware_compatible"):
             return f"it was built for compute capability {capability}, this GPU has {device['compute_capability']}"

@@ -16,6 +16,18 @@ class Severity(enum.Enum):
 
 class BuilderFlag(enum.Enum):
     VERSION_COMPATIBLE = 1
+    EXCLUDE_LEAN_RUNTIME = 2
+
+
+class ComputeCapability(enum.Enum):
+    """TensorRT-RTX's alone; a subset of its names."""
+
+    SM86 = 86
+    SM89 = 89
+
+
+class Dims(list):
+    """TensorRT's take a sequence, and are one."""
 
 
 class MemoryPoolType(enum.Enum):
@@ -53,8 +65,11 @@ class Network:
 
     num_layers, num_inputs, num_outputs = 2, 1, 1
 
+    def __init__(self) -> None:
+        self.images = Tensor("images", -1, 3, 32, 32)
+
     def get_input(self, index: int) -> Tensor:
-        return Tensor("images", -1, 3, 32, 32)
+        return self.images
 
     def get_output(self, index: int) -> Tensor:
         return Tensor("logits", -1, 10)
@@ -89,6 +104,10 @@ class Config:
     def set_flag(self, flag: BuilderFlag) -> None:
         self.set[flag.name] = True
 
+    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
+        self.set.setdefault("compute_capabilities", []).append(capability.name)
+        return index < self.set["num_compute_capabilities"]
+
     def add_optimization_profile(self, profile: Any) -> int:
         return self._script.get("profile", 0)
 
@@ -99,15 +118,24 @@ class Config:
         return cache.content != b"of another GPU"
 
 
+CREATOR = ("TokenMerge", "1", "tocom")
+
+
 def make(script: dict[str, Any]) -> types.SimpleNamespace:
-    """Return the module. ``script`` may hold: strongly_typed, library, parses, profile, engine."""
+    """Return the module. ``script`` may hold: strongly_typed, library, creators, parses, profile, engine."""
     module = types.SimpleNamespace(
         ILogger=ILogger,
         IProgressMonitor=IProgressMonitor,
         BuilderFlag=BuilderFlag,
         MemoryPoolType=MemoryPoolType,
         HardwareCompatibilityLevel=HardwareCompatibilityLevel,
+        ComputeCapability=ComputeCapability,
+        Dims=Dims,
+        __name__="scripted",
+        __version__="10.3.0",
         configs=[],
+        parsed=[],
+        networks=[],
         network_flags=[],
         shapes={},
         libraries=[],
@@ -120,7 +148,10 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
             self.logger = logger
 
         def get_plugin_registry(self) -> Any:
-            return types.SimpleNamespace(load_library=self._load)
+            return types.SimpleNamespace(load_library=self._load, get_creator=self._creator)
+
+        def _creator(self, name: str, version: str, namespace: str) -> Any:
+            return object() if (name, version, namespace) in script.get("creators", [CREATOR]) else None
 
         def _load(self, path: str) -> Any:
             module.libraries.append(path)
@@ -128,7 +159,8 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
 
         def create_network(self, flags: int) -> Network:
             module.network_flags.append(flags)
-            return Network()
+            module.networks.append(Network())
+            return module.networks[-1]
 
         def create_builder_config(self) -> Config:
             module.configs.append(Config(script))
@@ -153,7 +185,8 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
         def __init__(self, network: Network, logger: Any) -> None:
             pass
 
-        def parse_from_file(self, path: str) -> bool:
+        def parse(self, model: bytes, path: str) -> bool:
+            module.parsed.append((model, path))
             return script.get("parses", True)
 
         def get_error(self, index: int) -> Any:

@@ -14,6 +14,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import onnx
 import pytest
 from tiny_engine_models import DEPTH, tiny_vit, with_onnx
@@ -349,6 +350,33 @@ def test_tensorrt_needs_a_gpu(bundle, monkeypatch):
         build(bundle, backend="tensorrt")
     with pytest.raises(RequestError, match="needs 'version_compatible'"):
         build(bundle, backend="tensorrt", embed_op_plugin=True)
+
+
+def test_portable_engines_say_which_gpus_they_cover(built, bundle):
+    assert {tuple(record["compute_capabilities"]) for record in built.records.values()} == {("8.6", "8.9", "12.0")}
+    said = []
+    build(bundle, backend="tensorrt-rtx", degrees=[0], say=said.append)
+    assert "portable engines, for compute capability 8.6, 8.9, 12.0 and no other" in said[0]
+
+
+def test_bfloat16_is_refused_below_ampere(tmp_path, monkeypatch):
+    bundle = export(tiny_vit(), tmp_path / "bf16", degrees=[2], precision="bf16", check=False)
+    monkeypatch.setattr(build_module, "find_device", lambda: Device("Xavier", (7, 2)))
+    with pytest.raises(
+        EngineError, match=r"Ampere\) or newer; Xavier has 7\.2\. Export the bundle with --precision fp16"
+    ):
+        build(bundle, backend="tensorrt-rtx")
+
+
+def test_zero_points_are_refused_with_what_to_do(bundle):
+    zero = onnx.numpy_helper.from_array(np.uint8(128), "zero")
+    scale = onnx.numpy_helper.from_array(np.float32(0.1), "scale")
+
+    model = onnx.load(str(bundle.onnx_path(2)), load_external_data=False)
+    model.graph.initializer.extend([zero, scale])
+    model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]))
+    with pytest.raises(EngineError, match=r"zero points \(degrees 2\).* 'tocom quantize --activations symmetric'"):
+        build(with_onnx(bundle, 2, model), backend="tensorrt-rtx", degrees=[0, 2])
 
 
 def test_a_library_for_another_gpu_is_refused(bundle, op_plugin, monkeypatch):

@@ -9,27 +9,43 @@ import os
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import scripted_tensorrt
+from onnx import helper
 
 from tocom.export.engines import worker as engine_worker
 from tocom.export.engines.options import BuildOptions
+from tocom.export.graph.functions import token_merge_function
+
+PLUGIN = {"plugin_version": "1", "plugin_namespace": "tocom"}
+
+
+def one_node(path: Path, **attributes: str) -> None:
+    """Write an ONNX file with one tocom node and its function. Its types are of no interest to a script."""
+    node = helper.make_node("TokenMerge", ["x", "k", "s"], ["y", "t", "u"], domain="tocom", r=1, **attributes)
+    graph = helper.make_graph([node], "g", [], [])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("tocom", 1)]
+    onnx.save(helper.make_model(graph, functions=[token_merge_function()], opset_imports=opsets), str(path))
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one_node(Path("x.onnx"), **PLUGIN)
     library = tmp_path / "lib.so"
     library.write_bytes(b"a library")
     its_own = hashlib.sha256(b"a library").hexdigest()
 
-    def run(script=None, *, options=None, sha256=its_own, op_nodes=1):
+    def run(script=None, *, options=None, sha256=its_own, op_nodes=1, op_plugin=True, compute_capabilities=()):
         module = scripted_tensorrt.make(script or {})
         monkeypatch.setitem(sys.modules, "scripted", module)
         read_end, write_end = os.pipe()
         request = {
             "module": "scripted",
             "preload": [],
-            "op_plugin": {"path": str(library), "sha256": sha256},
+            "op_plugin": {"path": str(library), "sha256": sha256} if op_plugin else None,
+            "compute_capabilities": list(compute_capabilities),
             "jobs": [{"degree": 4, "onnx": "x.onnx", "engine": str(tmp_path / "x.engine"), "op_nodes": op_nodes}],
             "options": (options or BuildOptions(batch=(1, 2, 4))).to_json(),
             "timing_cache": str(tmp_path / "timing.cache"),
@@ -59,6 +75,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     assert said["WORKSPACE"] == 64 << 20
     assert said["builder_optimization_level"] == 5
     assert said["VERSION_COMPATIBLE"] is True
+    assert said["EXCLUDE_LEAN_RUNTIME"] is True
     assert said["hardware_compatibility_level"].name == "AMPERE_PLUS"
     assert [Path(path).read_bytes() for path in said["plugins_to_serialize"]] == [b"a library"]
     assert module.shapes == {"images": ([1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])}
@@ -120,10 +137,46 @@ def test_a_library_that_is_not_the_one_that_was_chosen_is_not_loaded(work):
     assert module.libraries == []
 
 
-def test_layers_that_do_not_run_in_the_op_plugin_are_an_error(work):
-    code, events, _ = work(op_nodes=12)
+@pytest.mark.parametrize(
+    ("attributes", "creators", "fault"),
+    [
+        (PLUGIN, [scripted_tensorrt.CREATOR], "The parser is at fault: library and attributes are right, but TensorRT"),
+        (PLUGIN, [], "The library is at fault: it registers no TokenMerge of version 1."),
+        ({"plugin_version": "1"}, [], "The attributes are at fault: 1 of 1 tocom nodes do not say"),
+    ],
+)
+def test_layers_that_do_not_run_in_the_op_plugin_are_an_error_that_says_whose(work, attributes, creators, fault):
+    one_node(Path("x.onnx"), **attributes)
+    code, events, _ = work({"creators": creators}, op_nodes=12)
     assert code == 1
-    assert "has 12 tocom nodes, but 1 of its layers run in the op plugin" in events[-1]["message"]
+    message = events[-1]["message"]
+    assert message.startswith("x.onnx has 12 tocom nodes, of which 12 must be layers of the op plugin; 1 are. " + fault)
+
+
+def test_a_node_that_the_parser_does_not_know_is_an_error_that_says_whose(work):
+    _, events, _ = work({"parses": False, "creators": []})
+    assert "TensorRT said: node 3 gelu (Gelu): no importer The library is at fault" in events[-1]["message"]
+
+
+@pytest.mark.parametrize(("op_plugin", "functions"), [(True, []), (False, ["TokenMerge"])])
+def test_the_op_plugin_has_no_function_beside_it_that_a_parser_could_take(work, op_plugin, functions):
+    _, _, module = work(op_plugin=op_plugin)
+    content, path = module.parsed[0]
+    assert path == "x.onnx"
+    model = onnx.load_from_string(content)
+    assert [function.name for function in model.functions] == functions
+    assert [node.op_type for node in model.graph.node] == ["TokenMerge"]
+
+
+def test_one_batch_makes_fixed_shapes(work):
+    _, _, module = work(options=BuildOptions(batch=(4, 4, 4)))
+    assert module.networks[0].images.shape == [4, 3, 32, 32]
+    assert module.shapes == {}
+
+
+def test_the_gpus_to_build_for_are_named(work):
+    _, _, module = work(compute_capabilities=["8.6", "8.9"])
+    assert module.configs[0].set["compute_capabilities"] == ["SM86", "SM89"]
 
 
 def test_an_engine_that_cannot_be_written_keeps_its_kind(work, tmp_path):
