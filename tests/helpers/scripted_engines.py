@@ -51,6 +51,7 @@ def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-
             "backend": "tensorrt",
             "backend_version": "10.13.2",
             "device": {"name": "Scripted GPU", "compute_capability": "8.7"},
+            "compute_capabilities": ["8.7"],
             "op_plugin": None,
             "options": {"version_compatible": False, "hardware_compatible": False},
             "degree": degree,

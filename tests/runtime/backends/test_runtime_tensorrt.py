@@ -228,6 +228,11 @@ def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
         ("tensorrt-10.13.2-x", {"onnx": {"sha256": "0" * 64, "weights_sha256": "0" * 64}}, "from another ONNX file"),
         ("tensorrt-10.13.2-x", {"engine": {"size_bytes": 3}}, "sidecar is not readable"),
         ("tensorrt-10.13.2-x", {"degree": 5}, "the bundle has no degree 5"),
+        (
+            "tensorrt-10.13.2-portable",
+            {"device": "portable", "compute_capabilities": ["8.6", "12.0"]},
+            r"it is portable, for compute capability 8\.6, 12\.0; this GPU has 8\.7",
+        ),
         ("tensorrt-rtx-1.7.1-portable", {}, "has no tensorrt engines"),
     ],
 )
