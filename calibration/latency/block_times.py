@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tocom.errors import EngineError
+from tocom.errors import EngineError, TocomError
 from tocom.formats.bundle import Bundle
 from tocom.system.files import scratch_folder
 
 __all__ = ["KINDS", "BlockTimes", "block_times", "split_events"]
 
+_WARM_UP = 2
 KINDS = ("attention", "matching and merging", "MLP", "before and after the blocks")
 _NORMS = ("LayerNormalization", "SkipLayerNormalization")
 # Ops that only token compression brings into a block; everything else there is the plain transformer.
@@ -47,20 +48,34 @@ class BlockTimes:
         sums = {kind: sum(block.get(kind, 0.0) for block in self.blocks) for kind in KINDS[:-1]}
         return {**sums, KINDS[-1]: self.outside_ms}
 
+    @property
+    def sum_ms(self) -> float:
+        """Milliseconds of all work together."""
+        return sum(self.totals.values())
 
-def block_times(bundle: Bundle, degree: int, *, threads: int, runs: int = 10, batch: int | None = None) -> BlockTimes:
-    """Profile a degree under ONNX Runtime on the CPU.
+
+def block_times(
+    bundle: Bundle,
+    degrees: Sequence[int],
+    *,
+    threads: int,
+    runs: int = 10,
+    batch: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[BlockTimes]:
+    """Profile degrees under ONNX Runtime on the CPU, in turn: a machine that slows down slows down all of them.
 
     Args:
         bundle: The bundle.
-        degree: The degree.
+        degrees: The degrees; all are resident at once.
         threads: CPU threads.
-        runs: Inferences to take each op's median of, after two to warm up.
+        runs: Inferences of each degree to take each op's median of, after two to warm up.
         batch: Images per inference; None takes the bundle's optimal batch.
+        progress: Gets what is done, how many rounds are, and of how many.
 
     Raises:
         BundleError: A file of the bundle does not match its manifest.
-        EngineError: ONNX Runtime is missing, or refuses the file.
+        EngineError: ONNX Runtime is missing, or refuses a file.
     """
     try:
         import onnxruntime
@@ -68,23 +83,34 @@ def block_times(bundle: Bundle, degree: int, *, threads: int, runs: int = 10, ba
         raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.") from error
     images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), np.float32)
     bundle.require_verified()
-    model = bundle.read_onnx(degree)
+    found, rounds = [], runs + _WARM_UP
     with scratch_folder("tocom-blocks") as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / "profile")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            name = session.get_inputs()[0].name
-            for _ in range(runs + 2):
-                session.run(None, {name: images})
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            sessions = {degree: _profiling_session(onnxruntime, bundle, degree, threads, folder) for degree in degrees}
+            for done in range(rounds):
+                if progress is not None:
+                    progress("where the time goes", done, rounds)
+                for session in sessions.values():
+                    session.run(None, {session.get_inputs()[0].name: images})
+            for degree, session in sessions.items():
+                events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+                blocks = len(bundle.degrees[degree].token_counts) - 1
+                found.append(split_events(degree, events, blocks=blocks, skip=_WARM_UP))
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
-            raise EngineError(f"ONNX Runtime cannot profile degree {degree}: {' '.join(str(error).split())}") from error
-    return split_events(degree, events, blocks=len(bundle.degrees[degree].token_counts) - 1, skip=2)
+            if isinstance(error, TocomError):
+                raise
+            raise EngineError(f"ONNX Runtime cannot profile the degrees: {' '.join(str(error).split())}") from error
+    return found
+
+
+def _profiling_session(onnxruntime: Any, bundle: Bundle, degree: int, threads: int, folder: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / f"degree-{degree}")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    return onnxruntime.InferenceSession(bundle.read_onnx(degree), options, providers=["CPUExecutionProvider"])
 
 
 def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: int, skip: int = 0) -> BlockTimes:
@@ -110,8 +136,11 @@ def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: in
     if not counted:
         return BlockTimes(degree, (), 0.0, whole=False)
     ops = [op for op, _ in counted[0]]
-    # Every run does the same ops in the same order; the median of each is not moved by one interrupted run.
-    times = np.median([[ms for _, ms in run] for run in counted if [op for op, _ in run] == ops], axis=0)
+    # Every run does the same ops in the same order; the median of each is not moved by one interrupted run. Scaled to
+    # the median of the runs, because noise that hits another op every time is in no op's median.
+    table = np.array([[ms for _, ms in run] for run in counted if [op for op, _ in run] == ops])
+    times = np.median(table, axis=0)
+    times *= np.median(table.sum(axis=1)) / max(times.sum(), 1e-9)
     # Two norms a block; what is left stands before (one, when there are two) and after the blocks.
     rest = sum(op in _NORMS for op in ops) - 2 * blocks
     whole = rest in (0, 1, 2)

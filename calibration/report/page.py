@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def write_report(
                 for name in ("model", "backend", "precision", "batch", "threads", "interval")
             },
             "device": {"power_mode": profile.device.get("power_mode")},
-            "measured": {"when": profile.measured.get("when", "at an unknown time")},
+            "measured": {"when": _readable(profile.measured.get("when", "at an unknown time"))},
         },
         device=profile.device.get("gpu") or profile.device.get("processor") or "an unknown device",
         random=bundle.manifest["model"].get("weights") == "random",
@@ -75,6 +76,7 @@ def write_report(
         rows=_rows(profile, bundle, suggestion),
         precisions=_precision_rows(profile),
         missing=_missing(profile, blocks, feature_gap),
+        columns=_columns(profile),
         facts=_facts(profile),
     )
     for drawing in drawings:
@@ -99,8 +101,6 @@ def _rows(profile: Profile, bundle: Bundle, suggestion: Suggestion | None) -> li
                 "p50": _quantile(entry.latency, "p50"),
                 "p95": _quantile(entry.latency, "p95"),
                 "p99": f"{entry.latency.p99_ms:.2f}",
-                "count": entry.latency.count,
-                "outliers": entry.latency.outliers,
                 "energy": "–" if entry.energy is None else f"{entry.energy.millijoules:.1f}",
                 "accuracy": _share(entry.accuracy),
                 "agreement": _share(entry.agreement),
@@ -149,7 +149,10 @@ def _missing(
 
 def _facts(profile: Profile) -> list[tuple[str, str]]:
     facts = [(name.replace("_", " "), str(value)) for name, value in profile.device.items()]
-    facts += [(name.replace("_", " "), str(value)) for name, value in profile.measured.items()]
+    facts += [(name.replace("_", " "), _readable(value)) for name, value in profile.measured.items()]
+    entries = profile.degrees.values()
+    facts.append(("samples per degree", ", ".join(str(n) for n in sorted({e.latency.count for e in entries}))))
+    facts.append(("outliers left out", str(sum(e.latency.outliers for e in entries))))
     if profile.device_state is not None:
         start, end = profile.device_state.start, profile.device_state.end
         for name in sorted({*start, *end} - {"seconds"}):
@@ -158,13 +161,27 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
     return facts
 
 
-def _quantile(latency: Latency, name: str) -> str:
+def _columns(profile: Profile) -> dict[str, bool]:
+    """Return which columns of the table have anything to show."""
+    entries = profile.degrees.values()
+    return {name: any(getattr(e, name) for e in entries) for name in ("energy", "accuracy", "agreement")}
+
+
+def _readable(value: Any) -> str:
+    """Return a time of a profile as people write it; anything else as it is."""
+    try:
+        return datetime.fromisoformat(str(value)).strftime("%-d %B %Y, %H:%M %Z").strip(", ")
+    except ValueError:
+        return str(value)
+
+
+def _quantile(latency: Latency, name: str) -> tuple[str, str]:
     interval = latency.intervals_ms.get(name)
     value = f"{getattr(latency, f'{name}_ms'):.2f}"
-    return f"{value} (no interval)" if interval is None else f"{value} ({interval[0]:.2f}–{interval[1]:.2f})"
+    return value, "no interval" if interval is None else f"{interval[0]:.2f}–{interval[1]:.2f}"
 
 
-def _share(accuracy: Accuracy | None) -> str:
+def _share(accuracy: Accuracy | None) -> tuple[str, str]:
     if accuracy is None:
-        return "–"
-    return f"{accuracy.value:.1%} ({accuracy.low:.1%}–{accuracy.high:.1%}, n={accuracy.count})"
+        return "–", ""
+    return f"{accuracy.value:.1%}", f"{accuracy.low:.1%}–{accuracy.high:.1%}, n={accuracy.count}"

@@ -125,11 +125,7 @@ def _blocks(profile: Profile, bundle: Bundle, progress: Callable[[str, int, int]
 
     if profile.backend != "onnxruntime":
         return []
-    found: list[BlockTimes] = []
-    for degree in profile.degrees:
-        progress("where the time goes", len(found), len(profile.degrees))
-        found.append(block_times(bundle, degree, threads=profile.threads))
-    return found
+    return block_times(bundle, list(profile.degrees), threads=profile.threads, progress=progress)
 
 
 def _table(profile: Profile) -> Table:

@@ -237,7 +237,7 @@ def quickstart(
         bundle,
         out / "report",
         suggestion=suggest_degrees(profile),
-        blocks=[block_times(bundle, degree, threads=profile.threads, runs=5) for degree in dict.fromkeys(shown)],
+        blocks=block_times(bundle, list(dict.fromkeys(shown)), threads=profile.threads, runs=5),
         feature_gap=gaps,
     )
     return figures

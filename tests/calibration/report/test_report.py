@@ -55,7 +55,7 @@ def profile(bundle: SmallBundle) -> Profile:
 @pytest.fixture(scope="module")
 def page(bundle: SmallBundle, profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = Bundle(bundle.path)
-    blocks = [block_times(opened, degree, threads=1, runs=2) for degree in opened.degrees]
+    blocks = block_times(opened, list(opened.degrees), threads=1, runs=2)
     out = tmp_path_factory.mktemp("out")
     return write_report(profile, opened, out, suggestion=suggest_degrees(profile), blocks=blocks, feature_gap=GAP)
 
@@ -66,7 +66,7 @@ def test_a_changed_model_is_not_profiled(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     (changed.path / "degree-04.onnx").write_bytes(content)
     with pytest.raises(BundleError, match=r"degree-04\.onnx has sha256"):
-        block_times(Bundle(changed.path, verify=False), 4, threads=1)
+        block_times(Bundle(changed.path, verify=False), [4], threads=1)
 
 
 def test_one_file_that_needs_no_network_and_a_png_per_figure(page: Path, profile: Profile) -> None:
