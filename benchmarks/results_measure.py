@@ -33,6 +33,7 @@ from torch import nn
 from tocom import Compensator, compress
 from tocom.calibration.accuracy.answers import feature_gaps
 from tocom.compression.loading.preprocessing import input_config
+from tocom.formats.families import EVERY
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head, pooled_features
 from tocom.system.files import atomic_path, sha256_file, write_json
@@ -68,16 +69,31 @@ class Measured:
     def __init__(self, name: str, model: VisionTransformer, images: Any) -> None:
         self.name, self.model, self.images = name, model, images
 
-    def at(self, degree: int, method: str = "merge", *, recipe: str = "", seed: int = 0, source: int = 0) -> Features:
+    def at(
+        self,
+        degree: int,
+        method: str = "merge",
+        *,
+        family: str = EVERY,
+        recipe: str = "",
+        seed: int = 0,
+        source: int = 0,
+    ) -> Features:
         """Return features [images, channels] at a degree; with a recipe, compensated from the source degree."""
-        key = f"{method}-{degree}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
+        along = "" if family == EVERY or not degree else f"-{family.replace(':', '-')}"
+        key = f"{method}-{degree}{along}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
         path = FOLDER / "features" / f"{self.name}-{key}.npy"
         if path.exists():
             return np.load(path)
         print(path.stem, file=sys.stderr, flush=True)
         compensator = Compensator.load(compensator_path(recipe, seed)) if recipe else None
         model = compress(
-            self.model, degree, method=method, compensator=compensator, source_degree=source if recipe else 0
+            self.model,
+            degree,
+            method=method,
+            family=family,
+            compensator=compensator,
+            source_degree=source if recipe else 0,
         )
         found = pooled_features(model, self.images).numpy()
         with (

@@ -25,6 +25,7 @@ from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree, make_retargetable
 from tocom.export.graph.trace import DTYPES, trace
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
+from tocom.formats.families import EVERY, named_family
 from tocom.formats.methods import check_method
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
@@ -45,6 +46,7 @@ def export(
     scale: float | None = None,
     source_degree: int = 0,
     method: str = "merge",
+    family: str | None = None,
     fuse: bool = False,
     features: bool = False,
     precision: str = "fp32",
@@ -67,6 +69,8 @@ def export(
         scale: Overrides the compensator's scale.
         source_degree: Degree that the model was fine-tuned at.
         method: ``merge`` or ``prune``.
+        family: Which blocks remove tokens: see :mod:`tocom.formats.families`. None is the compensator's, without
+            one ``every``.
         fuse: With ``prune``: fuse the removed tokens into one.
         features: Beside ``logits`` give the pooled ``features`` [batch, channels] that the classifier reads.
         precision: ``fp32``, ``fp16`` or ``bf16``; input and output stay float32.
@@ -82,7 +86,7 @@ def export(
 
     Raises:
         ModelError: The model is not supported.
-        DegreeError: A degree, the method or the batch is out of range.
+        DegreeError: A degree, the method, the family or the batch is out of range.
         CompensatorError: The compensator does not fit.
         ExportError: Tracing failed, or an ONNX file does not compute what torch computes.
         OutputError: The bundle cannot be written.
@@ -90,7 +94,10 @@ def export(
     loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, model_name(model), "memory")
     vit = loaded.model
     tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
-    degrees = _check_request(vit, degrees, compensator, scale, source_degree, method, fuse, precision, batch, labels)
+    family = named_family(family or (EVERY if compensator is None else compensator.family), depth)
+    degrees = _check_request(
+        vit, degrees, compensator, scale, source_degree, method, family, fuse, precision, batch, labels
+    )
     fixed = batch if isinstance(batch, int) else None
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
     if features and isinstance(vit.head, nn.Identity):
@@ -100,20 +107,33 @@ def export(
     steps = _Steps(progress, total=1 + len(degrees) * (2 if check else 1))
 
     with _evaluating(vit), atomic_folder(out, overwrite=overwrite) as folder:
-        schedules = {degree: removal_schedule(tokens, depth, degree, prefix) for degree in degrees}
+        schedules = {degree: removal_schedule(tokens, depth, degree, prefix, family) for degree in degrees}
         results: dict[int, CheckResult | None] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
             templates = {
                 compressed: _template(
-                    vit, store, compressed=compressed, method=method, fuse=fuse, features=features, precision=precision
+                    vit,
+                    store,
+                    compressed=compressed,
+                    method=method,
+                    family=family,
+                    fuse=fuse,
+                    features=features,
+                    precision=precision,
                 )
                 for compressed in sorted({degree > 0 for degree in degrees})
             }
             for degree, removed in schedules.items():
                 steps.next(f"writing degree {degree}")
                 proto = at_degree(
-                    templates[degree > 0], removed, tokens=tokens, prefix=prefix, batch=fixed, precision=precision
+                    templates[degree > 0],
+                    removed,
+                    tokens=tokens,
+                    prefix=prefix,
+                    family=family,
+                    batch=fixed,
+                    precision=precision,
                 )
                 _put_weights(
                     proto,
@@ -137,6 +157,7 @@ def export(
                     vit,
                     degree,
                     method=method,
+                    family=family,
                     fuse=fuse,
                     compensator=compensator,
                     source_degree=source_degree,
@@ -156,6 +177,7 @@ def export(
                 "prefix_tokens": prefix,
             },
             "method": method,
+            "family": family,
             "fuse": fuse,
             "source_degree": source_degree,
             "compensator": _describe(compensator, scale),
@@ -220,6 +242,7 @@ def _check_request(
     scale: float | None,
     source_degree: int,
     method: str,
+    family: str,
     fuse: bool,
     precision: str,
     batch: int | tuple[int, int, int],
@@ -240,10 +263,10 @@ def _check_request(
         raise DegreeError("The 'degrees' parameter must name at least one degree. Got none.")
     for degree in (*degrees, source_degree):
         removal_schedule(
-            input_tokens(vit), len(vit.blocks), degree, vit.num_prefix_tokens
+            input_tokens(vit), len(vit.blocks), degree, vit.num_prefix_tokens, family
         )  # raises when the degree is out of range
     if compensator is not None:
-        compensator.check_fits(vit, method=method)
+        compensator.check_fits(vit, method=method, family=family)
         compensator.check_degrees(source_degree, *degrees)
         compensator.check_scale(scale)
         size = "x".join(str(side) for side in vit.patch_embed.img_size)
@@ -265,11 +288,14 @@ def _template(
     *,
     compressed: bool,
     method: str,
+    family: str,
     fuse: bool,
     features: bool,
     precision: str,
 ) -> onnx.ModelProto:
-    template = trace(vit, compressed=compressed, method=method, fuse=fuse, features=features, precision=precision)
+    template = trace(
+        vit, compressed=compressed, method=method, family=family, fuse=fuse, features=features, precision=precision
+    )
     make_retargetable(template)
     placeholders = projection_weights(vit, precision=precision)
     for tensor in template.graph.initializer:

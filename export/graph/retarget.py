@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper, shape_inference
 from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import ExportError
 from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, token_merge_function, token_prune_function
+from tocom.formats.families import EVERY
 
 __all__ = ["at_degree", "make_retargetable"]
 
@@ -56,6 +57,7 @@ def at_degree(
     *,
     tokens: int,
     prefix: int,
+    family: str = EVERY,
     batch: int | None,
     precision: str = "fp32",
 ) -> onnx.ModelProto:
@@ -66,6 +68,7 @@ def at_degree(
         removed: Tokens that each block removes; ignored by a dense template.
         tokens: Tokens entering the first block.
         prefix: Protected leading tokens.
+        family: That the template was traced with.
         batch: Fixed batch, or None to leave it symbolic.
         precision: Type of the tokens, for the function bodies.
     """
@@ -77,7 +80,7 @@ def at_degree(
     counts = token_counts(tokens, removed)
     # Nodes of our domain stand in the order of the blocks. The template has degree 1, which leaves at least as
     # many tokens to every block as any other degree: it has a node wherever any degree needs one.
-    blocks = iter(index for index, r in enumerate(removal_schedule(tokens, len(removed), 1, prefix)) if r)
+    blocks = (index for index, r in enumerate(removal_schedule(tokens, len(removed), 1, prefix, family)) if r)
     bypass: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in graph.node:

@@ -27,6 +27,7 @@ from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import ExportError
 from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
+from tocom.formats.families import EVERY
 
 __all__ = ["DTYPES", "answers", "projection_name", "trace"]
 
@@ -57,6 +58,7 @@ def trace(
     *,
     compressed: bool,
     method: str = "merge",
+    family: str = EVERY,
     fuse: bool = False,
     features: bool = False,
     precision: str = "fp32",
@@ -67,6 +69,7 @@ def trace(
         model: Dense, in evaluation mode; left as it is.
         compressed: Trace with a ``tocom`` node in every block that can remove tokens (at degree 1), else dense.
         method: ``merge`` or ``prune``.
+        family: Which blocks remove tokens: see :mod:`tocom.formats.families`.
         fuse: With ``prune``: fuse the removed tokens.
         features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
         precision: Type of weights and activations; the input and output stay float32.
@@ -80,7 +83,7 @@ def trace(
         ExportError: torch cannot trace the model.
     """
     prefix, tokens = model.num_prefix_tokens, input_tokens(model)
-    removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix)
+    removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
     traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features)

@@ -78,6 +78,7 @@ def test_what_stands_in_the_file(original: Compensator, saved: Path) -> None:
         "version": "1",
         "model": "vit_tiny_patch16_224",
         "method": "merge",
+        "family": "every",
         "groups": "4",
         "rank": "2",
         "scale": "0.1",
@@ -128,6 +129,9 @@ DAMAGE = {
     "groups negative": (say(groups="-4", rank="-2"), "'groups' parameter must be a positive integer"),
     "another rank": (say(rank="3"), "says 4 groups of rank 3, its tensors have 8 rank rows"),
     "more groups than memory": (say(groups="999999999999"), "999999999999 groups of rank 2, its tensors have 8"),
+    "no family": (forget("family"), "lacks metadata: family"),
+    "a family of other blocks": (say(family="spaced:1,9"), "must name blocks of the model, which has 3: 0 to 2. Got 9"),
+    "no family's name": (say(family="often"), "must be 'every', or 'spaced:'.*Got 'often'"),
     "no method": (say(method="drop"), "must be one of merge, prune. Got 'drop'"),
 }
 

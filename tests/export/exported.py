@@ -14,6 +14,8 @@ from small_vits import busy_compensator, small_images, small_vit
 from timm.models.vision_transformer import VisionTransformer
 
 from tocom import Compensator, compress
+from tocom.compression.surgery import input_tokens
+from tocom.compression.tokens import largest_degree
 from tocom.export import export
 from tocom.formats.bundle import Bundle
 
@@ -29,6 +31,7 @@ class Case:
         model: timm name.
         method: ``merge`` or ``prune``.
         fuse: With ``prune``.
+        family: Which of the three blocks remove tokens.
         options: For ``small_vit``.
     """
 
@@ -36,12 +39,13 @@ class Case:
     model: str = "vit_tiny_patch16_224"
     method: str = "merge"
     fuse: bool = False
+    family: str = "every"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def compression(self) -> dict[str, Any]:
         """Keyword arguments of compress() and export()."""
-        return {"method": self.method, "fuse": self.fuse}
+        return {"method": self.method, "fuse": self.fuse, "family": self.family}
 
     def build(self) -> VisionTransformer:
         """Return the model."""
@@ -59,6 +63,8 @@ CASES = (
         "no class token, attention pooling, prune", "vit_base_patch16_siglip_224", "prune", options={"num_classes": 0}
     ),
     Case("query and key norm", options={"qk_norm": True, "side": 128}),
+    Case("one block merges", family="spaced:1"),
+    Case("two blocks prune", method="prune", family="spaced:0,2"),
     Case("gated MLP", "aimv2_large_patch14_224", options={"side": 70, "num_classes": 0}),
 )
 
@@ -92,12 +98,12 @@ class Exported:
 def make(case: Case, out: Path) -> Exported:
     """Export a case at degrees 0, 2, 3 and the cap, symbolic batch, checked against torch by the export itself."""
     model = case.build()
-    patches = model.patch_embed.num_patches
-    compensator = busy_compensator(model, groups=patches // 2, method=case.method)
+    cap = largest_degree(input_tokens(model), 3, model.num_prefix_tokens, case.family)
+    compensator = busy_compensator(model, groups=cap, method=case.method, family=case.family)
     bundle = export(
         model,
         out,
-        degrees=[patches // 2, 0, 3, 2],
+        degrees=[cap, 0, 3, 2],
         compensator=compensator,
         source_degree=SOURCE,
         batch=(1, 2, 4),

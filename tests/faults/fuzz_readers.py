@@ -33,6 +33,7 @@ MANIFEST: dict[str, Any] = {
     "created_by": "fuzz",
     "model": {"name": "vit", "fingerprint": "0" * 64, "weights": "file", "prefix_tokens": 1},
     "method": "merge",
+    "family": "every",
     "fuse": False,
     "source_degree": 0,
     "compensator": None,

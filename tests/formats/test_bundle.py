@@ -40,6 +40,7 @@ def manifest_of(files: dict[str, bytes]) -> dict[str, Any]:
         "created_by": "tests",
         "model": {"name": "vit", "fingerprint": "0" * 64, "weights": "file", "prefix_tokens": 1},
         "method": "merge",
+        "family": "every",
         "fuse": False,
         "source_degree": 0,
         "compensator": None,

@@ -69,6 +69,7 @@ def write_small_bundle(
         "created_by": "tests",
         "model": {"name": "small", "fingerprint": "0" * 64, "weights": "random", "prefix_tokens": 1},
         "method": "merge",
+        "family": "every",
         "source_degree": 0,
         "compensator": None,
         "precision": "fp32",

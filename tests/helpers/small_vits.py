@@ -56,10 +56,16 @@ def small_images(model: VisionTransformer, count: int = 2, seed: int = 0) -> Ten
 
 
 def busy_compensator(
-    model: VisionTransformer, *, groups: int = 6, rank: int = 2, method: str = "merge", seed: int = 0
+    model: VisionTransformer,
+    *,
+    groups: int = 6,
+    rank: int = 2,
+    method: str = "merge",
+    family: str = "every",
+    seed: int = 0,
 ) -> Compensator:
     """Return a compensator that fits the model and changes its output at every step of the degree."""
-    compensator = Compensator.for_model(model, groups=groups, rank=rank, method=method)
+    compensator = Compensator.for_model(model, groups=groups, rank=rank, method=method, family=family)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in compensator.named_parameters():

@@ -125,8 +125,8 @@ def test_a_compensator_cannot_ask_for_more_memory_than_its_file_has(tmp_path: Pa
     tensors["blocks.0.attn.q.down"] = torch.zeros(1, 1 << 20)
     tensors["blocks.0.attn.q.up"] = torch.zeros(1 << 20, 1)
     metadata = {
-        "format": "tocom-compensator", "version": "1", "model": "m", "method": "merge", "groups": "1", "rank": "1",
-        "scale": "0.1", "image_size": "1x1", "base_sha256": "0",
+        "format": "tocom-compensator", "version": "1", "model": "m", "method": "merge", "family": "every",
+        "groups": "1", "rank": "1", "scale": "0.1", "image_size": "1x1", "base_sha256": "0",
     }  # fmt: skip
     save_file(tensors, tmp_path / "c.safetensors", metadata=metadata)
     with pytest.raises(CompensatorError, match="should have shape"):  # 8 GB, had they been made

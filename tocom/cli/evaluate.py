@@ -119,7 +119,9 @@ def _by_source(options: list[str]) -> dict[int, str]:
 
 def _table(result: Evaluation) -> Table:
     has_accuracy = result.pairs[0].without.accuracy is not None
-    table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
+    table = Table(
+        title=f"{result.provenance['model']}, {result.method}, {result.family}, {result.images['test']} test images"
+    )
     names = ("accuracy", "log-loss", "feature gap") if has_accuracy else ("feature gap",)
     for column in ("source", "target", *(f"{name}{suffix}" for name in names for suffix in ("", ", compensated"))):
         table.add_column(column, justify="right")

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
-from tocom.cli.options import parse_batch, parse_degrees
+from tocom.cli.options import MergeBlocks, Spacing, parse_batch, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def export(
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
     source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    merge_blocks: MergeBlocks = None,
+    every: Spacing = None,
     fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
@@ -72,6 +74,7 @@ def export(
             scale=scale,
             source_degree=source_degree,
             method=method,
+            family=parse_family(merge_blocks, every, len(loaded.model.blocks)),
             fuse=fuse,
             features=features,
             precision=precision,
@@ -92,7 +95,8 @@ def bundle_table(bundle: Bundle) -> Table:
     """Return the degrees of a bundle as a table."""
     manifest: dict[str, Any] = bundle.manifest
     random = " [red](random weights: for timing only)[/]" if manifest["model"]["weights"] == "random" else ""
-    table = Table(title=f"{bundle.path}: {bundle.model_name}{random}, {manifest['method']}, {bundle.precision}")
+    along = f"{manifest['method']}, {manifest['family']}"
+    table = Table(title=f"{bundle.path}: {bundle.model_name}{random}, {along}, {bundle.precision}")
     for column in ("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"):
         table.add_column(column, justify="right")
     for entry in manifest["degrees"]:

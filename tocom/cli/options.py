@@ -10,7 +10,17 @@ import typer
 
 from tocom.errors import RequestError
 
-__all__ = ["BackendName", "TimeoutS", "TrustedKeys", "parse_batch", "parse_degrees", "parse_seconds"]
+__all__ = [
+    "BackendName",
+    "MergeBlocks",
+    "Spacing",
+    "TimeoutS",
+    "TrustedKeys",
+    "parse_batch",
+    "parse_degrees",
+    "parse_family",
+    "parse_seconds",
+]
 
 TrustedKeys = Annotated[
     list[Path] | None,
@@ -29,6 +39,41 @@ TimeoutS = Annotated[
         help="Seconds until a device that does not answer is given up, or 'none'; default: 60 on a GPU, none on a CPU."
     ),
 ]
+
+
+MergeBlocks = Annotated[
+    str | None,
+    typer.Option(help="Blocks that remove tokens, from 0: 1,4,7,10; they take over what the others would remove."),
+]
+
+
+Spacing = Annotated[
+    int | None, typer.Option("--every", help="Remove tokens in every N-th block: 3 is blocks 1,4,7,10 of 12.")
+]
+
+
+def parse_family(merge_blocks: str | None, spacing: int | None, depth: int) -> str | None:
+    """Return the family that two options ask for, of a model with so many blocks; None where neither is given.
+
+    Raises:
+        RequestError: Both are given, or the blocks are no numbers.
+        DegreeError: Blocks or a spacing that the model does not have.
+    """
+    from tocom.formats.families import every_nth, spaced_family
+
+    if merge_blocks is not None and spacing is not None:
+        raise RequestError("Give --merge-blocks or --every, not both: each says which blocks remove tokens.")
+    if spacing is not None:
+        return every_nth(spacing, depth)
+    if merge_blocks is None:
+        return None
+    try:
+        blocks = [int(part) for part in merge_blocks.split(",")]
+    except ValueError as error:
+        raise RequestError(
+            f"The 'merge-blocks' option must be numbers of blocks (1,4,7,10). Got {merge_blocks!r} instead."
+        ) from error
+    return spaced_family(blocks, depth)
 
 
 def parse_degrees(text: str) -> list[int]:

@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tocom.cli.app import console, output, print_json
+from tocom.cli.options import MergeBlocks, Spacing, parse_family
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def train(
     groups: Annotated[int, typer.Option(help="Degrees 0 to this many will be within reach.")] = 16,
     rank: Annotated[int, typer.Option(help="Rank of each degree step.")] = 2,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    merge_blocks: MergeBlocks = None,
+    every: Spacing = None,
     loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', or 'auto'.")] = "auto",
     hidden: Annotated[
         float, typer.Option(help="Weight of a second loss, between the class tokens behind every block.")
@@ -75,6 +78,7 @@ def train(
     """
     from tocom.compression.loading.model import load_model
     from tocom.compression.loading.preprocessing import input_config
+    from tocom.formats.families import EVERY
     from tocom.system.files import check_writable
     from tocom.training.config import TrainingConfig
     from tocom.training.distributed import choose_device, joined
@@ -83,10 +87,13 @@ def train(
 
     if unreadable not in ("skip", "fail"):
         raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")
+    check_writable(out.parent)
+    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
     config = TrainingConfig(
         groups=groups,
         rank=rank,
         method=method,
+        family=parse_family(merge_blocks, every, len(loaded.model.blocks)) or EVERY,
         loss=loss,
         hidden=hidden,
         relative=relative,
@@ -101,9 +108,7 @@ def train(
         flip=flip,
         seed=seed,
     )
-    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
     files = ImageFiles(images, input_config(loaded.model))
-    check_writable(out.parent)
     place = choose_device(device)
     with joined(place) as processes, _progress(shown=processes.first) as progress:
         compensator = run(
@@ -124,7 +129,9 @@ def train(
     if as_json:
         print_json(compensator.describe())
         return
-    output.print(f"compensator {out}: degrees 0 to {groups}, {method}", highlight=False, soft_wrap=True)
+    output.print(
+        f"compensator {out}: degrees 0 to {groups}, {method}, {config.family}", highlight=False, soft_wrap=True
+    )
     passed = int(compensator.metadata["unreadable_images"])
     if passed:
         console.print(f"{passed} of {len(files)} images could not be read and were passed over", highlight=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tocom.compensator.low_rank import LowRank
 from tocom.compensator.tensor_file import save_tensors
 from tocom.errors import CompensatorError, DegreeError
+from tocom.formats.families import EVERY, named_family
 from tocom.formats.methods import check_method
 from tocom.system.files import sha256_file
 
@@ -26,7 +27,8 @@ __all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
 
 FORMAT, VERSION = "tocom-compensator", "1"
 _MAX_TENSORS = 4096
-_NEEDED = ("model", "method", "groups", "rank", "scale", "image_size", "base_sha256")
+_NEEDED = ("model", "method", "family", "groups", "rank", "scale", "image_size", "base_sha256")
+_OWN = ("groups", "rank", "scale", "method", "family")  # attributes, not further strings
 
 
 class Compensator(nn.Module):
@@ -40,6 +42,7 @@ class Compensator(nn.Module):
         rank: Rank of each group.
         scale: Factor ``s`` of the deltas in use.
         method: ``merge`` or ``prune``: what it was trained for.
+        family: Along which the degrees of its groups are: see :mod:`tocom.formats.families`.
         metadata: Further strings that stand in the file.
     """
 
@@ -53,6 +56,7 @@ class Compensator(nn.Module):
         rank: int = 2,
         scale: float = 0.1,
         method: str = "merge",
+        family: str = EVERY,
         metadata: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -63,7 +67,7 @@ class Compensator(nn.Module):
             raise CompensatorError(f"The 'scale' parameter must be a positive number. Got {scale!r} instead.")
         self.depth, self.channels, self.groups, self.rank = depth, channels, groups, rank
         self.attention_channels = attention_channels or channels
-        self.scale, self.method = float(scale), check_method(method)
+        self.scale, self.method, self.family = float(scale), check_method(method), named_family(family, depth)
         self.metadata = dict(metadata or {})
         self.blocks = nn.ModuleList()
         for _ in range(depth):
@@ -75,7 +79,14 @@ class Compensator(nn.Module):
 
     @classmethod
     def for_model(
-        cls, model: nn.Module, *, groups: int = 16, rank: int = 2, scale: float = 0.1, method: str = "merge"
+        cls,
+        model: nn.Module,
+        *,
+        groups: int = 16,
+        rank: int = 2,
+        scale: float = 0.1,
+        method: str = "merge",
+        family: str = EVERY,
     ) -> Compensator:
         """Return an untrained compensator (it changes nothing yet) that fits a timm Vision Transformer."""
         metadata = {
@@ -91,6 +102,7 @@ class Compensator(nn.Module):
             rank=rank,
             scale=scale,
             method=method,
+            family=family,
             metadata=metadata,
         )
 
@@ -98,7 +110,7 @@ class Compensator(nn.Module):
         """Show what fits what."""
         return (
             f"depth={self.depth}, channels={self.channels}, groups={self.groups}, rank={self.rank}, "
-            f"scale={self.scale}, method={self.method!r}"
+            f"scale={self.scale}, method={self.method!r}, family={self.family!r}"
         )
 
     def share_dropout(self, share: tuple[int, int] | None) -> None:
@@ -155,8 +167,8 @@ class Compensator(nn.Module):
             raise CompensatorError(f"The 'scale' parameter must be a finite number. Got {scale!r} instead.")
         return scale
 
-    def check_fits(self, model: nn.Module, *, method: str | None = None) -> None:
-        """Raise CompensatorError unless width, depth and (if given) method are the model's."""
+    def check_fits(self, model: nn.Module, *, method: str | None = None, family: str | None = None) -> None:
+        """Raise CompensatorError unless width, depth and (if given) method and family are the model's."""
         found = {
             "depth": len(model.blocks),
             "channels": model.embed_dim,
@@ -173,6 +185,12 @@ class Compensator(nn.Module):
                 f"The compensator was trained for method {self.method!r}, asked for is {method!r}. Run with "
                 f"--method {self.method}, or train one for {method!r}."
             )
+        if family is not None and named_family(family, self.depth) != self.family:
+            raise CompensatorError(
+                f"The compensator was trained for family {self.family!r}, asked for is {family!r}: its groups are "
+                "steps of the degree along one family, and the same degree leaves other tokens in another. Run with its "
+                f"own family, or train one for {family!r}."
+            )
 
     def save(self, path: Path | str) -> None:
         """Write the weights and their provenance as safetensors, atomically.
@@ -185,6 +203,7 @@ class Compensator(nn.Module):
             "format": FORMAT,
             "version": VERSION,
             "method": self.method,
+            "family": self.family,
             "groups": str(self.groups),
             "rank": str(self.rank),
             "scale": repr(self.scale),
@@ -234,6 +253,7 @@ class Compensator(nn.Module):
             sizes = {name: int(metadata[name]) for name in ("groups", "rank")}
             scale = float(metadata["scale"])
             check_method(metadata["method"])
+            named_family(metadata["family"], len(tensors) // 4)
         except DegreeError as error:
             raise CompensatorError(f"{path}: {error}") from error
         except ValueError as error:
@@ -252,6 +272,7 @@ class Compensator(nn.Module):
                 attention_channels=first_up.shape[0],
                 scale=scale,
                 method=metadata["method"],
+                family=metadata["family"],
                 metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
                 **sizes,
             )
@@ -281,8 +302,9 @@ class Compensator(nn.Module):
             "rank": self.rank,
             "scale": self.scale,
             "method": self.method,
+            "family": self.family,
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            **{key: value for key, value in self.metadata.items() if key not in ("groups", "rank", "scale", "method")},
+            **{key: value for key, value in self.metadata.items() if key not in _OWN},
         }
 
 

@@ -17,6 +17,7 @@ from tocom.compensator.compensator import Compensator
 from tocom.compression.blocks import CompressedBlocks, replace_child
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import CompensatorError, DegreeError, ModelError
+from tocom.formats.families import EVERY
 from tocom.formats.methods import check_method
 
 __all__ = ["check_supported", "compress", "input_tokens", "merge_compensator"]
@@ -28,7 +29,7 @@ def compress(
     *,
     method: str = "merge",
     fuse: bool = False,
-    schedule: str = "constant",
+    family: str | None = None,
     compensator: Compensator | None = None,
     source_degree: int = 0,
     scale: float | None = None,
@@ -38,10 +39,11 @@ def compress(
 
     Args:
         model: A plain timm Vision Transformer.
-        degree: Tokens to remove in every block; 0 is the dense model, bit for bit. Or one number per block.
+        degree: Tokens to remove per block; 0 is the dense model, bit for bit. Or a list of one number per block.
         method: ``merge`` (ToMe) or ``prune`` (EViT).
         fuse: With ``prune``: put one fused token in the place of the removed ones.
-        schedule: ``constant``, or ``decreasing``: from twice the degree in the first block to none in the last.
+        family: Which blocks remove how many times the degree: ``every``, or ``spaced:`` and their numbers from 0, as
+            in ``spaced:1,4,7,10``. None is the compensator's, without one ``every``.
         compensator: Adds ``scale · ToCom(source_degree → degree)`` to the weights of q and v.
         source_degree: Degree that the model was fine-tuned at.
         scale: Overrides the scale stored in the compensator.
@@ -53,23 +55,23 @@ def compress(
     Raises:
         ModelError: The model is no plain Vision Transformer; the message says why.
         DegreeError: A degree or the method is out of range.
-        CompensatorError: The compensator does not fit the model, the method, or the degrees, or the schedule is not
-            constant.
+        CompensatorError: The compensator does not fit the model, the method, the family or the degrees, or the degree
+            is a list.
     """
     check_supported(model)
     check_method(method)
     if fuse and method != "prune":
         raise DegreeError("The 'fuse' parameter belongs to method 'prune': merging already keeps every token's share.")
     tokens, prefix, depth = input_tokens(model), model.num_prefix_tokens, len(model.blocks)
-    removed = removal_schedule(tokens, depth, degree, prefix, schedule)
-    if compensator is not None and (schedule != "constant" or not isinstance(degree, int)):
+    family = family or (EVERY if compensator is None else compensator.family)
+    if compensator is not None and not isinstance(degree, int):
         raise CompensatorError(
-            "A compensator has one group per step of a degree that is the same in every block: it says nothing of "
-            f"{schedule if isinstance(degree, int) else 'per-block'} schedules. Run at a constant degree, or without "
-            "the compensator."
+            f"A compensator has one group per step of the degree along its family, {compensator.family!r}: it says "
+            "nothing of a list with a number per block. Run at a degree, or without the compensator."
         )
+    removed = removal_schedule(tokens, depth, degree, prefix, family)
     if compensator is not None:
-        compensator.check_fits(model, method=method)
+        compensator.check_fits(model, method=method, family=family)
         compensator.check_degrees(source_degree, degree)
         if source_degree == degree:
             compensator = None
@@ -77,7 +79,7 @@ def compress(
             model = merge_compensator(model, compensator, source_degree, degree, scale=scale)
             compensator = None
     elif source_degree:
-        removal_schedule(tokens, depth, source_degree, prefix)
+        removal_schedule(tokens, depth, source_degree, prefix, family)
     if not any(removed) and compensator is None:
         return model
     blocks = CompressedBlocks(

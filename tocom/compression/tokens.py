@@ -1,6 +1,6 @@
 """Token counts per block: plain integers, shared by torch, ONNX, TensorRT and the reports.
 
-Sources: ToMe, arXiv 2210.09461, section 3 (constant schedule); EViT, arXiv 2202.07800 (pruning at the same counts).
+Sources: ToMe, arXiv 2210.09461, section 3; EViT, arXiv 2202.07800 (pruning at the same counts).
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tocom.errors import DegreeError
+from tocom.formats.families import EVERY, family_shares
 
-__all__ = ["SCHEDULES", "removable", "removal_schedule", "token_counts"]
-
-SCHEDULES = ("constant", "decreasing")
+__all__ = ["largest_degree", "removable", "removal_schedule", "token_counts"]
 
 
 def removable(tokens: int, prefix: int) -> int:
@@ -24,51 +23,63 @@ def removable(tokens: int, prefix: int) -> int:
     return max(tokens - prefix, 0) // 2
 
 
+def largest_degree(tokens: int, depth: int, prefix: int, family: str = EVERY) -> int:
+    """Return the largest degree of a family: what its first removing block can still take.
+
+    Args:
+        tokens: Tokens entering the first block.
+        depth: Number of blocks.
+        prefix: Protected leading tokens.
+        family: See :mod:`tocom.formats.families`.
+
+    Raises:
+        DegreeError: It is no family of a model with so many blocks.
+    """
+    return removable(tokens, prefix) // next(share for share in family_shares(family, depth) if share)
+
+
 def removal_schedule(
-    tokens: int, depth: int, degree: int | Sequence[int], prefix: int, schedule: str = "constant"
+    tokens: int, depth: int, degree: int | Sequence[int], prefix: int, family: str = EVERY
 ) -> tuple[int, ...]:
     """Return how many tokens each block really removes at a degree (numbers of a degree are capped per block).
 
     Args:
         tokens: Tokens entering the first block.
         depth: Number of blocks.
-        degree: Tokens to remove in every block; 0 is the dense model. Or one number per block, which is not capped.
+        degree: Tokens to remove per block, on average over the blocks; 0 is the dense model. Or one number per block,
+            which is not capped.
         prefix: Protected leading tokens.
-        schedule: ``constant``, or ``decreasing``: from twice the degree in the first block to none in the last, on
-            a straight line, the same number in all (ToMe, section 3).
+        family: Which blocks remove how many times the degree: see :mod:`tocom.formats.families`.
 
     Raises:
         DegreeError: ``degree`` is no integer, is negative, or is more than a block can remove; a list of another
-            length than the depth; an unknown schedule.
+            length than the depth; an unknown family.
     """
-    if schedule not in SCHEDULES:
-        raise DegreeError(f"The 'schedule' parameter must be one of {', '.join(SCHEDULES)}. Got {schedule!r} instead.")
+    shares = family_shares(family, depth)
     if isinstance(degree, Sequence) and not isinstance(degree, str):
-        return _per_block(tokens, depth, degree, prefix, schedule)
-    cap = removable(tokens, prefix)
-    most = cap // 2 if schedule == "decreasing" and depth > 1 else cap
+        return _per_block(tokens, depth, degree, prefix, family)
+    most = largest_degree(tokens, depth, prefix, family)
     if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= most:
-        half = "" if most == cap else ", and the first one removes twice the degree"
+        first = next(index for index, share in enumerate(shares) if share)
+        times = (
+            "" if shares[first] == 1 else f", and block {first} of {family!r} takes {shares[first]} times the degree"
+        )
         raise DegreeError(
             f"The 'degree' parameter must be an integer from 0 to {most} for {tokens} tokens with {prefix} protected "
-            f"(a block can remove at most half of the rest{half}). Got {degree!r} instead."
+            f"(a block can remove at most half of the rest{times}). Got {degree!r} instead."
         )
-    wanted = [degree] * depth
-    if schedule == "decreasing" and depth > 1:
-        first = [-(-2 * degree * (depth - 1 - index) // (depth - 1)) for index in range((depth + 1) // 2)]
-        wanted = first + [2 * degree - count for count in reversed(first[: depth // 2])]
     removed: list[int] = []
-    for count in wanted:
-        removed.append(min(count, removable(tokens, prefix)))
+    for share in shares:
+        removed.append(min(share * degree, removable(tokens, prefix)))
         tokens -= removed[-1]
     return tuple(removed)
 
 
-def _per_block(tokens: int, depth: int, counts: Sequence[int], prefix: int, schedule: str) -> tuple[int, ...]:
-    if len(counts) != depth or schedule != "constant":
+def _per_block(tokens: int, depth: int, counts: Sequence[int], prefix: int, family: str) -> tuple[int, ...]:
+    if len(counts) != depth or family != EVERY:
         raise DegreeError(
-            f"A list of degrees must have one number per block ({depth}) and no other schedule. Got {len(counts)} "
-            f"numbers, schedule {schedule!r}."
+            f"A list of degrees must have one number per block ({depth}) and no family beside it. Got {len(counts)} "
+            f"numbers, family {family!r}."
         )
     for index, count in enumerate(counts):
         cap = removable(tokens, prefix)

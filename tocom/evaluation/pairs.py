@@ -64,6 +64,7 @@ class Evaluation:
         held_out: Mean scores of the held-out images over all pairs of different degrees, per scale tried.
         images: How many of each kind: ``test``, ``held_out``.
         method: ``merge`` or ``prune``.
+        family: Along which the degrees are.
         provenance: What the figures are of: compensator, models, seed of the split.
     """
 
@@ -73,6 +74,7 @@ class Evaluation:
     held_out: Mapping[float, Scores]
     images: Mapping[str, int]
     method: str
+    family: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Evaluation:
             "format": "tocom-evaluation",
             "version": 1,
             "method": self.method,
+            "family": self.family,
             "scale": self.scale,
             "scale_chosen_by": self.scale_chosen_by,
             "held_out": [{"scale": scale, **asdict(scores)} for scale, scores in self.held_out.items()],
@@ -131,6 +134,7 @@ def evaluate(
         raise RequestError("The 'sources' parameter must hold models with a classifier, or models without. Got both.")
     compensator.check_degrees(*sources, *targets)
     check_apart(held_out, test)
+    along = {"method": compensator.method, "family": compensator.family}
     pairs = [(source, target) for source in sources for target in targets]
     changed = [(source, target) for source, target in pairs if source != target]
     if scale is None and (not scales or not changed):
@@ -149,14 +153,12 @@ def evaluate(
         images = ImageFiles([path for path, _ in samples], input_entry)
         dense = {}
         for source, model in sources.items():
-            dense[source] = _outputs(compress(model, source, method=compensator.method), images, batch_size)[0]
+            dense[source] = _outputs(compress(model, source, **along), images, batch_size)[0]
             advance(stage)
 
         def scores(source: int, target: int, scale: float | None) -> Scores:
             part = None if scale is None else compensator
-            at = compress(
-                sources[source], target, method=compensator.method, compensator=part, source_degree=source, scale=scale
-            )
+            at = compress(sources[source], target, compensator=part, source_degree=source, scale=scale, **along)
             features, logits = _outputs(at, images, batch_size)
             advance(stage)
             return _scores(features, logits, dense[source], labels)
@@ -181,7 +183,7 @@ def evaluate(
         scale_chosen_by=chosen_by,
         held_out=tried,
         images={"held_out": len(held_out), "test": len(test)},
-        method=compensator.method,
+        **along,
         provenance={"compensator_sha256": compensator.metadata.get("file_sha256"), "model": _name(sources)},
     )
 

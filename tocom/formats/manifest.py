@@ -63,6 +63,7 @@ def check_manifest(path: Path, manifest: Any, *, is_sealed: bool) -> None:
         _expect(path, manifest["model"], key, str)
     for key, kind in (
         ("method", str),
+        ("family", str),
         ("precision", str),
         ("batch", dict),
         ("input", dict),

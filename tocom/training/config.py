@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tocom.errors import RequestError
+from tocom.formats.families import EVERY
 from tocom.formats.methods import check_method
 from tocom.training.distillation import LOSSES, PRECISIONS
 
@@ -20,6 +21,7 @@ class TrainingConfig:
         groups: Degree steps; degrees 0 … ``groups`` will be within reach.
         rank: Rank of each group. The paper has 2.
         method: ``merge`` or ``prune``.
+        family: Along which the degrees are: see :mod:`tocom.formats.families`.
         loss: ``kl`` on logits (the paper's), or ``cosine`` (one minus cosine) or ``mse`` on the pooled feature, for
             backbones without a classifier. ``auto``: ``kl`` when the model has a classifier, else ``cosine``.
         hidden: Weight of a second loss, on the way there: one minus cosine between the class tokens of teacher and
@@ -53,6 +55,7 @@ class TrainingConfig:
     groups: int = 16
     rank: int = 2
     method: str = "merge"
+    family: str = EVERY
     loss: str = "auto"
     hidden: float = 0.0
     relative: bool = False

@@ -129,7 +129,9 @@ class Distillation(nn.Module):
         ):
             if expected is None:
                 with torch.no_grad():
-                    expected = self._output(compress(model, source, method=method), images)
+                    expected = self._output(
+                        compress(model, source, method=method, family=self.compensator.family), images
+                    )
             known = tokens[:]
             tokens.clear()
             found = self._output(student, images)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from tocom.compensator.compensator import Compensator
 from tocom.compression.surgery import check_supported, input_tokens
-from tocom.compression.tokens import removable
+from tocom.compression.tokens import largest_degree
 from tocom.errors import DataError, RequestError, TrainingError
 from tocom.training.config import TrainingConfig
 from tocom.training.distillation import LOSSES, draw_degrees, loss_for
@@ -112,7 +112,12 @@ def train(
 
     torch.manual_seed(config.seed)
     compensator = Compensator.for_model(
-        model, groups=config.groups, rank=config.rank, scale=config.scale, method=config.method
+        model,
+        groups=config.groups,
+        rank=config.rank,
+        scale=config.scale,
+        method=config.method,
+        family=config.family,
     )
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     compensator.to(next(model.parameters()).device).train()
@@ -142,7 +147,7 @@ def train(
 
 def _check_groups(model: VisionTransformer, config: TrainingConfig) -> None:
     tokens = input_tokens(model)
-    cap = removable(tokens, model.num_prefix_tokens)
+    cap = largest_degree(tokens, len(model.blocks), model.num_prefix_tokens, config.family)
     if cap == 0:
         raise TrainingError(
             f"The model has {tokens} tokens, {model.num_prefix_tokens} of them protected: no degree has anything to "
@@ -150,5 +155,6 @@ def _check_groups(model: VisionTransformer, config: TrainingConfig) -> None:
         )
     if config.groups > cap:
         raise RequestError(
-            f"The 'groups' parameter must be at most {cap}, what one block can remove. Got {config.groups}."
+            f"The 'groups' parameter must be at most {cap}, the largest degree of family {config.family!r} for this "
+            f"model. Got {config.groups}."
         )

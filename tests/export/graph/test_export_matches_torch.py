@@ -61,7 +61,7 @@ def test_one_node_per_block_that_removes_tokens(exported: Exported) -> None:
     for degree in exported.bundle.degrees:
         proto = exported.graph(degree)
         nodes = [node for node in proto.graph.node if node.domain == "tocom"]
-        removed = removal_schedule(tokens, 3, degree, prefix)
+        removed = removal_schedule(tokens, 3, degree, prefix, case.family)
         counts = token_counts(tokens, removed)
         want = [
             {
@@ -128,14 +128,15 @@ def test_the_manifest_fits_its_schema_and_says_what_is_there(exported: Exported)
     assert manifest["model"]["prefix_tokens"] == model.num_prefix_tokens
     assert bundle.batch == (1, 2, 4)
     assert bundle.image_shape == (3, *model.patch_embed.img_size)
-    assert (manifest["method"], manifest["fuse"], manifest["source_degree"]) == (
+    assert (manifest["method"], manifest["family"], manifest["fuse"], manifest["source_degree"]) == (
         exported.case.method,
+        exported.case.family,
         exported.case.fuse,
         SOURCE,
     )
     assert manifest["compensator"]["scale"] == 0.1
     for degree, entry in bundle.degrees.items():
-        removed = removal_schedule(input_tokens(model), 3, degree, model.num_prefix_tokens)
+        removed = removal_schedule(input_tokens(model), 3, degree, model.num_prefix_tokens, exported.case.family)
         assert entry.token_counts == token_counts(input_tokens(model), removed)
         output = exported.graph(degree).graph.output[0]
         assert output.name == bundle.output_names[0] == ("features" if model.num_classes == 0 else "logits")

@@ -1,0 +1,183 @@
+"""Compare families of schedules on the quickstart's model and cells; writes ``benchmarks/results/families.json``.
+
+    python benchmarks/families_measure.py --only train         # 3 compensators of each family, the quickstart's budget
+    python benchmarks/families_measure.py --only features      # an hour or two; every set of features is kept
+    python benchmarks/families_measure.py                      # the rest, and the figures
+
+``every`` block against four blocks (``spaced:1,4,7,10``), which leave equal products, by merging and by pruning: the
+feature gap to the dense model, and the recall: the same cell found again in a gallery of dense features. 1,000 cells
+that nothing learned from; differences are paired by cell. Then the gap with the compensators of both families, each
+trained for its own. A run that was stopped goes on where it was; ``--cells 200`` makes do with fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from domains import cell_views, training_views
+from measuring import RESULTS, machine
+from numpy.typing import NDArray
+from results_measure import Features, Measured
+from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import ConcatDataset, Subset
+
+from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.compression.loading.preprocessing import input_config
+from tocom.compression.macs import count_macs
+from tocom.compression.surgery import input_tokens
+from tocom.compression.tokens import removal_schedule
+from tocom.formats.families import EVERY
+from tocom.formats.methods import METHODS
+from tocom.system.files import write_json
+from tocom.training.config import TrainingConfig
+from tocom.training.trainer import train
+
+RESULT = RESULTS / "families.json"
+SPACED = "spaced:1,4,7,10"
+RECIPES = {"family-every": EVERY, "family-spaced": SPACED}
+DEGREES = (16, 20, 12, 8)
+COMPENSATED = (16, 20, 12)
+CELLS, CHUNK = 1000, 200
+
+
+class Unseen:
+    """Features of cells that neither head, nor compensator, nor alignment learns from, kept 200 at a time."""
+
+    def __init__(self, model: VisionTransformer, cells: int) -> None:
+        entry = input_config(model)
+        rest, test = cell_views("rest", entry), cell_views("test", entry)
+        first = len(rest) - (CELLS - len(test))
+        images = ConcatDataset([test, Subset(rest, range(first, len(rest)))])
+        starts = range(0, cells, CHUNK)
+        self.model, self.cells = model, cells
+        self.parts = [
+            Measured(f"unseen-{start}", model, Subset(images, range(start, min(start + CHUNK, cells))))
+            for start in starts
+        ]
+
+    def at(self, *arguments: Any, **options: Any) -> Features:
+        """Return features [cells, channels]: see :meth:`results_measure.Measured.at`."""
+        return np.concatenate([part.at(*arguments, **options) for part in self.parts])
+
+
+def train_all() -> None:
+    """Train the compensators that are not there yet: the quickstart's steps, images and batch, in bfloat16."""
+    model = backbone()
+    views = training_views("cells", input_config(model))
+    for seed in SEEDS:
+        for recipe, family in RECIPES.items():
+            path, begin = compensator_path(recipe, seed), time.perf_counter()
+            if path.exists():
+                continue
+            config = TrainingConfig(
+                groups=20,
+                hidden=1.0,
+                steps=300,
+                batch_size=2,
+                precision="bf16",
+                learning_rate=5e-4,
+                source_degree=0,
+                far_targets=True,
+                family=family,
+                seed=seed,
+            )
+            train(
+                model,
+                views,
+                config,
+                checkpoint=path.with_suffix(".checkpoint"),
+                resume=True,
+                progress=lambda step, path=path, begin=begin: (
+                    step.step % 20 or tell(path.stem, step.step, step.steps, begin)
+                ),
+            ).save(path)
+
+
+def trained(recipe: str) -> list[int]:
+    """Return the seeds that there is a compensator of."""
+    return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
+
+
+def recall(found: Features, gallery: Features) -> NDArray[np.bool_]:
+    """Return for every cell whether its nearest neighbour (cosine) in the gallery is itself, [cells]."""
+    found, gallery = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (found, gallery))
+    return (found @ gallery.T).argmax(axis=1) == np.arange(len(found))
+
+
+def interval(values: NDArray[Any]) -> list[float]:
+    """Return a mean and its 95 % interval (normal: there are a thousand)."""
+    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    return [mean, mean - 1.96 * error, mean + 1.96 * error]
+
+
+def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:
+    """Return gap and recall of both families at a degree, and their paired differences (spaced minus every)."""
+    dense, model = unseen.at(0), unseen.model
+    row: dict[str, Any] = {"method": method, "degree": degree}
+    gaps, found = {}, {}
+    for family in (EVERY, SPACED):
+        features = unseen.at(degree, method, family=family)
+        gaps[family], found[family] = feature_gaps(dense, features), recall(features, dense)
+        removed = removal_schedule(input_tokens(model), len(model.blocks), degree, model.num_prefix_tokens, family)
+        row[family] = {
+            "removed": list(removed),
+            "macs": count_macs(model, removed, method=method),
+            "gap": interval(gaps[family]),
+            "recall": float(found[family].mean()),
+        }
+    row["gap_difference"] = interval(gaps[SPACED] - gaps[EVERY])
+    row["recall_difference"] = interval(found[SPACED].astype(float) - found[EVERY].astype(float))
+    return row
+
+
+def compensate(unseen: Unseen, degree: int) -> dict[str, Any]:
+    """Return per family and seed the share of its own gap that its compensator closes."""
+    dense = unseen.at(0)
+    row: dict[str, Any] = {"degree": degree}
+    for recipe, family in RECIPES.items():
+        without = feature_gaps(dense, unseen.at(degree, family=family)).mean()
+        gaps = [
+            feature_gaps(dense, unseen.at(degree, family=family, recipe=recipe, seed=seed)).mean()
+            for seed in trained(recipe)
+        ]
+        row[family] = {"gaps": [float(gap) for gap in gaps], "closed": [float(1 - gap / without) for gap in gaps]}
+    return row
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", choices=("train", "features"))
+    options.add_argument("--cells", type=int, default=CELLS, choices=range(CHUNK, CELLS + 1, CHUNK))
+    options.add_argument("--threads", type=int, help="of torch")
+    chosen = options.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    (FOLDER / "features").mkdir(parents=True, exist_ok=True)
+    if chosen.only != "features":
+        train_all()
+    if chosen.only == "train":
+        return
+    unseen = Unseen(backbone(), chosen.cells)
+    rows = [compare(unseen, method, degree) for method in METHODS for degree in DEGREES]
+    if chosen.only == "features":
+        return
+    write_json(
+        RESULT,
+        {
+            "machine": machine(),
+            "cells": unseen.cells,
+            "families": rows,
+            "compensated": [compensate(unseen, degree) for degree in COMPENSATED],
+        },
+    )
+    print(RESULT, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
