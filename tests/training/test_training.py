@@ -158,7 +158,8 @@ def test_bad_configs(options: dict[str, object], error: type[TocomError], messag
 def test_bad_input() -> None:
     model = small_vit()
     with pytest.raises(
-        RequestError, match=r"'groups' parameter must be at most 12, the largest degree of family 'every' for this model\. Got 13"
+        RequestError,
+        match=r"'groups' parameter must be at most 12, the largest degree of family 'every' for this model\. Got 13",
     ):
         train(model, dataset(model), TrainingConfig(groups=13))
     with pytest.raises(RequestError, match="cannot be 'kl': the model has no classifier"):

@@ -187,9 +187,9 @@ class Compensator(nn.Module):
             )
         if family is not None and named_family(family, self.depth) != self.family:
             raise CompensatorError(
-                f"The compensator was trained for family {self.family!r}, asked for is {family!r}: its groups are "
-                "steps of the degree along one family, and the same degree leaves other tokens in another. Run with its "
-                f"own family, or train one for {family!r}."
+                f"The compensator was trained for family {self.family!r}, asked for is {family!r}: its groups are steps"
+                " of the degree along one family, and the same degree leaves other tokens in another. Run with its own,"
+                f" or train one for {family!r}."
             )
 
     def save(self, path: Path | str) -> None:
