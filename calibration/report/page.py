@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.calibration.latency.block_times import BlockTimes
-from tocom.calibration.suggest import Suggestion, with_dominated
+from tocom.calibration.suggest import Suggestion
 from tocom.errors import CalibrationError
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy, Latency
@@ -53,7 +53,6 @@ def write_report(
     from tocom.calibration.report.figures import draw
 
     out = bundle.path / REPORT_FOLDER if out is None else Path(out)
-    profile = with_dominated(profile, bundle)  # profiles of version 1 do not have it marked
     drawings = draw(profile, bundle, blocks=blocks, feature_gap=feature_gap)
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     # Names of models and devices come from files: escaped, every one of them.

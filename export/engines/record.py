@@ -26,8 +26,7 @@ __all__ = [
     "write_record",
 ]
 
-# Version 2 knows compact engines.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)

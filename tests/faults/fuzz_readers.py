@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["tocom", "json"]):
     from tocom.formats.sealed_json import sealed
 
 MANIFEST: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": 1,
     "created_by": "fuzz",
     "model": {"name": "vit", "fingerprint": "0" * 64, "weights": "file", "prefix_tokens": 1},
     "method": "merge",

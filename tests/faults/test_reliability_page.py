@@ -18,7 +18,8 @@ PROMISED = (
     "a backend that hangs", "gives NaN", "raises in the middle of a stream", "a device that is lost and comes back",
     "a clock that goes backwards", "a reload with a corrupt bundle while serving", "eight threads opening and closing",
     "a build that hangs", "crash, a kill or an exit in a build", "a pickle that runs code", "secrets", "no trusted key",
-    "an earlier version wrote", "exchanged or rewritten between its hash and its loading", "that takes too much memory",
+    "an earlier build of tocom wrote",
+    "exchanged or rewritten between its hash and its loading", "that takes too much memory",
 )  # fmt: skip
 
 

@@ -15,10 +15,12 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from seals import sealed_bytes
 
 import tocom.formats.schemas
 from tocom.errors import BundleError
 from tocom.formats.bundle import Bundle
+from tocom.formats.sealed_json import write_sealed_json
 
 FILES = {"weights.bin": bytes(range(256)) * 40, "degree-00.onnx": b"dense", "degree-04.onnx": b"compressed"}
 
@@ -77,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, manifest: Any) -> None:
-    (folder / "bundle.json").write_text(json.dumps(manifest))
+    write_sealed_json(folder / "bundle.json", manifest)
 
 
 def use(bundle: Bundle) -> list[Any]:
@@ -137,7 +139,7 @@ FILE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: os.truncate(path, 0), "has 0 bytes"),
     "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has 10241 bytes"),
     "flipped bit": (flip, r"weights\.bin has sha256 [0-9a-f]{64}, the manifest says [0-9a-f]{64}"),
-    "link out": (link_out, r"weights\.bin cannot be read \(it is a link out of the bundle\)"),
+    "link out": (link_out, r"weights\.bin is a link out of the bundle"),
     "link to itself": (link_to_itself, r"weights\.bin cannot be read"),
     "folder": (as_folder, r"weights\.bin cannot be read \(it is no regular file\)"),
     "pipe": (as_pipe, r"weights\.bin cannot be read \(it is no regular file\)"),
@@ -188,22 +190,19 @@ def test_names_that_point_out_of_the_bundle(folder: Path, name: str) -> None:
     ("content", "message"),
     [
         (None, "bundle.json cannot be read"),
-        (b"", "is no valid JSON"),
-        (b"{", "is no valid JSON"),
-        (b"\xff\xfe", "is no valid JSON"),
-        (b"[" * 100_000, "is no valid JSON"),
-        (b'{"schema_version": ' + b"9" * 9000 + b"}", "is no valid JSON"),
-        (b"[]", "has schema version None, this tocom reads 1"),
-        (b"null", "has schema version None"),
-        (b'{"schema_version": 3}', "has schema version 3, this tocom reads 1, 2"),
-        (b'{"schema_version": true}', "has schema version True"),
-        (b'{"schema_version": 2}', "lacks its seal, the last member 'sha256'"),
-        (b'{"schema_version": 1, "schema_version": 1}', "a member is named twice"),
-        (b'{"schema_version": NaN}', "NaN is no JSON number"),
-        (b'{"a": ' * 33 + b"1" + b"}" * 33, "nests more than 32 levels deep"),
-        (b"9" * 5000, "is no valid JSON"),
-        (b'{"schema_version": "1"}', "has schema version '1'"),
-        (b'{"schema_version": 1}', "'model' must be of type dict. Got None instead"),
+        *((content, "lacks its seal, the last member 'sha256'") for content in (b"", b"{", b"[]", b'{"a": 1}')),
+        (sealed_bytes(b""), "is not valid JSON"),
+        (sealed_bytes(b'{"a": "\xff\xfe"'), "is not valid JSON"),
+        (sealed_bytes(b'{"a": ' + b"[" * 100_000), "is not valid JSON"),
+        (sealed_bytes(b'{"schema_version": ' + b"9" * 9000), "is not valid JSON"),
+        (sealed_bytes(b'{"a": 1'), "has schema version None, this tocom reads 1"),
+        (sealed_bytes(b'{"schema_version": 2'), "has schema version 2, this tocom reads 1"),
+        (sealed_bytes(b'{"schema_version": true'), "has schema version True"),
+        (sealed_bytes(b'{"schema_version": 1, "schema_version": 1'), "a member is named twice"),
+        (sealed_bytes(b'{"schema_version": NaN'), "NaN is no JSON number"),
+        (sealed_bytes(b'{"a": ' * 33 + b"1" + b"}" * 32), "nests more than 32 levels deep"),
+        (sealed_bytes(b'{"schema_version": "1"'), "has schema version '1'"),
+        (sealed_bytes(b'{"schema_version": 1'), "'model' must be of type dict. Got None instead"),
     ],
 )
 @pytest.mark.fault(

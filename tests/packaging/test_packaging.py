@@ -78,7 +78,7 @@ def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> 
         "for module in (tocom, tocom.runtime, tocom.calibration, tocom.export):\n"
         "    assert module.__file__.startswith(sys.argv[1]), module.__file__\n"
         "from pathlib import Path\n"
-        "assert Path(tocom.formats.schemas.__file__).with_name('bundle-v2.schema.json').is_file()\n"
+        "assert Path(tocom.formats.schemas.__file__).with_name('bundle-v1.schema.json').is_file()\n"
         "sys.argv = ['tocom', '--version']\n"
         "from tocom.cli import main; main()\n"
     )

@@ -1,7 +1,7 @@
 """Write the golden bundle of the installed tocom's schema version: ``python tests/trust/make_golden_bundle.py OUT``.
 
-Run once per schema version, with the tocom that first wrote it, and committed: every later tocom must load it and
-answer what it answered then. The model is timm's smallest shape: one block of 8 channels, 10 tokens.
+Run again and committed whenever the format changes: every later tocom must load it and answer what it answered then.
+The model is timm's smallest shape: one block of 8 channels, 10 tokens.
 """
 
 from __future__ import annotations

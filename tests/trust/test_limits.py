@@ -20,7 +20,7 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import external_places
 from tocom.formats.sealed_json import parse_json, write_sealed_json
 
-GOLDEN = Path(__file__).parent / "golden" / "version-2"
+GOLDEN = Path(__file__).parent / "golden" / "version-1"
 
 
 def outside(location: str = "/etc/passwd", offset: int | str = 0, length: int | str = 4, size: int = 1) -> TensorProto:

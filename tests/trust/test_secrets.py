@@ -19,7 +19,7 @@ from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.process import Job, build_engines
 from tocom.formats.signatures import load_public_keys, new_key, sign
 
-GOLDEN = Path(__file__).parent / "golden" / "version-2"
+GOLDEN = Path(__file__).parent / "golden" / "version-1"
 SECRET = "hf_Xq7sEcReT0fThIsTeSt"
 USER, HOST = "u5er0fTh1sTest", "h0st0fTh1sTest"
 

@@ -24,7 +24,7 @@ from tocom.formats.verification import verify
 from tocom.runtime import Runtime
 from tocom.runtime.backends.tensorrt.files import find_engines
 
-GOLDEN = Path(__file__).parent / "golden" / "version-2"
+GOLDEN = Path(__file__).parent / "golden" / "version-1"
 DEVICE = {"gpu": "GPU", "compute_capability": "8.9"}
 
 
@@ -109,7 +109,7 @@ def test_a_forger_who_seals_anew_is_refused(bundle: Path, keys: Path) -> None:
         ({"algorithm": "none"}, r"'none'"),
         ({"version": 2}, "this tocom reads"),
         ({"key_id": 7}, "wrong type"),
-        ({"files": {"bundle.json\n0": "0"}}, "not named by its sha256"),
+        ({"files": {"bundle.json\n0": "0"}}, "names a file without its sha256"),
         ({"files": []}, "wrong type"),
         ({"signature": "&&&"}, "damaged"),
         ({"signature": base64.b64encode(b"short").decode()}, "is not of the key"),

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from tocom.errors import BundleError
 from tocom.formats.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
 from tocom.formats.onnx.tensors import external_places
-from tocom.formats.sealed_json import check_seal, parse_json
+from tocom.formats.sealed_json import parse_sealed
 from tocom.formats.signatures import PublicKey, signed_files
 from tocom.system.cpu import usable_cores
 from tocom.system.files import FileState, file_state, open_regular, sha256_open
@@ -341,16 +341,10 @@ def _linked(folder: Path, name: str) -> str:
 
 def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        is_sealed = check_seal(data)
+        manifest = parse_sealed(data)
     except ValueError as error:
-        raise BundleError(
-            f"{path} was changed after the export: {error}. Copy the bundle again, or export it anew."
-        ) from error
-    try:
-        manifest = parse_json(data)
-    except ValueError as error:
-        raise BundleError(f"{path} is no valid JSON ({error}). Copy the bundle again, or export it anew.") from error
-    check_manifest(path, manifest, is_sealed=is_sealed)
+        raise BundleError(f"{path} {error}. Copy the bundle again, or export it again.") from error
+    check_manifest(path, manifest)
     return manifest  # type: ignore[no-any-return]  # check_manifest has seen that it is a dict
 
 

@@ -13,12 +13,10 @@ from typing import Any
 
 from tocom.errors import BundleError
 
-__all__ = ["CROP_MODES", "INTERPOLATIONS", "MANIFEST_NAME", "READABLE_VERSIONS", "SCHEMA_VERSION", "check_manifest"]
+__all__ = ["CROP_MODES", "INTERPOLATIONS", "MANIFEST_NAME", "SCHEMA_VERSION", "check_manifest"]
 
 MANIFEST_NAME = "bundle.json"
-SCHEMA_VERSION = 2
-# Version 1 has no seal; everything else is the same.
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 1
 # How an image gets to the model's size; timm's names. tocom.images does them all.
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -35,28 +33,21 @@ _MAX_MACS = 1 << 62
 _MAX_INPUT_VALUES = 1 << 31
 
 
-def check_manifest(path: Path, manifest: Any, *, is_sealed: bool) -> None:
+def check_manifest(path: Path, manifest: Any) -> None:
     """Check everything that reading a bundle relies on.
 
     Args:
         path: The manifest's file, for messages.
         manifest: Its content.
-        is_sealed: Whether the file ends with a seal that holds.
 
     Raises:
-        BundleError: It is of a version that this tocom does not read, lacks its seal, or a field is missing, of the
-            wrong type or out of range.
+        BundleError: It is of another version, or a field is missing, of the wrong type or out of range.
     """
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if type(version) is not int or version not in READABLE_VERSIONS:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {_shown(version)}, this tocom reads {', '.join(map(str, READABLE_VERSIONS))}. "
-            "Export the bundle anew, or install the tocom that wrote it."
-        )
-    if version > 1 and not is_sealed:
-        raise BundleError(
-            f"{path} lacks its seal, the last member 'sha256': it was cut off or changed after the export. Copy the "
-            "bundle again, or export it anew."
+            f"{path} has schema version {_shown(version)}, this tocom reads {SCHEMA_VERSION}. "
+            "Export the bundle again, or install the tocom that wrote it."
         )
     _expect(path, manifest, "model", dict)
     for key in ("name", "weights"):

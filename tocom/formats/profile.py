@@ -15,7 +15,7 @@ from typing import Any
 
 from tocom.errors import CalibrationError
 from tocom.formats.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
-from tocom.formats.sealed_json import check_seal, parse_json, write_sealed_json
+from tocom.formats.sealed_json import parse_sealed, write_sealed_json
 
 __all__ = [
     "PROFILES_FOLDER",
@@ -28,7 +28,7 @@ __all__ = [
     "find_profiles",
 ]
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 1
 PROFILES_FOLDER = "profiles"
 _MAX_PROFILE_BYTES = 1 << 20
 
@@ -117,17 +117,15 @@ class Profile:
 
     @classmethod
     def from_json(cls, content: Any, *, where: str = "the profile") -> Profile:
-        """Return the profile that ``content`` describes; version 1 is read as well.
+        """Return the profile that ``content`` describes.
 
         Raises:
             CalibrationError: A key is missing, unknown, of the wrong type or out of range; ``where`` is named.
         """
         version = content.get("profile_version") if isinstance(content, dict) else None
-        if version == 1:
-            content = _from_version_1(content)
-        elif version != PROFILE_VERSION:
+        if type(version) is not int or version != PROFILE_VERSION:
             raise CalibrationError(
-                f"{where} has profile version {version!r}, this tocom reads 1 and {PROFILE_VERSION}. "
+                f"{where} has profile version {version!r}, this tocom reads {PROFILE_VERSION}. "
                 "Measure it anew with 'tocom calibrate'."
             )
         try:
@@ -183,22 +181,10 @@ class Profile:
         if len(data) > _MAX_PROFILE_BYTES:
             raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is no profile.")
         try:
-            is_sealed = check_seal(data)
+            content = parse_sealed(data)
         except ValueError as error:
-            raise CalibrationError(f"{path} was changed: {error}. Measure it anew with 'tocom calibrate'.") from error
-        try:
-            content = parse_json(data)
-        except ValueError as error:
-            raise CalibrationError(
-                f"{path} is no valid JSON ({error}). Measure it anew with 'tocom calibrate'."
-            ) from error
-        profile = cls.from_json(content, where=str(path))
-        if content["profile_version"] > 1 and not is_sealed:
-            raise CalibrationError(
-                f"{path} lacks its seal, the last member 'sha256': it was cut off or changed. Measure it anew with "
-                "'tocom calibrate'."
-            )
-        return profile
+            raise CalibrationError(f"{path} {error}. Measure it again with 'tocom calibrate'.") from error
+        return cls.from_json(content, where=str(path))
 
     def save(self, bundle_path: Path | str) -> Path:
         """Write the profile atomically to ``bundle_path/profiles/<fingerprint>.json`` and return that path.
@@ -235,12 +221,3 @@ def _state_json(state: StateLog) -> dict[str, Any]:
 
 def _state_from_json(content: Mapping[str, Any]) -> StateLog:
     return StateLog(content["start"], content["end"], tuple(content["readings"]), tuple(content["marks"]))
-
-
-def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content as version 2 has it: what version 1 did not measure is null."""
-    absent = {"agreement": None, "energy": None, "precisions": None, "dominated_by": None}
-    entries = content.get("degrees")
-    if isinstance(entries, list):
-        entries = [{**entry, **absent} if isinstance(entry, dict) else entry for entry in entries]
-    return {**content, "device_state": None, "degrees": entries}

@@ -14,7 +14,7 @@ from typing import Any
 
 from tocom.system.files import atomic_path
 
-__all__ = ["check_seal", "parse_json", "sealed", "write_sealed_json"]
+__all__ = ["parse_json", "parse_sealed", "sealed", "write_sealed_json"]
 
 _MAX_DEPTH = 32
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -56,19 +56,23 @@ def write_sealed_json(path: Path | str, content: dict[str, Any]) -> None:
         beside.write_bytes(data)
 
 
-def check_seal(data: bytes) -> bool:
-    """Return whether the file ends with a seal.
+def parse_sealed(data: bytes) -> Any:
+    """Return what the bytes of a sealed JSON file say.
 
     Raises:
-        ValueError: It does, and the bytes before it have another hash; both are named.
+        ValueError: They lack the seal, or the bytes before it have another hash; both are named. Or see
+            :func:`parse_json`. The message goes on after the file's name.
     """
     found = _SEAL.search(data, max(0, len(data) - _TAIL_BYTES))
     if found is None:
-        return False
+        raise ValueError("lacks its seal, the last member 'sha256': it was cut off or changed")
     got = hashlib.sha256(data[: found.start()]).hexdigest()
     if got != found[1].decode():
-        raise ValueError(f"its content has sha256 {got}, its seal says {found[1].decode()}")
-    return True
+        raise ValueError(f"was changed: its content has sha256 {got}, its seal says {found[1].decode()}")
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"is not valid JSON ({error})") from error
 
 
 def _depth(data: bytes) -> int:

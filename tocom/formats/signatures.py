@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tocom.errors import BundleError, OutputError, RequestError
 from tocom.formats.manifest import MANIFEST_NAME
-from tocom.formats.sealed_json import check_seal, parse_json, write_sealed_json
+from tocom.formats.sealed_json import parse_sealed, write_sealed_json
 from tocom.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -227,24 +227,22 @@ def _read_signature(path: Path) -> Signature:
         with open_regular(path) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        if not check_seal(data):
-            raise ValueError("it lacks its seal, the last member 'sha256'")
-        content = parse_json(data)
+            raise ValueError(f"has more than {_MAX_BYTES} bytes")
+        content = parse_sealed(data)
         said = tuple(content.get(name) for name in ("format", "version", "algorithm"))
         if said != (FORMAT, VERSION, ALGORITHM):
-            raise ValueError(f"it is of {said}, this tocom reads {(FORMAT, VERSION, ALGORITHM)}")
+            raise ValueError(f"is of {said}, this tocom reads {(FORMAT, VERSION, ALGORITHM)}")
         key_id, files, text = content["key_id"], content["files"], content["signature"]
         if not (isinstance(key_id, str) and isinstance(text, str) and isinstance(files, dict)):
-            raise ValueError("a member is of the wrong type")
+            raise ValueError("has a member of the wrong type")
         if not all(isinstance(sha256, str) and "\n" not in name + sha256 for name, sha256 in files.items()):
-            raise ValueError("a file is not named by its sha256")
+            raise ValueError("names a file without its sha256")
         return Signature(path, key_id, files, base64.b64decode(text, validate=True))
     except OSError as error:
         raise BundleError(f"The signature {path} cannot be read ({error.strerror}). Copy the bundle again.") from error
     except (ValueError, KeyError, AttributeError, binascii.Error) as error:
         raise BundleError(
-            f"The signature {path} is damaged ({error}). Copy the bundle again, or sign it again with 'tocom sign'."
+            f"The signature {path} is damaged (it {error}). Copy the bundle again, or sign it again with 'tocom sign'."
         ) from error
 
 

@@ -121,8 +121,7 @@ class Run:
         )
         if self.processes.count > 1:
             distill = DistributedDataParallel(distill)
-        if not self._resumed():
-            torch.empty((), dtype=torch.int64).random_()  # so runs of earlier versions come out the same
+        self._resume()
         feed = batches(
             self.images,
             batch_size=config.batch_size,
@@ -243,9 +242,9 @@ class Run:
             }
             save_checkpoint(self.places.checkpoint, self._identity(), state)
 
-    def _resumed(self) -> bool:
+    def _resume(self) -> None:
         """Load the checkpoint if there is one to resume from."""
-        path, found = self.places.checkpoint, False
+        path = self.places.checkpoint
         if self.places.resume and path is not None and path.exists():
             state = load_checkpoint(path, self._identity())
             self.compensator.load_state_dict(state["compensator"])
@@ -253,6 +252,5 @@ class Run:
             self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
             restore_rng(state["rng"], self.device)
-            self._done, self.unreadable, found = state["step"], set(state["unreadable"]), True
+            self._done, self.unreadable = state["step"], set(state["unreadable"])
         self.processes.check_equal("the step to go on from", self._done)
-        return found

@@ -119,7 +119,7 @@ def test_weights_stand_once_and_nothing_else_does(exported: Exported) -> None:
 
 
 def test_the_manifest_fits_its_schema_and_says_what_is_there(exported: Exported) -> None:
-    schema = json.loads(Path(tocom.formats.schemas.__path__[0], "bundle-v2.schema.json").read_text())
+    schema = json.loads(Path(tocom.formats.schemas.__path__[0], "bundle-v1.schema.json").read_text())
     manifest = json.loads((exported.bundle.path / MANIFEST_NAME).read_text())
     jsonschema.Draft202012Validator(schema).validate(manifest)
     bundle = Bundle(exported.bundle.path)  # every hash checked
