@@ -1,4 +1,4 @@
-"""Arrays of other libraries without a copy: ``__cuda_array_interface__`` and ``__dlpack__``."""
+"""Arrays of other libraries without a copy: ``__dlpack__``, and ``__cuda_array_interface__`` of those without it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from tocom.errors import RequestError
 
 __all__ = ["DeviceImages", "device_images", "host_array"]
 
-_DL_CPU, _DL_CUDA, _DL_CUDA_HOST = 1, 2, 3
+_DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED = 1, 2, 3, 13
 _DL_FLOAT = 2
+
+
+# CU_STREAM_LEGACY: where a library works that names no stream.
+LEGACY_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,13 @@ class DeviceImages:
         pointer: Address of the first value.
         shape: [batch, channels, height, width].
         owner: Keeps the memory alive.
-        stream: Stream whose work must be done before the memory is read; None when nothing needs waiting for.
+        stream: Stream whose work must be done before the memory is read.
     """
 
     pointer: int
     shape: tuple[int, ...]
     owner: Any
-    stream: int | None = None
+    stream: int
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -57,35 +61,55 @@ def host_array(images: Any) -> NDArray[Any] | None:
     """Return a host array that shares memory with ``images``; None when it is no host array."""
     if isinstance(images, np.ndarray):
         return images
-    if _dlpack_device(images) in (_DL_CPU, _DL_CUDA_HOST):
+    device = _dlpack_device(images)
+    if device is not None and device[0] in (_DL_CPU, _DL_CUDA_HOST):
         return np.from_dlpack(images)
     return None
 
 
-def device_images(images: Any, stream: int) -> DeviceImages | None:
+def device_images(images: Any, intake: int, index: int) -> DeviceImages | None:
     """Return images in GPU memory; None when they are not there.
 
     Args:
-        images: Anything with ``__cuda_array_interface__``, or ``__dlpack__`` on a CUDA device.
-        stream: Our stream; a ``__dlpack__`` producer makes it wait for its own work.
+        images: Anything with ``__dlpack__`` on a CUDA device, or ``__cuda_array_interface__``.
+        intake: A stream of ours, which the producer of a DLPack tensor makes wait for its own work.
+        index: Our GPU.
 
     Raises:
-        RequestError: They are not float32, or not contiguous.
+        RequestError: They are not float32, not contiguous, on another GPU, or their library does not hand them over.
     """
-    interface = getattr(images, "__cuda_array_interface__", None)
-    if interface is not None:
-        shape = tuple(interface["shape"])
-        _check(interface["typestr"] == "<f4", interface["typestr"], interface.get("strides"), shape)
-        return DeviceImages(int(interface["data"][0]), shape, images, interface.get("stream"))
-    if _dlpack_device(images) != _DL_CUDA:
+    device = _dlpack_device(images)
+    if device is not None and device[0] not in (_DL_CUDA, _DL_CUDA_MANAGED):
         return None
-    capsule = images.__dlpack__(stream=stream)
+    if device is not None:
+        return _from_dlpack(images, device[1], intake, index)
+    interface = getattr(images, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    shape = tuple(interface["shape"])
+    _check(interface["typestr"] == "<f4", interface["typestr"], interface.get("strides"), shape)
+    # Below version 3 the interface has no stream; None promises in version 3 that nothing needs waiting for, which
+    # libraries also say of work that they gave the legacy stream. An event there costs a microsecond.
+    stream = interface.get("stream") if interface.get("version", 0) >= 3 else None
+    return DeviceImages(int(interface["data"][0]), shape, images, LEGACY_STREAM if stream is None else int(stream))
+
+
+def _from_dlpack(images: Any, gpu: int, intake: int, index: int) -> DeviceImages:
+    if gpu != index:
+        raise RequestError(
+            f"The 'images' parameter must lie on GPU {index}, where the engines are. Got images on GPU {gpu} instead."
+        )
+    try:
+        capsule = images.__dlpack__(stream=intake)
+    except (BufferError, RuntimeError, TypeError) as error:
+        words = " ".join(str(error).split())
+        raise RequestError(f"The 'images' parameter cannot be taken from its library: {words}") from error
     tensor = read_capsule(capsule)
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(4 * step for step in tensor.strides[: tensor.ndim]) if tensor.strides else None
     kind = "<f4" if (tensor.code, tensor.bits, tensor.lanes) == (_DL_FLOAT, 32, 1) else f"{tensor.bits} bits"
     _check(kind == "<f4", kind, strides, shape)
-    return DeviceImages(int(tensor.data or 0) + tensor.byte_offset, shape, capsule)
+    return DeviceImages(int(tensor.data or 0) + tensor.byte_offset, shape, capsule, intake)
 
 
 def read_capsule(capsule: Any) -> _DlTensor:
@@ -95,9 +119,12 @@ def read_capsule(capsule: Any) -> _DlTensor:
     return _DlTensor.from_address(get_pointer(capsule, b"dltensor"))
 
 
-def _dlpack_device(images: Any) -> int | None:
+def _dlpack_device(images: Any) -> tuple[int, int] | None:
     query = getattr(images, "__dlpack_device__", None)
-    return None if query is None else int(query()[0])
+    if query is None:
+        return None
+    kind, index = query()
+    return int(kind), int(index)
 
 
 def _check(is_float32: bool, kind: str, strides: Any, shape: tuple[int, ...]) -> None:

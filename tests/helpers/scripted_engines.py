@@ -1,19 +1,19 @@
-"""TensorRT's Python module over :mod:`scripted_cuda`: engines are JSON, contexts compute on "device" memory.
+"""TensorRT's Python module over :mod:`host_cuda`: engines are JSON, contexts compute on "device" memory.
 
-As in TensorRT, nothing raises: a refused call returns False or None and logs a line.
+As in TensorRT, nothing raises: a refused call returns False or None and logs a line. Names and arguments are those of
+TensorRT's own stubs, to which a test holds them.
 """
 
 from __future__ import annotations
 
-import ctypes
+import enum
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from scripted_cuda import ScriptedCuda
+from host_cuda import HostCuda
 from small_bundles import SmallBundle
 
 from tocom.formats.bundle import Bundle
@@ -50,7 +50,7 @@ def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-
             "schema_version": 1,
             "backend": "tensorrt",
             "backend_version": "10.13.2",
-            "device": {"name": "Scripted GPU", "compute_capability": "8.7"},
+            "device": {"name": "Host GPU 0", "compute_capability": "8.7"},
             "compute_capabilities": ["8.7"],
             "op_plugin": None,
             "options": {"version_compatible": False, "hardware_compatible": False},
@@ -71,45 +71,83 @@ def write_engines(bundle: SmallBundle, folder: str = "tensorrt-10.13.2-scripted-
 
 
 class ILogger:
-    Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
-    def log(self, severity: Any, message: str) -> None:
+    def log(self, severity: Any, msg: str) -> None:
         raise NotImplementedError
 
 
+class TensorIOMode(enum.IntEnum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class ExecutionContextAllocationStrategy(enum.IntEnum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class ScriptedTensorRt:
-    """Stands where the module stands."""
+    """Stands where the module stands.
+
+    Args:
+        cuda: The driver that engines run on.
+        version: What it says it is.
+        legacy: Without the names that came after TensorRT 10.0.
+    """
 
     ILogger = ILogger
-    TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
-    ExecutionContextAllocationStrategy = SimpleNamespace(STATIC=0, USER_MANAGED=2)
+    TensorIOMode = TensorIOMode
 
-    def __init__(self, cuda: ScriptedCuda, version: str = "10.13.2", *, legacy: bool = False) -> None:
+    def __init__(self, cuda: HostCuda, version: str = "10.13.2", *, legacy: bool = False) -> None:
         self.cuda, self.__version__, self.legacy = cuda, version, legacy
-        self.libraries: list[str] = []
-        self.contexts: list[Context] = []
-        if legacy:
-            self.ExecutionContextAllocationStrategy = None  # type: ignore[assignment]
+        self.contexts: list[IExecutionContext] = []
+        self.registries: list[IPluginRegistry] = []
+        if not legacy:
+            self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
-    def Runtime(self, logger: ILogger) -> Any:
-        def deserialize(content: bytes) -> Any:
-            try:
-                return Engine(self, json.loads(content), logger)
-            except ValueError:
-                logger.log(ILogger.Severity.ERROR, "Size specified in header does not match\nactual size")
-                return None
+    def Runtime(self, logger: ILogger) -> Runtime:
+        return Runtime(self, logger)
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
-    def get_plugin_registry(self) -> Any:
-        return SimpleNamespace(load_library=self.load_library)
+class IPluginRegistry:
+    """One of a runtime's own. A library's ops are registered once in each; again, the answer is None."""
 
-    def load_library(self, path: str) -> Any:
-        self.libraries.append(path)
+    def __init__(self, logger: ILogger) -> None:
+        self.logger, self.libraries = logger, []
+
+    def load_library(self, plugin_path: str) -> Any:
+        content = Path(plugin_path).read_bytes()
+        if content in self.libraries:
+            self.logger.log(ILogger.Severity.ERROR, "plugin creator already registered")
+            return None
+        self.libraries.append(content)
         return object()
 
 
-class Engine:
+class Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, trt: ScriptedTensorRt, logger: ILogger) -> None:
+        self.trt, self.logger = trt, logger
+        self.registry = IPluginRegistry(logger)
+        trt.registries.append(self.registry)
+
+    def get_plugin_registry(self) -> IPluginRegistry:
+        return self.registry
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        try:
+            described = json.loads(serialized_engine)
+        except ValueError:
+            self.logger.log(ILogger.Severity.ERROR, "Size specified in header does not match\nactual size")
+            return None
+        if error := described.get("error"):
+            self.logger.log(ILogger.Severity.ERROR, error)
+            return None
+        return ICudaEngine(self.trt, described, self.logger)
+
+
+class ICudaEngine:
     num_io_tensors = 2
 
     def __init__(self, trt: ScriptedTensorRt, described: dict[str, Any], logger: ILogger) -> None:
@@ -122,65 +160,93 @@ class Engine:
     def get_tensor_name(self, index: int) -> str:
         return ("images", "logits")[index]
 
-    def get_tensor_mode(self, name: str) -> str:
-        return "in" if name == "images" else "out"
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name == "images" else TensorIOMode.OUTPUT
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, 3, SIZE, SIZE) if name == "images" else (-1, CLASSES)
 
-    def create_execution_context(self, strategy: int) -> Any:
-        assert strategy == 2, "the arena serves all contexts, so none may bring its own memory"
-        if self.described.get("no_context"):
-            self.logger.log(ILogger.Severity.ERROR, "context refused")
-            return None
-        return Context(self)
+    def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
+        assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED, "the arena serves all contexts"
+        return self._context()
 
     def create_execution_context_without_device_memory(self) -> Any:
         assert self.trt.legacy
-        return Context(self)
+        return self._context()
+
+    def _context(self) -> Any:
+        if self.described.get("no_context"):
+            self.logger.log(ILogger.Severity.ERROR, "context refused")
+            return None
+        return IExecutionContext(self)
 
 
-class Context:
-    def __init__(self, engine: Engine) -> None:
+class IExecutionContext:
+    """Holds callers to NVIDIA's rules for CUDA graphs.
+
+    Before a capture the context must have run plainly with the same shape and addresses, and the stream must have been
+    synchronized since; inside it nothing but the enqueue is allowed; a graph holds the shape and the addresses of its
+    capture, and answers NaN when they were changed under it.
+    """
+
+    def __init__(self, engine: ICudaEngine) -> None:
         self.engine, self.addresses, self.shape = engine, {}, None
         self.scratch = (0, 0)
         self.capturable = True
-        self.executed = 0
+        self.executed = self.version = 0
+        self.ready_after: int | None = None
         engine.trt.contexts.append(self)
 
-    def set_device_memory(self, pointer: int, size: int) -> None:
-        self.scratch = (pointer, size)
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._change(memory % 256 == 0, "device memory is not aligned to 256 bytes")
+        self.scratch = (memory, size)
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.capturable
 
-    def set_tensor_address(self, name: str, pointer: int) -> bool:
-        self.addresses[name] = pointer
-        return True
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self.addresses.get(name) == memory:
+            return True
+        self.addresses[name] = memory
+        return self._change(memory % 256 == 0, f"{name} is not aligned to 256 bytes")
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
-        return self._check(shape[0] <= self.engine.described["max_batch"], f"batch {shape[0]} beyond the profile")
+        return self._change(shape[0] <= self.engine.described["max_batch"], f"batch {shape[0]} beyond the profile")
 
-    def execute_async_v3(self, stream: int) -> bool:
+    def execute_async_v3(self, stream_handle: int) -> bool:
         cuda, described = self.engine.trt.cuda, self.engine.described
         pointer, size = self.scratch
+        capturing = cuda.recording(stream_handle)
         ready = (
             self._check(set(self.addresses) == {"images", "logits"}, "a tensor has no address")
             and self._check(size >= described["scratch"], "device memory too small")
-            and self._check(cuda.check_range(pointer, described["scratch"], cuda.device), "device memory not live")
+            and self._check(cuda.holds(pointer, described["scratch"]), "device memory not live")
             and self._check(not described.get("refuses"), "enqueue refused")
+            and self._check(not (capturing and described.get("allocates")), "an allocation while capturing")
+            and self._check(
+                not capturing or (self.ready_after is not None and cuda.calls(_SYNCHRONIZE) > self.ready_after),
+                "captured without a plain run and a synchronization before",
+            )
         )
         if not ready or self.shape is None:
             return False
-        batch, addresses = self.shape[0], dict(self.addresses)
+        batch, addresses, version = self.shape[0], dict(self.addresses), self.version
+        if not capturing:
+            self.ready_after = cuda.calls(_SYNCHRONIZE)
 
         def compute() -> None:
             self.executed += 1
-            images = _view(addresses["images"], (batch, 3, SIZE, SIZE))
-            _view(addresses["logits"], (batch, CLASSES))[:] = reference(images, described["degree"])
+            images = cuda.view(addresses["images"], (batch, 3, SIZE, SIZE))
+            answers = reference(images, described["degree"]) if version == self.version else np.float32(np.nan)
+            cuda.view(addresses["logits"], (batch, CLASSES))[:] = answers
 
-        return int(cuda.enqueue(stream, compute)) == 0
+        return cuda.launch(stream_handle, compute) == 0
+
+    def _change(self, good: bool, words: str) -> bool:
+        self.version += 1
+        self.ready_after = None
+        return self._check(good, words) and self._check(not self.engine.trt.cuda.recording(), "changed while capturing")
 
     def _check(self, good: bool, words: str) -> bool:
         if not good:
@@ -188,6 +254,4 @@ class Context:
         return good
 
 
-def _view(pointer: int, shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape))
-    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(pointer)).reshape(shape)
+_SYNCHRONIZE = "cuStreamSynchronize"

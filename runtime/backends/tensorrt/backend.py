@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: engines of one device on own streams, one arena, captured CUDA graphs.
+"""TensorRT and TensorRT-RTX: engines of one device on one stream, one arena, captured CUDA graphs.
 
 Both libraries share this code. All contexts run one after another, so they share one block of scratch memory, the
 largest engine's. Input and output buffers are allocated once per engine; the copies and the inference of a batch
@@ -18,9 +18,10 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.engine import SELF_REGISTER
 from tocom.runtime.backends.arrays import device_images, host_array
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
+from tocom.runtime.backends.tensorrt.context import Arena, Shared, scratch_bytes
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.select import open_device
-from tocom.runtime.backends.tensorrt.engine import Arena, TensorRtEngine, scratch_bytes
+from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
 from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
 from tocom.runtime.memory.needs import Need
@@ -59,21 +60,23 @@ class TensorRtBackend:
                 f"{bundle.path} has no {name} engines. Build them on this device: tocom build {bundle.path} "
                 f"--backend {name}."
             )
-        self._device = open_device() if device is None else device
         self._trt = import_tensorrt(name) if trt is None else trt
-        self._arena = Arena(self._device)
+        self._device = open_device() if device is None else device
         self._closed = False
         try:
             described = dict(self._device.describe())
             self.device: Mapping[str, str] = {**described, name: str(self._trt.__version__)}
             self._folder: EngineFolder = find_engines(bundle, name, str(self._trt.__version__), described)
-            self._log = LogCapture(self._trt)
-            self._load_op_plugin()
+            log = LogCapture(self._trt)
             with self._device.attached():
-                self._runtime = self._trt.Runtime(self._log.logger)
-                if self._runtime is None:
-                    raise EngineError(f"TensorRT does not start on {described['gpu']}: {self._log.take()}.")
-            self._stream = self._device.create_stream()
+                try:
+                    self._runtime = self._trt.Runtime(log.logger)
+                except TypeError as error:  # what pybind11 makes of a null pointer
+                    raise EngineError(f"{name} does not start on {described['gpu']}: {log.take()}.") from error
+                self._load_op_plugin(log)
+                self._shared = Shared(self._device, self._device.create_stream(), Arena(self._device), log, self._trt)
+                # Other libraries let this one wait for them, from any thread, whatever ours is recording.
+                self._intake = self._device.create_stream()
         except BaseException:
             self._device.close()
             raise
@@ -92,7 +95,7 @@ class TensorRtBackend:
     def adopt(self, images: Any) -> Any:
         """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""
         host = host_array(images)
-        return device_images(images, self._stream) if host is None else host
+        return device_images(images, self._intake, self._device.index) if host is None else host
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Check that every degree has an engine, before any is loaded."""
@@ -106,7 +109,7 @@ class TensorRtBackend:
         with self._device.attached():
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                lines = self._log.take()
+                lines = self._shared.log.take()
                 if "out of memory" in lines.lower():
                     raise MemoryError(f"degree {degree}: {lines}")
                 raise EngineError(
@@ -114,17 +117,8 @@ class TensorRtBackend:
                     f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
                 )
             # At least one byte: address zero would read as "not bound yet".
-            self._arena.ensure(max(scratch_bytes(engine), 1))
-            return TensorRtEngine(
-                degree,
-                engine,
-                device=self._device,
-                arena=self._arena,
-                stream=self._stream,
-                log=self._log,
-                trt=self._trt,
-                max_batch=self._bundle.batch[2],
-            )
+            self._shared.arena.ensure(max(scratch_bytes(engine), 1))
+            return TensorRtEngine(degree, engine, self._shared, self._bundle.batch[2])
 
     def close(self) -> None:
         """Release the arena, the stream and the GPU. More than once is fine."""
@@ -132,8 +126,9 @@ class TensorRtBackend:
             return
         self._closed = True
         with self._device.attached():
-            self._arena.close()
-            self._device.release_stream(self._stream)
+            self._shared.arena.close()
+            for stream in (self._shared.stream, self._intake):
+                self._device.release_stream(stream)
         self._runtime = None
         self._device.close()
 
@@ -145,12 +140,13 @@ class TensorRtBackend:
             )
         return self._folder.engines[degree]
 
-    def _load_op_plugin(self) -> None:
+    def _load_op_plugin(self, log: LogCapture) -> None:
+        """Give the library to this runtime alone: the process's registry takes every op plugin only once."""
         needed = self._folder.op_plugin()
         if needed is None:
             return
         path, expected = needed
         held = hold_library(path, expected)
         os.environ.pop(SELF_REGISTER, None)
-        if self._trt.get_plugin_registry().load_library(held) is None:
-            raise EngineError(f"TensorRT cannot load the op plugin library {path}: {self._log.take()}.")
+        if self._runtime.get_plugin_registry().load_library(held) is None:
+            raise EngineError(f"{self.name} cannot load the op plugin library {path}: {log.take()}.")

@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import importlib.util
 import logging
+import re
 from collections import deque
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,9 @@ def import_tensorrt(name: str) -> ModuleType:
     """
     modules = ("tensorrt",) if name == "tensorrt" else ("tensorrt_rtx", "tensorrt_rtx_bindings")
     for module in modules:
-        if importlib.util.find_spec(module) is None:
+        spec = importlib.util.find_spec(module)
+        # A folder of type stubs alone is found as a package without a file.
+        if spec is None or spec.origin is None:
             continue
         try:
             if module == "tensorrt_rtx_bindings":
@@ -80,4 +83,11 @@ class LogCapture:
         """Return what was logged since the last call, as one line, and forget it."""
         text = "; ".join(self._lines)[:600]
         self._lines.clear()
+        if _OLD_DRIVER.search(text):
+            text += ". The NVIDIA driver is older than the CUDA that this library was made for: update the driver, or "
+            text += "install the library of this JetPack"
         return text or "it logged nothing"
+
+
+# cudaErrorInsufficientDriver, as TensorRT and TensorRT-RTX log it.
+_OLD_DRIVER = re.compile(r"\b(?:cudaError|error:?) 35\b|driver version is insufficient", re.IGNORECASE)

@@ -59,15 +59,17 @@ def test_a_capsule_says_where_its_memory_lies() -> None:
 def test_gpu_memory_through_dlpack_waits_for_the_producer_and_is_checked() -> None:
     images = images_of(2)
     on_gpu = Foreign(images, device=2)
-    found = device_images(on_gpu, stream=77)
+    found = device_images(on_gpu, 77, 0)
     assert found is not None
     assert (found.pointer, found.shape, len(found)) == (images.ctypes.data, images.shape, 2)
-    assert on_gpu.streams == [77]
+    assert on_gpu.streams == [found.stream] == [77]
     with pytest.raises(RequestError, match="must be float32"):
-        device_images(Foreign(images.astype(np.float64), device=2), stream=77)
+        device_images(Foreign(images.astype(np.float64), device=2), 77, 0)
     with pytest.raises(RequestError, match="must be contiguous"):
-        device_images(Foreign(images.transpose(0, 1, 3, 2), device=2), stream=77)
-    assert device_images(Foreign(images), stream=77) is None
+        device_images(Foreign(images.transpose(0, 1, 3, 2), device=2), 77, 0)
+    assert device_images(Foreign(images), 77, 0) is None
+    with pytest.raises(RequestError, match="must lie on GPU 1"):
+        device_images(on_gpu, 77, 1)
 
 
 def test_gpu_images_are_refused_by_a_cpu_backend(small_bundle: SmallBundle) -> None:

@@ -1,4 +1,4 @@
-"""The device interface. Both implementations pass one contract test suite."""
+"""The device interface. All three implementations pass one contract test suite."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["Device"]
+__all__ = ["NON_BLOCKING", "Device"]
+
+# CU_STREAM_NON_BLOCKING of cuda.h.
+NON_BLOCKING = 1
 
 
 class Device(Protocol):
     """One GPU. Pointers and streams are integers; ``pinned`` memory is a byte array.
 
-    Every failing call raises EngineError, naming the call and CUDA's own words; a lack of memory is a MemoryError.
+    Calls about memory, streams and graphs are made inside :meth:`attached`. Every failing call raises EngineError,
+    naming the call and CUDA's own words; a lack of memory is a MemoryError.
 
     Attributes:
-        library: ``cuda-python`` or ``pycuda``.
+        library: ``libcuda``, ``pycuda`` or ``cuda-python``.
+        index: Which GPU.
         captures: CUDA graphs can be captured.
     """
 
     library: str
+    index: int
     captures: bool
 
     def describe(self) -> Mapping[str, str]:
@@ -34,7 +40,7 @@ class Device(Protocol):
         """Make the GPU current on this thread for the block."""
 
     def allocate(self, size: int) -> int:
-        """Return a pointer to ``size`` bytes of device memory."""
+        """Return a pointer to ``size`` bytes of device memory, aligned to 256 bytes."""
 
     def release(self, pointer: int) -> None:
         """Give device memory back."""
@@ -54,17 +60,23 @@ class Device(Protocol):
     def synchronize(self, stream: int) -> None:
         """Wait until all work of a stream is done."""
 
+    def wait_for(self, stream: int, producer: int) -> None:
+        """Let a stream of ours go on only after what another library's stream was given until now."""
+
     def to_device(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy host memory to device memory, in stream order."""
+        """Copy page-locked memory, from the start of one of our blocks, to device memory, in stream order."""
 
     def to_host(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy device memory to host memory, in stream order."""
+        """Copy device memory to page-locked memory, to the start of one of our blocks, in stream order."""
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Copy within device memory, in stream order."""
 
     def begin_capture(self, stream: int) -> None:
         """Record what the stream is given from now on, in place of running it."""
 
     def end_capture(self, stream: int) -> Any:
-        """Return the recorded graph, ready to launch."""
+        """Return the recorded graph, ready to launch. The stream records no longer, also when this raises."""
 
     def launch(self, graph: Any, stream: int) -> None:
         """Run a graph."""

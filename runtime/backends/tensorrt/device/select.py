@@ -1,28 +1,36 @@
-"""Which device library: the one installed; on a tie cuda-python, which captures graphs."""
+"""Which library calls CUDA: the driver's own, which every machine with a GPU has, unless another one is asked for."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.cuda_python import CudaPythonDevice
+from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
 
-__all__ = ["open_device"]
+__all__ = ["LIBRARY_VARIABLE", "open_device"]
+
+LIBRARY_VARIABLE = "TOCOM_CUDA_LIBRARY"
+
+_OPENERS: dict[str, Callable[[int], Device]] = {
+    "libcuda": LibcudaDevice,
+    "pycuda": PycudaDevice,
+    "cuda-python": CudaPythonDevice,
+}
 
 
 def open_device(index: int = 0) -> Device:
-    """Return the GPU.
+    """Return the GPU, through the library that ``$TOCOM_CUDA_LIBRARY`` names; by default the driver's own.
 
     Raises:
-        EngineError: Neither library is installed, or there is no GPU; each one's reason is told.
+        EngineError: There is no GPU, the library cannot use it, or the variable names none.
     """
-    openers: tuple[Callable[[int], Device], ...] = (CudaPythonDevice, PycudaDevice)
-    refused = []
-    for opener in openers:
-        try:
-            return opener(index)
-        except EngineError as error:
-            refused.append(str(error))
-    raise EngineError(f"No GPU can be used here. {' '.join(refused)}")
+    name = os.environ.get(LIBRARY_VARIABLE) or "libcuda"
+    if name not in _OPENERS:
+        raise EngineError(
+            f"The variable {LIBRARY_VARIABLE} must be one of {', '.join(_OPENERS)}. Got {name!r} instead."
+        )
+    return _OPENERS[name](index)
