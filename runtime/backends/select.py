@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 
-from tocom.errors import EngineError, RequestError
+from tocom.errors import CalibrationError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
+from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime.backends.base import Backend
+from tocom.system.cpu import cpu_identity, power_mode
 
 __all__ = ["BACKENDS", "open_backend"]
 
@@ -44,7 +48,7 @@ def _openvino(bundle: Bundle, threads: int | None, reason: str) -> Backend:
 
 
 # In the order in which ``auto`` tries them. OpenVINO stands behind ONNX Runtime, which starts faster, shares weights
-# between degrees and comes with tocom[runtime]: it is taken when asked for, or where there is no ONNX Runtime.
+# between degrees and comes with tocom[runtime]: it goes first where profiles of both say that it is faster here.
 _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
@@ -53,13 +57,15 @@ _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
     "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)
+_ON_CPU = ("onnxruntime", "openvino")
 
 
 def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Backend:
     """Return an opened backend.
 
     Args:
-        name: One of :data:`BACKENDS`, or ``auto``: the first that this machine and this bundle can use.
+        name: One of :data:`BACKENDS`, or ``auto``: the first that this machine and this bundle can use; of those on the
+            CPU the one that calibration measured as the faster one on this device, where it measured both.
         bundle: The bundle to serve.
         threads: CPU threads of one inference; None takes the usable physical cores.
 
@@ -74,10 +80,33 @@ def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Ba
             )
         return _OPENERS[name](bundle, threads, "asked for")
     refused: list[str] = []
-    for candidate, opener in _OPENERS.items():
+    openers, measured = dict(_OPENERS), _openvino_gain(bundle)
+    if measured is not None and measured < 1:
+        openers["onnxruntime"] = openers.pop("onnxruntime")  # behind OpenVINO
+    for candidate, opener in openers.items():
         reason = " ".join(refused) or "first choice"
+        if measured is not None and candidate in _ON_CPU:
+            reason = f"{reason}; OpenVINO took {measured:.2f} of ONNX Runtime's time here, by their profiles"
         try:
             return opener(bundle, threads, reason)
         except EngineError as error:
             refused.append(f"Not {candidate}: {error}")
     raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(refused)}")
+
+
+def _openvino_gain(bundle: Bundle) -> float | None:
+    """Return OpenVINO's latency over ONNX Runtime's on this device, mean over degrees; None unless both are known."""
+    here = {**cpu_identity(), **({"power_mode": mode} if (mode := power_mode()) else {})}
+    known: dict[str, Profile] = {}
+    for path in find_profiles(bundle.path):
+        with contextlib.suppress(CalibrationError):  # said where a profile is chosen
+            profile = Profile.load(path)
+            same = (profile.bundle_fingerprint, profile.batch) == (bundle.fingerprint, bundle.batch[1])
+            if same and profile.backend in _ON_CPU and here.items() <= dict(profile.device).items():
+                known[profile.backend] = profile
+    if len(known) < len(_ON_CPU):
+        return None
+    mine, theirs = (known[name].degrees for name in _ON_CPU)
+    both = mine.keys() & theirs.keys()
+    logs = [math.log(theirs[degree].latency.p50_ms / mine[degree].latency.p50_ms) for degree in both]
+    return math.exp(sum(logs) / len(logs)) if logs else None

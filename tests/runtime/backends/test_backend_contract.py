@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
 
 from tocom.errors import BundleError, EngineError
 from tocom.formats.bundle import Bundle
-from tocom.formats.profile import Profile
+from tocom.formats.profile import DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.backends.select import open_backend
 from tocom.runtime.memory.needs import set_bytes
@@ -227,3 +228,20 @@ def test_images_of_a_wrong_size_end_in_one_line_at_the_engine(small_bundle: Smal
         engine.run(np.zeros((1, 3, SIZE, SIZE + 1), np.float32))
     assert "\n" not in str(caught.value)
     assert engine.run(images_of(1))["logits"].shape == (1, 5)
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(0.8, "openvino"), (1.25, "onnxruntime")])
+def test_auto_takes_the_faster_one_once_both_were_measured(own_bundle: SmallBundle, factor: float, taken: str) -> None:
+    """Each backend's own short profile, its latencies set: OpenVINO's are ``factor`` times ONNX Runtime's."""
+    pytest.importorskip("openvino")
+    for name, p50_ms in (("onnxruntime", 10.0), ("openvino", 10.0 * factor)):
+        assert open_backend("auto", Bundle(own_bundle.path)).name == "onnxruntime"
+        with Runtime.open(own_bundle.path, name) as runtime:
+            assert runtime.profile is not None
+            identity = identity_of(runtime.bundle, runtime.backend)
+            latency = Latency(5, p50_ms, p50_ms, p50_ms, p50_ms)
+            degrees = {degree: DegreeProfile(latency) for degree in runtime.profile.degrees}
+            replace(runtime.profile, degrees=degrees, device=identity["device"]).save(own_bundle.path)
+    opened = open_backend("auto", Bundle(own_bundle.path))
+    assert opened.name == taken
+    assert f"OpenVINO took {factor:.2f} of ONNX Runtime's time here" in opened.reason
