@@ -25,10 +25,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tocom import Compensator, compress, load_model
 from tocom.calibration import wilson_interval
+from tocom.compression.features import pooled_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.macs import count_macs
 from tocom.quickstart.cells import Cell, split_cells
-from tocom.quickstart.head import fit_head, pooled_features
+from tocom.quickstart.head import fit_head
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE
 from tocom.system.files import write_json
 from tocom.training.image_files import ImageFiles

@@ -32,10 +32,11 @@ from torch import nn
 
 from tocom import Compensator, compress
 from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.compression.features import pooled_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.formats.families import EVERY
 from tocom.quickstart.cells import LABELS
-from tocom.quickstart.head import fit_head, pooled_features
+from tocom.quickstart.head import fit_head
 from tocom.system.files import atomic_path, sha256_file, write_json
 
 RESULT = RESULTS / "compensator.json"

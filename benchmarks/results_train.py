@@ -24,9 +24,10 @@ from torch.utils.data import ConcatDataset
 
 from tocom import compress
 from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.features import pooled, pooled_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.quickstart.cells import LABELS
-from tocom.quickstart.head import fit_head, pooled, pooled_features
+from tocom.quickstart.head import fit_head
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.training.config import TrainingConfig
 from tocom.training.trainer import train

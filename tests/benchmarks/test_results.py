@@ -13,8 +13,9 @@ from PIL import Image
 from small_vits import busy_compensator, small_images, small_vit
 
 from tocom import compress
+from tocom.compression.features import pooled_features
 from tocom.compression.loading.preprocessing import input_config
-from tocom.quickstart.head import fit_head, pooled_features
+from tocom.quickstart.head import fit_head
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

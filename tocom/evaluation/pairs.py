@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from tocom.compensator.compensator import Compensator
+from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
 from tocom.errors import DataError, RequestError
 from tocom.evaluation.held_out import Samples, check_apart
@@ -153,15 +153,15 @@ def evaluate(
         images = ImageFiles([path for path, _ in samples], input_entry)
         dense = {}
         for source, model in sources.items():
-            dense[source] = _outputs(compress(model, source, **along), images, batch_size)[0]
+            dense[source] = pooled_features(compress(model, source, **along), images, batch_size=batch_size)
             advance(stage)
 
         def scores(source: int, target: int, scale: float | None) -> Scores:
             part = None if scale is None else compensator
             at = compress(sources[source], target, compensator=part, source_degree=source, scale=scale, **along)
-            features, logits = _outputs(at, images, batch_size)
+            features = pooled_features(at, images, batch_size=batch_size)
             advance(stage)
-            return _scores(features, logits, dense[source], labels)
+            return _scores(features, at.head, dense[source], labels)
 
         return scores
 
@@ -188,24 +188,13 @@ def evaluate(
     )
 
 
-def _outputs(model: VisionTransformer, images: Dataset[Tensor], batch_size: int) -> tuple[Tensor, Tensor | None]:
-    """Return pooled features [count, channels] and logits [count, classes], if any, in float32 on the CPU."""
-    device = next(model.parameters()).device
-    has_classifier = not isinstance(model.head, nn.Identity)
-    features, logits = [], []
-    with torch.inference_mode():
-        for batch in DataLoader(images, batch_size=batch_size):
-            tokens = model.forward_features(batch.to(device))
-            features.append(model.forward_head(tokens, pre_logits=True).float().cpu())
-            if has_classifier:
-                logits.append(model.forward_head(tokens).float().cpu())
-    return torch.cat(features), torch.cat(logits) if logits else None
-
-
-def _scores(features: Tensor, logits: Tensor | None, dense: Tensor, labels: Tensor) -> Scores:
+def _scores(features: Tensor, head: nn.Module, dense: Tensor, labels: Tensor) -> Scores:
+    """Return the scores of pooled features [count, channels], float32, on the CPU."""
     gap = float((1 - F.cosine_similarity(features.double(), dense.double(), dim=-1)).mean())
-    if logits is None:
+    if isinstance(head, nn.Identity):
         return Scores(gap)
+    with torch.no_grad():
+        logits = head(features.to(next(head.parameters()))).float().cpu()
     if int(labels.max()) >= logits.shape[-1]:
         raise DataError(
             f"An image has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. Give the "

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["fit_head", "pooled", "pooled_features"]
-
-_BATCH = 8
-
-
-def pooled(model: VisionTransformer, images: Tensor) -> Tensor:
-    """Return the pooled features [batch, channels] of images [batch, channels, height, width]."""
-    return model.forward_head(model.forward_features(images), pre_logits=True)
-
-
-def pooled_features(
-    model: VisionTransformer, images: Dataset[Tensor], progress: Callable[[int, int], None] | None = None
-) -> Tensor:
-    """Return the pooled features of all images, [count, channels]."""
-    parts = []
-    loader = DataLoader(images, batch_size=_BATCH)
-    with torch.no_grad():
-        for index, batch in enumerate(loader):
-            parts.append(pooled(model, batch))
-            if progress is not None:
-                progress(index + 1, len(loader))
-    return torch.cat(parts)
+__all__ = ["fit_head"]
 
 
 def fit_head(inputs: Tensor, labels: Sequence[int], *, weight_decay: float = 1e-2, steps: int = 100) -> nn.Linear:

@@ -22,6 +22,7 @@ from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_
 from tocom.calibration.accuracy.answers import feature_gaps
 from tocom.compensator.compensator import Compensator
 from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.features import pooled, pooled_features
 from tocom.compression.loading.model import LoadedModel
 from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.surgery import compress
@@ -29,7 +30,7 @@ from tocom.export import export
 from tocom.export.graph.projections import tensor_bytes
 from tocom.formats.bundle import Bundle
 from tocom.quickstart.cells import HELD_OUT, LABELS, TEST, TRAIN, Cell, split_cells
-from tocom.quickstart.head import fit_head, pooled, pooled_features
+from tocom.quickstart.head import fit_head
 from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.runtime import Runtime
