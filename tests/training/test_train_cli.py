@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tocom import Compensator
 from tocom.cli import train
 from tocom.cli.app import app
-from tocom.errors import DataError, ModelError, RequestError, TrainingError
+from tocom.errors import DataError, DegreeError, ModelError, RequestError, TrainingError
 
 train.register(app)
 
@@ -79,3 +79,20 @@ def test_bad_options_say_so(
     with pytest.raises(error, match=message):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_families(images: Path, tmp_path: Path) -> None:
+    options = _train(images, "--steps", "1", "--groups", "2", "--out", str(tmp_path / "c.safetensors"))
+    result = CliRunner().invoke(app, [*options, "--every", "3"], catch_exceptions=False)
+    assert "degrees 0 to 2, merge, spaced:1,4,7,10" in result.stdout
+    assert Compensator.load(tmp_path / "c.safetensors").family == "spaced:1,4,7,10"
+    for wrong, error, message in (
+        (["--every", "3", "--merge-blocks", "1"], RequestError, "Give --merge-blocks or --every, not both"),
+        (["--merge-blocks", "1,x"], RequestError, "'merge-blocks' option must be numbers of blocks"),
+        (["--merge-blocks", "1,12"], DegreeError, "which has 12: 0 to 11. Got 12"),
+        (["--merge-blocks", "4,4"], DegreeError, "Got block 4 twice"),
+        (["--every", "13"], DegreeError, "from 1 to 12"),
+        (["--every", "6"], RequestError, "at most 1, the largest degree of family 'spaced:2,8'"),
+    ):
+        with pytest.raises(error, match=message):
+            CliRunner().invoke(app, [*options, *wrong], catch_exceptions=False)

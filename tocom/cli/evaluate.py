@@ -15,6 +15,8 @@ from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
     from tocom.evaluation.pairs import Evaluation, Scores
 
 __all__ = ["register"]
@@ -27,9 +29,17 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[str, typer.Option(help="timm model name.")],
-    compensator: Annotated[Path, typer.Option(help="Compensator file.")],
-    images: Annotated[Path, typer.Option(help="Test images, one subfolder per class.")],
+    images: Annotated[Path, typer.Option(help="Test images, one subfolder per class; with --schedules any.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    compensator: Annotated[Path | None, typer.Option(help="Compensator file.")] = None,
+    schedules: Annotated[
+        bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
+    ] = False,
+    method: Annotated[str, typer.Option(help="Of --schedules: 'merge' or 'prune'.")] = "merge",
+    profiled: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --schedules: a calibrated bundle of a family, for its latencies; repeat for more."),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,14 +73,21 @@ def evaluate(
 
     if out is not None:
         check_writable(out)
+    if schedules == (compensator is not None):
+        raise RequestError("Give --compensator, the file to evaluate, or --schedules, to compare families without one.")
     place = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
-    part = Compensator.load(compensator)
+    part = None if compensator is None else Compensator.load(compensator)
     loaded = {
         degree: load_model(model, weights=file, num_classes=num_classes, image_size=image_size)
         for degree, file in files.items()
     }
     first = next(iter(loaded.values()))
+    if part is None:
+        _compare(
+            first.model.to(place), images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json
+        )
+        return
     test, kept = class_folders(images, first.labels, classes=first.model.num_classes), []
     if held_out is not None:
         kept = class_folders(held_out, first.labels, classes=first.model.num_classes)
@@ -101,6 +118,68 @@ def evaluate(
         return
     output.print(_table(result))
     output.print(f"scale {result.scale}, {result.scale_chosen_by}", highlight=False, soft_wrap=True)
+
+
+def _compare(
+    model: VisionTransformer,
+    images: Path,
+    degrees: list[int],
+    method: str,
+    profiled: list[Path],
+    batch_size: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print, and where asked write, how families of schedules compare."""
+    from tocom.compression.loading.preprocessing import input_config
+    from tocom.evaluation.families import compare_families, suggest_family
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.profile import Profile, find_profiles
+    from tocom.system.files import write_json
+    from tocom.training.image_files import ImageFiles
+
+    latencies = {}
+    for path in profiled:
+        bundle, profiles = Bundle(path, verify=False), find_profiles(path)
+        if not profiles:
+            raise RequestError(f"The bundle {path} has no profile. Make one on the device: tocom calibrate {path}")
+        entries = Profile.load(profiles[-1]).degrees
+        latencies[bundle.manifest["family"]] = {degree: each.latency.p50_ms for degree, each in entries.items()}
+    files = ImageFiles(images, input_config(model))
+    with steps() as progress:
+        rows = compare_families(
+            model,
+            files,
+            degrees=degrees,
+            families=list(latencies) or None,
+            method=method,
+            latencies=latencies,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    best = suggest_family(rows)
+    content = {"images": len(files), "method": method, "suggested": best, "rows": [vars(row) for row in rows]}
+    if out is not None:
+        write_json(out / "families.json", content)
+    if as_json:
+        print_json(content)
+        return
+    table = Table(title=f"families of schedules, {method}, {len(files)} images, no compensator")
+    for column in ("family", "degree", "GMACs", "removing blocks", "feature gap", "more than every", "p50 ms"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        mean, low, high = row.difference
+        table.add_row(
+            row.family,
+            str(row.degree),
+            f"{row.macs / 1e9:.2f}",
+            str(row.removing_blocks),
+            f"{row.gap:.5f}",
+            f"{mean:+.5f} ({low:+.5f} to {high:+.5f})",
+            "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
+        )
+    output.print(table)
+    output.print(f"suggested: {best}", highlight=False)
 
 
 def _by_source(options: list[str]) -> dict[int, str]:
