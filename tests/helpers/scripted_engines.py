@@ -92,18 +92,16 @@ class ScriptedTensorRt:
     Args:
         cuda: The driver that engines run on.
         version: What it says it is.
-        legacy: Without the names that came after TensorRT 10.0.
     """
 
     ILogger = ILogger
     TensorIOMode = TensorIOMode
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
-    def __init__(self, cuda: HostCuda, version: str = "10.13.2", *, legacy: bool = False) -> None:
-        self.cuda, self.__version__, self.legacy = cuda, version, legacy
+    def __init__(self, cuda: HostCuda, version: str = "10.13.2") -> None:
+        self.cuda, self.__version__ = cuda, version
         self.contexts: list[IExecutionContext] = []
         self.registries: list[IPluginRegistry] = []
-        if not legacy:
-            self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
     def Runtime(self, logger: ILogger) -> Runtime:
         return Runtime(self, logger)
@@ -152,10 +150,7 @@ class ICudaEngine:
 
     def __init__(self, trt: ScriptedTensorRt, described: dict[str, Any], logger: ILogger) -> None:
         self.trt, self.described, self.logger = trt, described, logger
-        if trt.legacy:
-            self.device_memory_size = described["scratch"]
-        else:
-            self.device_memory_size_v2 = described["scratch"]
+        self.device_memory_size_v2 = described["scratch"]
 
     def get_tensor_name(self, index: int) -> str:
         return ("images", "logits")[index]
@@ -168,13 +163,6 @@ class ICudaEngine:
 
     def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED, "the arena serves all contexts"
-        return self._context()
-
-    def create_execution_context_without_device_memory(self) -> Any:
-        assert self.trt.legacy
-        return self._context()
-
-    def _context(self) -> Any:
         if self.described.get("no_context"):
             self.logger.log(ILogger.Severity.ERROR, "context refused")
             return None

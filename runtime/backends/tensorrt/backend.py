@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,14 +18,17 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.engine import SELF_REGISTER
 from tocom.runtime.backends.arrays import device_images, host_array
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
-from tocom.runtime.backends.tensorrt.context import Arena, Shared, scratch_bytes
+from tocom.runtime.backends.tensorrt.context import Arena, Shared
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.select import open_device
 from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
-from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
+from tocom.runtime.backends.tensorrt.files import EngineFile, EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
 from tocom.runtime.memory.needs import Need
 from tocom.system.sealed_library import hold_library
+
+if TYPE_CHECKING:
+    import tensorrt
 
 __all__ = ["TensorRtBackend"]
 
@@ -70,10 +73,10 @@ class TensorRtBackend:
             log = LogCapture(self._trt)
             with self._device.attached():
                 try:
-                    self._runtime = self._trt.Runtime(log.logger)
+                    self._runtime: tensorrt.Runtime | None = self._trt.Runtime(log.logger)
                 except TypeError as error:  # what pybind11 makes of a null pointer
                     raise EngineError(f"{name} does not start on {described['gpu']}: {log.take()}.") from error
-                self._load_op_plugin(log)
+                self._load_op_plugin(self._runtime, log)
                 self._shared = Shared(self._device, self._device.create_stream(), Arena(self._device), log, self._trt)
                 # Other libraries let this one wait for them, from any thread, whatever ours is recording.
                 self._intake = self._device.create_stream()
@@ -106,8 +109,10 @@ class TensorRtBackend:
         """Deserialize an engine whose hash was checked, and grow the arena to what it needs."""
         file = self._file(degree)
         content = file.read()
+        if self._runtime is None:
+            raise EngineError(f"the backend of {self._bundle.path} is closed")
         with self._device.attached():
-            engine = self._runtime.deserialize_cuda_engine(content)
+            engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
                 lines = self._shared.log.take()
                 if "out of memory" in lines.lower():
@@ -117,7 +122,7 @@ class TensorRtBackend:
                     f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
                 )
             # At least one byte: address zero would read as "not bound yet".
-            self._shared.arena.ensure(max(scratch_bytes(engine), 1))
+            self._shared.arena.ensure(max(engine.device_memory_size_v2, 1))
             return TensorRtEngine(degree, engine, self._shared, self._bundle.batch[2])
 
     def close(self) -> None:
@@ -132,7 +137,7 @@ class TensorRtBackend:
         self._runtime = None
         self._device.close()
 
-    def _file(self, degree: int) -> Any:
+    def _file(self, degree: int) -> EngineFile:
         if degree not in self._folder.engines:
             raise EngineError(
                 f"{self._folder.path} has no engine of degree {degree}; it has {list(self._folder.engines)}. "
@@ -140,7 +145,7 @@ class TensorRtBackend:
             )
         return self._folder.engines[degree]
 
-    def _load_op_plugin(self, log: LogCapture) -> None:
+    def _load_op_plugin(self, runtime: tensorrt.Runtime, log: LogCapture) -> None:
         """Give the library to this runtime alone: the process's registry takes every op plugin only once."""
         needed = self._folder.op_plugin()
         if needed is None:
@@ -148,5 +153,5 @@ class TensorRtBackend:
         path, expected = needed
         held = hold_library(path, expected)
         os.environ.pop(SELF_REGISTER, None)
-        if self._runtime.get_plugin_registry().load_library(held) is None:
+        if runtime.get_plugin_registry().load_library(held) is None:
             raise EngineError(f"{self.name} cannot load the op plugin library {path}: {log.take()}.")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.library import LogCapture
 
-__all__ = ["Arena", "Context", "Shared", "scratch_bytes"]
+if TYPE_CHECKING:
+    import tensorrt
+
+__all__ = ["Arena", "Context", "Shared"]
 
 
 class Arena:
@@ -68,11 +71,14 @@ class Context:
         EngineError: TensorRT makes none.
     """
 
-    def __init__(self, engine: Any, degree: int, shared: Shared, pointers: Mapping[str, int]) -> None:
+    def __init__(self, engine: tensorrt.ICudaEngine, degree: int, shared: Shared, pointers: Mapping[str, int]) -> None:
         self._degree, self._shared, self._pointers = degree, shared, pointers
-        self._context = _unmanaged_context(engine, shared.trt)
-        if self._context is None:
+        context: tensorrt.IExecutionContext | None = engine.create_execution_context(
+            shared.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if context is None:
             raise EngineError(f"TensorRT makes no context for degree {degree}: {shared.log.take()}.")
+        self._context = context
         self._bound = 0
         self._shape: tuple[int, ...] = ()
         self._ran = False
@@ -83,10 +89,7 @@ class Context:
         if self._bound != self._shared.arena.pointer:
             # A graph holds the addresses that it was captured with.
             self.drop_graph()
-            if hasattr(self._context, "set_device_memory"):
-                self._context.set_device_memory(self._shared.arena.pointer, self._shared.arena.size)
-            else:
-                self._context.device_memory = self._shared.arena.pointer
+            self._context.set_device_memory(self._shared.arena.pointer, self._shared.arena.size)
             for tensor, pointer in self._pointers.items():
                 self.set_address(tensor, pointer)
             self._bound = self._shared.arena.pointer
@@ -120,17 +123,3 @@ class Context:
     def _require(self, done: Any, call: str) -> None:
         if not done:
             raise EngineError(f"TensorRT refused {call} at degree {self._degree}: {self._shared.log.take()}.")
-
-
-def scratch_bytes(engine: Any) -> int:
-    """Return what a context of the engine needs, under the name that this TensorRT has for it."""
-    size = getattr(engine, "device_memory_size_v2", None)
-    return int(engine.device_memory_size if size is None else size)
-
-
-def _unmanaged_context(engine: Any, trt: Any) -> Any:
-    """Return a context without scratch memory of its own."""
-    strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
-    if strategy is not None:
-        return engine.create_execution_context(strategy.USER_MANAGED)
-    return engine.create_execution_context_without_device_memory()

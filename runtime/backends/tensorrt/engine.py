@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from tocom.errors import EngineError
 from tocom.runtime.backends.arrays import DeviceImages
 from tocom.runtime.backends.tensorrt.context import Context, Shared
+
+if TYPE_CHECKING:
+    import tensorrt
 
 __all__ = ["TensorRtEngine"]
 
@@ -42,9 +45,10 @@ class TensorRtEngine:
         MemoryError: The device has no room for the buffers.
     """
 
-    def __init__(self, degree: int, engine: Any, shared: Shared, max_batch: int) -> None:
+    def __init__(self, degree: int, engine: tensorrt.ICudaEngine, shared: Shared, max_batch: int) -> None:
         self.degree = degree
-        self._engine, self._shared, self._device = engine, shared, shared.device
+        self._engine: tensorrt.ICudaEngine | None = engine
+        self._shared, self._device = shared, shared.device
         self._captures = shared.device.captures
         self._device_memory: list[int] = []
         self._pinned: dict[str, NDArray[Any]] = {}
@@ -52,7 +56,7 @@ class TensorRtEngine:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._input = next(name for name in names if engine.get_tensor_mode(name) == shared.trt.TensorIOMode.INPUT)
         self._outputs = [name for name in names if name != self._input]
-        self._tails = {name: tuple(engine.get_tensor_shape(name))[1:] for name in names}
+        self._tails = {name: _tail(engine.get_tensor_shape(name)) for name in names}
         self._pointers: dict[str, int] = {}
         # For images in GPU memory, whose addresses change, and for whatever no graph is kept for.
         self._plain: Context | None = Context(engine, degree, shared, self._pointers)
@@ -99,6 +103,7 @@ class TensorRtEngine:
     def _context_for(self, batch: int) -> Context:
         """Return the context of a batch size; the one for plain runs where no graph is to be had."""
         assert self._plain is not None
+        assert self._engine is not None
         found = self._by_batch.get(batch)
         if found is None and self._captures and len(self._by_batch) < _MAX_GRAPHS:
             try:
@@ -174,3 +179,8 @@ class TensorRtEngine:
         tail = self._tails[name]
         count = batch * int(np.prod(tail, dtype=np.int64))
         return self._pinned[name].view(np.float32)[:count].reshape(batch, *tail)
+
+
+def _tail(shape: tensorrt.Dims) -> tuple[int, ...]:
+    """Return a shape without its batch."""
+    return tuple(int(shape[axis]) for axis in range(1, len(shape)))

@@ -78,12 +78,10 @@ def nothing_is_left(cuda: HostCuda) -> bool:
     return cuda.notes() == "" and cuda.leaks() == {}
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["10.13", "without the newer names"])
 def test_every_degree_and_batch_answers_right_plainly_captured_and_replayed(
-    bundle: SmallBundle, cuda: HostCuda, legacy: bool
+    bundle: SmallBundle, cuda: HostCuda, trt: ScriptedTensorRt
 ) -> None:
     write_engines(bundle)
-    trt = ScriptedTensorRt(cuda, legacy=legacy)
     backend = TensorRtBackend(Bundle(bundle.path), name="tensorrt", trt=trt, device=LibcudaDevice(path=cuda.path))
     engines = {degree: backend.load(degree) for degree in DEGREES}
     for turn in range(4):

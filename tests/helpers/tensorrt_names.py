@@ -1,0 +1,78 @@
+"""Writes ``tensorrt_names.json``: classes of TensorRT's Python module with their members and arguments, from its stubs.
+
+    make typecheck   # puts the stubs, whose five mistakes it mends, into build/tensorrt-stubs
+    python tests/helpers/tensorrt_names.py build/tensorrt-stubs
+
+The scripted TensorRT of the tests is held to the list by :func:`differences`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["differences"]
+
+# What the scripted modules stand for; more are read when they are named here.
+CLASSES = (
+    "ExecutionContextAllocationStrategy",
+    "ICudaEngine",
+    "IExecutionContext",
+    "ILogger",
+    "IPluginRegistry",
+    "Runtime",
+    "TensorIOMode",
+)
+LIST = Path(__file__).with_suffix(".json")
+
+
+def members(body: list[ast.stmt]) -> dict[str, Any]:
+    """Return attribute → None, and method → one list of arguments per overload."""
+    found: dict[str, Any] = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = None
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = None
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if any("property" in ast.unparse(mark) or ".setter" in ast.unparse(mark) for mark in node.decorator_list):
+                found[node.name] = None
+            else:
+                found.setdefault(node.name, []).append([argument.arg for argument in node.args.args])
+    return found
+
+
+def differences(scripted: type, name: str) -> list[str]:
+    """Return what a scripted class has that TensorRT's class of this name has not, or takes in another way."""
+    real = json.loads(LIST.read_text())["classes"][name]
+    found = []
+    for member, value in vars(scripted).items():
+        if member.startswith("_"):
+            continue
+        if member not in real:
+            found.append(f"{name} has no {member}")
+        elif inspect.isfunction(value) and real[member] is not None:
+            arguments = list(inspect.signature(value).parameters)
+            if arguments not in real[member]:
+                found.append(f"{name}.{member} takes {real[member]}, not {arguments}")
+    return found
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    version = next(folder.glob("tensorrt_stubs-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+    tree = ast.parse((folder / "tensorrt_bindings/tensorrt.pyi").read_text())
+    classes = {
+        node.name: members(node.body)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name in CLASSES
+    }
+    content = {"origin": f"https://pypi.org/project/tensorrt-stubs, {version}", "classes": classes}
+    text = json.dumps(content, indent=1, sort_keys=True)
+    # A member a line.
+    LIST.write_text(re.sub(r"\[\s+\[[^{}]*?\]\s+\]", lambda found: " ".join(found[0].split()), text) + "\n")
