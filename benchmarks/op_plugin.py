@@ -31,7 +31,7 @@ from device_kernels import DeviceKernels, compile_device_kernels  # noqa: E402
 from tocom.compression.merging import token_merge  # noqa: E402
 from tocom.compression.pruning import token_prune  # noqa: E402
 
-# batch, tokens, channels, metric channels, r
+# batch, tokens, channels, channels of a head, r
 SHAPES = [
     (1, 197, 192, 64, 16),
     (1, 197, 384, 64, 16),
@@ -101,17 +101,18 @@ def measure(variants: dict[str, Callable[[], Any]], moved_bytes: int, bandwidth:
     return result
 
 
-def merge_variants(kernels: DeviceKernels, x: Tensor, metric: Tensor, size: Tensor, r: int) -> dict[str, Any]:
+def merge_variants(kernels: DeviceKernels, x: Tensor, keys: Tensor, size: Tensor, r: int) -> dict[str, Any]:
     """Return what runs merging; the kernels write to buffers that exist, as under TensorRT."""
     batch, tokens, channels = x.shape
     y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device="cuda")
     size_out = torch.empty(batch, tokens - r, 1, device="cuda")
+    log_size = torch.empty(batch, 1, 1, tokens - r, dtype=x.dtype, device="cuda")
     workspace = torch.empty(kernels.workspace_bytes(batch, tokens, PREFIX), dtype=torch.uint8, device="cuda")
     compiled = torch.compile(token_merge, dynamic=False)
     return {
-        "kernels": lambda: kernels.merge_into(x, metric, size, y, size_out, workspace, r, PREFIX),
-        "eager": lambda: token_merge(x, metric, size, r, PREFIX),
-        "compiled": lambda: compiled(x, metric, size, r, PREFIX),
+        "kernels": lambda: kernels.merge_into(x, keys, size, y, size_out, log_size, workspace, r, PREFIX),
+        "eager": lambda: token_merge(x, keys, size, r, PREFIX),
+        "compiled": lambda: compiled(x, keys, size, r, PREFIX),
     }
 
 
@@ -119,17 +120,17 @@ def bench_shape(
     kernels: DeviceKernels, shape: tuple[int, ...], kind: str, bandwidth: float, repeats: int
 ) -> list[dict[str, Any]]:
     """Time both ops at one shape and type."""
-    batch, tokens, channels, metric_channels, r = shape
+    batch, tokens, channels, head_channels, r = shape
     dtype = TYPES[kind]
     torch.manual_seed(0)
     x = torch.randn(batch, tokens, channels, device="cuda").to(dtype)
-    metric = torch.randn(batch, tokens, metric_channels, device="cuda").to(dtype)
+    keys = torch.randn(batch, channels // head_channels, tokens, head_channels, device="cuda").to(dtype)
     size = torch.ones(batch, tokens, 1, device="cuda")
     score = torch.rand(batch, tokens, device="cuda")
     item = x.element_size()
     gathered = batch * (2 * tokens - r) * channels * item
     facts = {"batch": batch, "tokens": tokens, "channels": channels, "r": r, "dtype": kind}
-    merge_bytes = gathered + metric.numel() * item + (2 * tokens - r) * batch * 4
+    merge_bytes = gathered + keys.numel() * item + (2 * tokens - r) * batch * 4
     prune_bytes = batch * 2 * (tokens - r) * channels * item + score.numel() * 4
     compiled = torch.compile(token_prune, dynamic=False)
     prune = {
@@ -141,8 +142,8 @@ def bench_shape(
         {
             "op": "TokenMerge",
             **facts,
-            "metric_channels": metric_channels,
-            **measure(merge_variants(kernels, x, metric, size, r), merge_bytes, bandwidth, repeats),
+            "head_channels": head_channels,
+            **measure(merge_variants(kernels, x, keys, size, r), merge_bytes, bandwidth, repeats),
         },
         {"op": "TokenPrune", **facts, **measure(prune, prune_bytes, bandwidth, repeats)},
     ]

@@ -19,10 +19,13 @@ DOMAIN, DOMAIN_VERSION = "tocom", 1
 # The newest opset that TensorRT 10.3 (JetPack 6) reads; Gelu is one node from here on.
 OPSET = 20
 
-# Shapes: x [B, N, C], metric [B, N, D], size [B, N, 1]; index tensors keep a last dimension of 1 for GatherND.
+# Shapes: x [B, N, C], keys [B, H, N, D], size [B, N, 1]; index tensors keep a last dimension of 1 for GatherND.
+# Inputs and outputs have names that no graph has: before 10.8 TensorRT's parser binds a tensor of the graph to a
+# function's input of the same name.
 _TOKEN_MERGE = """
 <opset_import: ["" : 20], domain: "tocom">
-TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (x, metric, size) => (y, size_out)
+TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (tocom_x, tocom_keys, tocom_size)
+    => (tocom_y, tocom_size_out, tocom_log_size)
 {{
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
@@ -55,8 +58,9 @@ TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (x, metric, siz
     order_shape = Concat <axis: int = 0> (one, n, one)
     order_3d = Reshape (order, order_shape)
 
-    metric_float = Cast <to: int = 1> (metric)
-    unit = LpNormalization <axis: int = 2, p: int = 2> (metric_float)
+    keys_float = Cast <to: int = 1> (tocom_keys)
+    metric = ReduceMean <keepdims: int = 0> (keys_float, one)
+    unit = LpNormalization <axis: int = 2, p: int = 2> (metric)
     a = Slice (unit, first_a, end, one, two)
     b = Slice (unit, first_b, end, one, two)
     b_transposed = Transpose <perm: ints = [0, 2, 1]> (b)
@@ -66,7 +70,7 @@ TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (x, metric, siz
 
     chosen_twice = Mul (chosen, two)
     merged = Add (chosen_twice, first_a)
-    batch = Shape <start: int = 0, end: int = 1> (x)
+    batch = Shape <start: int = 0, end: int = 1> (tocom_x)
     batch_shape = Concat <axis: int = 0> (batch, one, one)
     order_batch = Expand (order_3d, batch_shape)
     last = Add (merged, end)
@@ -83,28 +87,32 @@ TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (x, metric, siz
     zero_one = Constant <value_floats: floats = [0.0, 1.0]> ()
     onehot = OneHot <axis: int = 1> (into_2d, n_out, zero_one)
 
-    size_kept = GatherND <batch_dims: int = 1> (size, kept)
-    size_merged = GatherND <batch_dims: int = 1> (size, merged)
+    size_kept = GatherND <batch_dims: int = 1> (tocom_size, kept)
+    size_merged = GatherND <batch_dims: int = 1> (tocom_size, merged)
     size_added = MatMul (onehot, size_merged)
-    size_out = Add (size_kept, size_added)
+    tocom_size_out = Add (size_kept, size_added)
+    log_column = Log (tocom_size_out)
+    log_row = Transpose <perm: ints = [0, 2, 1]> (log_column)
+    log_float = Unsqueeze (log_row, one)
+    tocom_log_size = Cast <to: int = {element}> (log_float)
 
-    x_merged = GatherND <batch_dims: int = 1> (x, merged)
+    x_merged = GatherND <batch_dims: int = 1> (tocom_x, merged)
     x_merged_float = Cast <to: int = 1> (x_merged)
     x_weighted = Mul (x_merged_float, size_merged)
     x_added = MatMul (onehot, x_weighted)
-    x_share = Div (x_added, size_out)
-    x_kept = GatherND <batch_dims: int = 1> (x, kept)
+    x_share = Div (x_added, tocom_size_out)
+    x_kept = GatherND <batch_dims: int = 1> (tocom_x, kept)
     x_kept_float = Cast <to: int = 1> (x_kept)
-    share = Div (size_kept, size_out)
+    share = Div (size_kept, tocom_size_out)
     x_kept_share = Mul (x_kept_float, share)
     y_float = Add (x_kept_share, x_share)
-    y = Cast <to: int = {element}> (y_float)
+    tocom_y = Cast <to: int = {element}> (y_float)
 }}
 """
 
 _TOKEN_PRUNE = """
 <opset_import: ["" : 20], domain: "tocom">
-TokenPrune <r, prefix, tokens, fuse, plugin_version, plugin_namespace> (x, score) => (y)
+TokenPrune <r, prefix, tokens, fuse, plugin_version, plugin_namespace> (tocom_x, tocom_score) => (tocom_y)
 {{
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
@@ -119,25 +127,25 @@ TokenPrune <r, prefix, tokens, fuse, plugin_version, plugin_namespace> (x, score
     n_patches = Sub (n, p)
     {dropped_count}
 
-    patch_score = Slice (score, p, end, one)
+    patch_score = Slice (tocom_score, p, end, one)
     score_sorted, order = TopK <axis: int = 1, largest: int = 0> (patch_score, n_patches)
     kept_count = Sub (n_patches, dropped)
     kept_unordered = Slice (order, dropped, end, one)
     kept_patch, kept_rank = TopK <axis: int = 1, largest: int = 0> (kept_unordered, kept_count)
     kept = Add (kept_patch, p)
     kept_3d = Unsqueeze (kept, two)
-    x_kept = GatherND <batch_dims: int = 1> (x, kept_3d)
-    x_prefix = Slice (x, zero, p, one)
+    x_kept = GatherND <batch_dims: int = 1> (tocom_x, kept_3d)
+    x_prefix = Slice (tocom_x, zero, p, one)
     {result}
 }}
 """
-_KEEP = ("dropped = Identity (r_vector)", "y = Concat <axis: int = 1> (x_prefix, x_kept)")
+_KEEP = ("dropped = Identity (r_vector)", "tocom_y = Concat <axis: int = 1> (x_prefix, x_kept)")
 _FUSE = (
     "dropped = Add (r_vector, one)",
     """gone_patch = Slice (order, zero, dropped, one)
     gone = Add (gone_patch, p)
     gone_3d = Unsqueeze (gone, two)
-    x_gone = GatherND <batch_dims: int = 1> (x, gone_3d)
+    x_gone = GatherND <batch_dims: int = 1> (tocom_x, gone_3d)
     x_gone_float = Cast <to: int = 1> (x_gone)
     gone_score = Slice (score_sorted, zero, dropped, one)
     total = ReduceSum (gone_score, one)
@@ -152,7 +160,7 @@ _FUSE = (
     weight_3d = Unsqueeze (weight, one)
     fused_float = MatMul (weight_3d, x_gone_float)
     fused = Cast <to: int = {element}> (fused_float)
-    y = Concat <axis: int = 1> (x_prefix, x_kept, fused)""",
+    tocom_y = Concat <axis: int = 1> (x_prefix, x_kept, fused)""",
 )
 
 _ELEMENTS = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -161,8 +169,9 @@ _ELEMENTS = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "
 def token_merge_function(precision: str = "fp32") -> onnx.FunctionProto:
     """Return the function ``tocom::TokenMerge`` for tokens of a precision.
 
-    Inputs ``x`` [batch, tokens, channels], ``metric`` [batch, tokens, metric_channels] (not normalised), both of the
-    precision's type, and ``size`` [batch, tokens, 1], float32. Outputs have ``tokens - r`` tokens.
+    Inputs: x [batch, tokens, channels] and keys [batch, heads, tokens, head_channels], both of the precision's type,
+    and sizes [batch, tokens, 1], float32. Outputs: y [batch, tokens - r, channels], sizes [batch, tokens - r, 1], and
+    their logarithm [batch, 1, 1, tokens - r] of the precision's type.
     """
     return _parse(_TOKEN_MERGE.format(element=_ELEMENTS[precision]))
 
@@ -170,7 +179,7 @@ def token_merge_function(precision: str = "fp32") -> onnx.FunctionProto:
 def token_prune_function(precision: str = "fp32", *, fuse: bool = False) -> onnx.FunctionProto:
     """Return the function ``tocom::TokenPrune``; ``fuse`` decides its body, as it decides the node's attribute.
 
-    Inputs ``x`` [batch, tokens, channels] and ``score`` [batch, tokens], float32; output ``tokens - r`` tokens.
+    Inputs: x [batch, tokens, channels] and scores [batch, tokens], float32; output: ``tokens - r`` tokens.
     """
     dropped_count, result = _FUSE if fuse else _KEEP
     result = result.format(element=_ELEMENTS[precision])

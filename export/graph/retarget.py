@@ -17,6 +17,8 @@ __all__ = ["at_degree", "make_retargetable"]
 
 # ONNX IR version 10 is what TensorRT 10.3 and ONNX Runtime 1.20 read.
 _IR_VERSION = 10
+# Stands for the logarithm of sizes that are all one, before any block merged.
+_LOG_OF_ONES = "log of ones"
 
 
 def make_retargetable(model: onnx.ModelProto) -> None:
@@ -82,9 +84,14 @@ def at_degree(
     # many tokens to every block as any other degree: it has a node wherever any degree needs one.
     blocks = (index for index, r in enumerate(removal_schedule(tokens, len(removed), 1, prefix, family)) if r)
     bypass: dict[str, str] = {}
+    logarithms: dict[str, str] = {}  # by the name of the sizes
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
         node.input[:] = [bypass.get(name, name) for name in node.input]
+        if _LOG_OF_ONES in node.input:
+            # The attention logits plus nothing.
+            bypass[node.output[0]] = next(name for name in node.input if name != _LOG_OF_ONES)
+            continue
         if node.domain != DOMAIN:
             kept.append(node)
             continue
@@ -93,10 +100,13 @@ def at_degree(
             bypass[node.output[0]] = node.input[0]
             if len(node.output) > 1:
                 bypass[node.output[1]] = node.input[2]
+                bypass[node.output[2]] = logarithms.get(node.input[2], _LOG_OF_ONES)
             continue
         _set_counts(node, removed[block], counts[block])
         for name in node.output:
             graph.value_info.append(_with_tokens(sizes[name], counts[block + 1]))
+        if len(node.output) > 1:
+            logarithms[node.output[1]] = node.output[2]
         kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
@@ -122,7 +132,8 @@ def _set_counts(node: onnx.NodeProto, r: int, tokens: int) -> None:
 def _with_tokens(value: onnx.ValueInfoProto, tokens: int) -> onnx.ValueInfoProto:
     changed = onnx.ValueInfoProto()
     changed.CopyFrom(value)
-    changed.type.tensor_type.shape.dim[1].dim_value = tokens
+    dims = changed.type.tensor_type.shape.dim
+    dims[3 if len(dims) == 4 else 1].dim_value = tokens  # log_size is [batch, 1, 1, tokens]
     return changed
 
 

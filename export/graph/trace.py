@@ -200,12 +200,12 @@ def _op(name: str, inputs: list[str], outputs: list[str], attributes: list[str])
 
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-_MERGE = _op("TokenMerge", ["x", "metric", "size"], ["y", "size_out"], ["r", "prefix"])
+_MERGE = _op("TokenMerge", ["x", "keys", "size"], ["y", "size_out", "log_size"], ["r", "prefix"])
 _PRUNE = _op("TokenPrune", ["x", "score"], ["y"], ["r", "prefix", "fuse"])
 
 
-def _translate_merge(x, metric, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    return _MERGE(x, metric, size, r=r, prefix=prefix)
+def _translate_merge(x, keys, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return _MERGE(x, keys, size, r=r, prefix=prefix)
 
 
 def _translate_prune(x, score, r, prefix, fuse):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202

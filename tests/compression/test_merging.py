@@ -68,9 +68,12 @@ def test_equals_the_published_form_for_one_class_token(kind: str, tokens: int) -
         x = generator.standard_normal((tokens, 8))
         metric = make_metric(kind, tokens, generator)
         size = generator.integers(1, 5, (tokens, 1)).astype(np.float64)
-        y, y_size = token_merge(*(torch.from_numpy(part)[None] for part in (x, metric, size.astype(np.float32))), r, 1)
+        y, y_size, log_size = token_merge(
+            *(torch.from_numpy(part)[None] for part in (x, metric[None], size.astype(np.float32))), r, 1
+        )
         want, want_size = reference.published_merge(x, metric, size[:, 0], r)
         np.testing.assert_array_equal(y_size[0, :, 0].numpy(), want_size)
+        np.testing.assert_allclose(log_size[0, 0, 0].numpy(), np.log(want_size), rtol=1e-6)
         np.testing.assert_allclose(y[0].numpy(), want, rtol=1e-6, atol=1e-6)
 
 
@@ -82,7 +85,7 @@ def test_a_chain_of_merges_keeps_every_patch() -> None:
     counts = []
     for _ in range(12):
         r = min(16, removable(x.shape[1], 1))
-        x, size = token_merge(x, torch.randn(2, x.shape[1], 8, generator=generator), size, r, 1)
+        x, size, _ = token_merge(x, torch.randn(2, 3, x.shape[1], 8, generator=generator), size, r, 1)
         counts.append(x.shape[1])
         assert torch.equal(size.sum(1), torch.full((2, 1), 197.0))
         torch.testing.assert_close((x * size).sum(1), weighted, rtol=1e-4, atol=1e-3)
@@ -92,7 +95,7 @@ def test_a_chain_of_merges_keeps_every_patch() -> None:
 def test_unmerged_tokens_and_the_prefix_are_untouched_bit_for_bit() -> None:
     x, metric = torch.randn(1, 21, 8), torch.randn(1, 21, 8)
     size = torch.randint(1, 9, (1, 21, 1)).float()
-    y, y_size = token_merge(x, metric, size, 4, 3)
+    y, y_size, _ = token_merge(x, metric[:, None], size, 4, 3)
     destination = match_tokens(metric, 4, 3)[0]
     alone = [place for place in range(21) if (destination == destination[place]).sum() == 1]
     assert set(range(3)) <= set(alone)
@@ -103,9 +106,20 @@ def test_unmerged_tokens_and_the_prefix_are_untouched_bit_for_bit() -> None:
 
 def test_removing_none_only_reorders() -> None:
     x, size = torch.randn(2, 10, 4), torch.ones(2, 10, 1)
-    y, y_size = token_merge(x, torch.randn(2, 10, 4), size, 0, 1)
+    y, y_size, _ = token_merge(x, torch.randn(2, 2, 10, 4), size, 0, 1)
     assert torch.equal(y, x[:, [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]])
     assert torch.equal(y_size, size)
+
+
+def test_tokens_are_compared_by_the_mean_of_their_keys_over_heads() -> None:
+    keys = torch.randn(2, 6, 21, 8)
+    mean = np.stack([sum(keys[image, head].double().numpy() for head in range(6)) / 6 for image in range(2)])
+    x, size = torch.randn(2, 21, 4), torch.ones(2, 21, 1)
+    y, y_size, _ = token_merge(x, keys, size, 5, 1)
+    for image in range(2):
+        want, want_size, _ = reference.merge(x[image].numpy(), mean[image], size[image, :, 0].numpy(), 5, 1)
+        np.testing.assert_array_equal(y_size[image, :, 0].numpy(), want_size)
+        np.testing.assert_allclose(y[image].numpy(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float64, 1e-6)])
@@ -113,13 +127,15 @@ def test_other_float_types(dtype: torch.dtype, tolerance: float) -> None:
     """The choice and the mean are made in at least float32, so a half-precision result is the rounded exact one."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 40, 8, generator=generator, dtype=torch.float64).to(dtype)
-    metric = torch.randint(-1, 2, (2, 40, 16), generator=generator).to(dtype)
+    keys = torch.randint(-1, 2, (2, 3, 40, 16), generator=generator).to(dtype)
     size = torch.randint(1, 5, (2, 40, 1), generator=generator).float()
-    y, y_size = token_merge(x, metric, size, 13, 1)
-    assert y.dtype == dtype
+    y, y_size, log_size = token_merge(x, keys, size, 13, 1)
+    assert y.dtype == log_size.dtype == dtype
     assert y_size.dtype == torch.float32
-    exact, exact_size = token_merge(x.double(), metric.double(), size, 13, 1)
+    exact, exact_size, exact_log = token_merge(x.double(), keys.double(), size, 13, 1)
     assert torch.equal(y_size, exact_size)
+    assert log_size.shape == (2, 1, 1, 27)
+    torch.testing.assert_close(log_size.double(), exact_log, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(y.double(), exact, rtol=tolerance, atol=tolerance)
 
 

@@ -15,8 +15,8 @@ assert ops  # imported for its registrations
 def merge_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 11, 3, generator=generator, dtype=dtype)
-    metric = torch.randn(2, 11, 4, generator=generator, dtype=dtype)
-    return x, metric, torch.randint(1, 5, (2, 11, 1), generator=generator).float()
+    keys = torch.randn(2, 3, 11, 4, generator=generator, dtype=dtype)
+    return x, keys, torch.randint(1, 5, (2, 11, 1), generator=generator).float()
 
 
 def prune_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -27,16 +27,16 @@ def prune_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("r", "prefix"), [(0, 1), (1, 0), (3, 1), (5, 1), (2, 5)])
 def test_merge_values_and_gradients_are_the_functions(r: int, prefix: int) -> None:
-    x, metric, size = merge_inputs()
+    x, keys, size = merge_inputs()
     results = []
     for function in (merging.token_merge, MERGE):
         leaf = x.clone().requires_grad_()
-        y, y_size = function(leaf, metric, size, r, prefix)
+        y, y_size, log_size = function(leaf, keys, size, r, prefix)
         y.square().sum().backward()
-        results.append((y.detach(), y_size, leaf.grad))
+        results.append((y.detach(), y_size, log_size, leaf.grad))
     for plain, op in zip(*results, strict=True):
         assert torch.equal(plain, op)
-    torch.autograd.gradcheck(lambda leaf: MERGE(leaf, metric, size, r, prefix)[0], x.clone().requires_grad_())
+    torch.autograd.gradcheck(lambda leaf: MERGE(leaf, keys, size, r, prefix)[0], x.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("fuse", [False, True])
@@ -70,8 +70,8 @@ reads_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 @reads_grad
 @pytest.mark.parametrize("r", [0, 4])
 def test_merge_passes_torchs_op_checks(r: int) -> None:
-    x, metric, size = merge_inputs(torch.float32)
-    torch.library.opcheck(MERGE.default, (x.requires_grad_(), metric, size, r, 1))
+    x, keys, size = merge_inputs(torch.float32)
+    torch.library.opcheck(MERGE.default, (x.requires_grad_(), keys, size, r, 1))
 
 
 @reads_grad
@@ -82,9 +82,9 @@ def test_prune_passes_torchs_op_checks(r: int, fuse: bool) -> None:
 
 
 def test_merge_gradients_in_half_precision() -> None:
-    x, metric, size = merge_inputs(torch.float32)
+    x, keys, size = merge_inputs(torch.float32)
     leaf = x.to(torch.bfloat16).requires_grad_()
-    y, _ = MERGE(leaf, metric, size, 4, 1)
+    y, _, _ = MERGE(leaf, keys, size, 4, 1)
     y.float().sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.dtype == torch.bfloat16

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressedBlocks", "replace_child"]
 
+# Merged tokens' sizes and their logarithm, as token_merge returns them; None while every token is one patch.
+Sizes = tuple[Tensor, Tensor] | None
+
 
 class CompressedBlocks(nn.Module):
     """A stack of transformer blocks that removes tokens between attention and MLP.
@@ -89,36 +92,34 @@ class CompressedBlocks(nn.Module):
         Returns:
             [batch, remaining tokens, channels].
         """
-        size: Tensor | None = None
+        sizes: Sizes = None
         for index in range(len(self)):
             if self.checkpointing and torch.is_grad_enabled():
-                x, size = checkpoint(self._block, index, x, size, use_reentrant=False)
+                x, sizes = checkpoint(self._block, index, x, sizes, use_reentrant=False)
             else:
-                x, size = self._block(index, x, size)
+                x, sizes = self._block(index, x, sizes)
         return x
 
-    def _block(self, index: int, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _block(self, index: int, x: Tensor, sizes: Sizes) -> tuple[Tensor, Sizes]:
         block, r, adapters = self[index], self.removed[index], self._adapters[index]
-        if r == 0 and size is None and adapters is None and not torch.compiler.is_exporting():
+        if r == 0 and sizes is None and adapters is None and not torch.compiler.is_exporting():
             return block(x), None
         post_norm = isinstance(block, ResPostBlock)
         attended = x if post_norm else block.norm1(x)
         q, k, v = project(block.attn, attended, adapters, self._window)
-        bias = None if size is None else size.log().transpose(1, 2).unsqueeze(1).to(q.dtype)
+        bias = None if sizes is None else sizes[1].to(q.dtype)
         out = attend(block.attn, attended, q, k, v, bias)
         x = x + block.drop_path1(block.norm1(out) if post_norm else block.ls1(out))
         if r:
-            x, size = self._remove(x, q, k, size, r, block.attn.scale)
+            x, sizes = self._remove(x, q, k, sizes, r, block.attn.scale)
         mlp = block.norm2(block.mlp(x)) if post_norm else block.ls2(block.mlp(block.norm2(x)))
-        return x + block.drop_path2(mlp), size
+        return x + block.drop_path2(mlp), sizes
 
-    def _remove(
-        self, x: Tensor, q: Tensor, k: Tensor, size: Tensor | None, r: int, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
+    def _remove(self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float) -> tuple[Tensor, Sizes]:
         if torch.is_autocast_enabled(x.device.type):
             # Which tokens go is decided in float32 whatever the products around it are computed in.
             with torch.autocast(x.device.type, enabled=False):
-                return self._remove(x, q.float(), k.float(), size, r, scale)
+                return self._remove(x, q.float(), k.float(), sizes, r, scale)
         # As an op the step stays one node in a traced graph; everywhere else plain functions are faster.
         exporting = torch.compiler.is_exporting()
         if self.method == "prune":
@@ -126,9 +127,12 @@ class CompressedBlocks(nn.Module):
             score = pruning.attention_score(q * scale, k, self.prefix)
             return prune(x, score, r, self.prefix, self.fuse), None
         merge = ops.token_merge if exporting else merging.token_merge
-        if size is None:
+        if sizes is None:
             size = torch.ones(x.shape[0], x.shape[1], 1, dtype=torch.float32, device=x.device)
-        return merge(x, k.mean(dim=1), size, r, self.prefix)
+        else:
+            size = sizes[0]
+        x, *merged = merge(x, k, size, r, self.prefix)
+        return x, tuple(merged)
 
 
 def replace_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:

@@ -12,9 +12,21 @@ from torch import Tensor
 from tocom.compression.tokens import removable
 from tocom.errors import DegreeError
 
-__all__ = ["match_tokens", "merge_tokens", "token_merge"]
+__all__ = ["key_metric", "match_tokens", "merge_tokens", "token_merge"]
 
 NORM_EPSILON = 1e-12
+
+
+def key_metric(keys: Tensor) -> Tensor:
+    """Return what tokens are compared by: their keys, averaged over heads in at least float32.
+
+    Args:
+        keys: [batch, heads, tokens, head_channels].
+
+    Returns:
+        [batch, tokens, head_channels].
+    """
+    return keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(dim=1)
 
 
 def match_tokens(metric: Tensor, r: int, prefix: int) -> Tensor:
@@ -83,21 +95,24 @@ def merge_tokens(x: Tensor, size: Tensor, destination: Tensor, outputs: int) -> 
     return merged.to(x.dtype), new_size
 
 
-def token_merge(x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+def token_merge(x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the ``r`` most similar pairs of tokens: :func:`match_tokens`, then :func:`merge_tokens`.
 
     Args:
         x: [batch, tokens, channels].
-        metric: [batch, tokens, metric_channels]: the block's keys, averaged over heads.
+        keys: [batch, heads, tokens, head_channels]: the block's keys; similarity is of their mean over heads.
         size: [batch, tokens, 1], float32.
         r: Tokens to remove.
         prefix: Protected leading tokens.
 
     Returns:
-        Tokens [batch, tokens - r, channels] and sizes [batch, tokens - r, 1].
+        Tokens [batch, tokens - r, channels], sizes [batch, tokens - r, 1], and the sizes' logarithm
+        [batch, 1, 1, tokens - r] of the type of ``x``: what the next block adds to its attention logits (ToMe,
+        equation 1).
     """
-    destination = match_tokens(metric, r, prefix)
-    return merge_tokens(x, size, destination, x.shape[1] - r)
+    destination = match_tokens(key_metric(keys), r, prefix)
+    y, new_size = merge_tokens(x, size, destination, x.shape[1] - r)
+    return y, new_size, new_size.log().transpose(1, 2).unsqueeze(1).to(x.dtype)
 
 
 def check_count(name: str, r: int, tokens: int, prefix: int) -> None:

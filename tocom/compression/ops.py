@@ -12,36 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tocom.compression.merging import match_tokens, merge_tokens
+from tocom.compression.merging import key_metric, match_tokens
+from tocom.compression.merging import token_merge as _token_merge
 from tocom.compression.pruning import token_prune as _token_prune
 
 __all__ = ["token_merge", "token_prune"]
 
 
 @torch.library.custom_op("tocom::token_merge", mutates_args=())
-def token_merge(x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+def token_merge(x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merge tokens: see :func:`tocom.compression.merging.token_merge`."""
-    return merge_tokens(x, size, match_tokens(metric, r, prefix), x.shape[1] - r)
+    return _token_merge(x, keys, size, r, prefix)
 
 
 @token_merge.register_fake
-def _(x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, channels = x.shape
-    return x.new_empty(batch, tokens - r, channels), size.new_empty(batch, tokens - r, 1)
+    left = tokens - r
+    return x.new_empty(batch, left, channels), size.new_empty(batch, left, 1), x.new_empty(batch, 1, 1, left)
 
 
-def _merge_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, metric, size, r, prefix = inputs
+def _merge_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, keys, size, r, prefix = inputs
     del x, output
-    ctx.save_for_backward(metric, size)
+    ctx.save_for_backward(keys, size)
     ctx.r, ctx.prefix = r, prefix
 
 
-def _merge_backward(ctx: Any, grad_y: Tensor, grad_size: Tensor) -> tuple[Any, ...]:
+def _merge_backward(ctx: Any, grad_y: Tensor, grad_size: Tensor, grad_log: Tensor) -> tuple[Any, ...]:
     # The choice of pairs has no gradient; the mean's is its weights, and sizes are counts, never learned.
-    del grad_size
-    metric, size = ctx.saved_tensors
-    destination = match_tokens(metric, ctx.r, ctx.prefix).unsqueeze(-1)
+    del grad_size, grad_log
+    keys, size = ctx.saved_tensors
+    destination = match_tokens(key_metric(keys), ctx.r, ctx.prefix).unsqueeze(-1)
     new_size = size.new_zeros(size.shape[0], grad_y.shape[1], 1).scatter_add(1, destination, size)
     weight = size / new_size.gather(1, destination)
     grad_x = grad_y.gather(1, destination.expand(-1, -1, grad_y.shape[2])) * weight.to(grad_y.dtype)

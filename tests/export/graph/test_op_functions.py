@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from heads import in_heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -24,9 +25,9 @@ KINDS = {"fp32": (TensorProto.FLOAT, np.float32), "fp16": (TensorProto.FLOAT16, 
 def session(op: str, r: int, prefix: int, tokens: int, fuse: bool, precision: str) -> onnxruntime.InferenceSession:
     """Return a model of one node, its batch and channels symbolic."""
     element = KINDS[precision][0]
-    names = {"TokenMerge": ("x", "metric", "size"), "TokenPrune": ("x", "score")}[op]
-    types = {"x": element, "metric": element, "size": TensorProto.FLOAT, "score": TensorProto.FLOAT}
-    outputs = ("y", "size_out") if op == "TokenMerge" else ("y",)
+    names = {"TokenMerge": ("x", "keys", "size"), "TokenPrune": ("x", "score")}[op]
+    types = {"x": element, "keys": element, "size": TensorProto.FLOAT, "score": TensorProto.FLOAT}
+    outputs = ("y", "size_out", "log_size") if op == "TokenMerge" else ("y",)
     attributes = {"r": r, "prefix": prefix, "tokens": tokens, "plugin_version": "1", "plugin_namespace": DOMAIN}
     if op == "TokenPrune":
         attributes["fuse"] = int(fuse)
@@ -34,7 +35,10 @@ def session(op: str, r: int, prefix: int, tokens: int, fuse: bool, precision: st
         [helper.make_node(op, names, outputs, domain=DOMAIN, **attributes)],
         "one_node",
         [helper.make_tensor_value_info(name, types[name], None) for name in names],
-        [helper.make_tensor_value_info(name, element if name == "y" else TensorProto.FLOAT, None) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT if name == "size_out" else element, None)
+            for name in outputs
+        ],
     )
     function = token_merge_function(precision) if op == "TokenMerge" else token_prune_function(precision, fuse=fuse)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
@@ -74,15 +78,17 @@ def test_merge_equals_torch(
     number = KINDS[precision][1]
     # Multiples of 1/8 with sizes that are powers of two: weighted sums are exact, and so is the comparison.
     x = (generator.integers(-32, 33, (batch, tokens, 6)) / 8).astype(number)
-    metric = exact_metric(kind, batch, tokens, generator).astype(number)
+    keys = in_heads(exact_metric(kind, batch, tokens, generator), int(generator.integers(1, 7))).astype(number)
     size = (2.0 ** generator.integers(0, 4, (batch, tokens, 1)) if sized else np.ones((batch, tokens, 1))).astype(
         np.float32
     )
-    y, size_out = session("TokenMerge", r, prefix, tokens, False, precision).run(
-        None, {"x": x, "metric": metric, "size": size}
+    y, size_out, log_size = session("TokenMerge", r, prefix, tokens, False, precision).run(
+        None, {"x": x, "keys": keys, "size": size}
     )
-    want, want_size = token_merge(*map(torch.from_numpy, (x, metric, size)), r, prefix)
+    want, want_size, want_log = token_merge(*map(torch.from_numpy, (x, keys, size)), r, prefix)
     np.testing.assert_array_equal(size_out, want_size.numpy())
+    np.testing.assert_allclose(log_size, want_log.numpy(), rtol=1e-3 if precision == "fp16" else 1e-6)
+    assert log_size.dtype == number
     np.testing.assert_allclose(y, want.numpy(), rtol=2e-3 if precision == "fp16" else 1e-6, atol=1e-5)
     assert y.dtype == number
 
@@ -91,12 +97,13 @@ def test_merge_equals_torch(
 @given(shape=shapes())
 def test_merge_of_random_numbers_equals_torch(shape: tuple[int, int, int, int, np.random.Generator]) -> None:
     batch, tokens, r, prefix, generator = shape
-    x, metric = generator.standard_normal((2, batch, tokens, 12), dtype=np.float32)
+    x = generator.standard_normal((batch, tokens, 12), dtype=np.float32)
+    keys = generator.standard_normal((batch, 3, tokens, 12), dtype=np.float32)
     size = generator.integers(1, 9, (batch, tokens, 1)).astype(np.float32)
-    y, size_out = session("TokenMerge", r, prefix, tokens, False, "fp32").run(
-        None, {"x": x, "metric": metric, "size": size}
+    y, size_out, _ = session("TokenMerge", r, prefix, tokens, False, "fp32").run(
+        None, {"x": x, "keys": keys, "size": size}
     )
-    want, want_size = token_merge(*map(torch.from_numpy, (x, metric, size)), r, prefix)
+    want, want_size, _ = token_merge(*map(torch.from_numpy, (x, keys, size)), r, prefix)
     np.testing.assert_array_equal(size_out, want_size.numpy())
     np.testing.assert_allclose(y, want.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -121,6 +128,11 @@ def test_prune_equals_torch(
     exact = want.shape[1] - (1 if fuse else 0)
     np.testing.assert_array_equal(y[:, :exact], want[:, :exact])
     np.testing.assert_allclose(y, want, rtol=2e-3 if precision == "fp16" else 1e-5, atol=1e-5)
+
+
+def test_the_names_of_a_function_are_in_no_graph() -> None:
+    for function in (token_merge_function(), token_prune_function(fuse=True)):
+        assert all(name.startswith("tocom_") for name in (*function.input, *function.output))
 
 
 def test_the_bodies_use_nothing_that_tensorrt_refuses() -> None:

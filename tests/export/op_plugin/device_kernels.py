@@ -48,10 +48,11 @@ class DeviceKernels:
     def merge_into(
         self,
         x: Tensor,
-        metric: Tensor,
+        keys: Tensor,
         size: Tensor,
         y: Tensor,
         size_out: Tensor,
+        log_size: Tensor,
         workspace: Tensor,
         r: int,
         prefix: int,
@@ -59,26 +60,28 @@ class DeviceKernels:
         """Launch on given buffers; return the status."""
         batch, tokens, channels = x.shape
         return self._library.tocom_token_merge_launch(
-            *(ctypes.c_void_p(t.data_ptr()) for t in (x, metric, size, y, size_out, workspace)),
+            *(ctypes.c_void_p(t.data_ptr()) for t in (x, keys, size, y, size_out, log_size, workspace)),
             ctypes.c_int64(batch),
             tokens,
             channels,
-            metric.shape[2],
+            keys.shape[1],
+            keys.shape[3],
             r,
             prefix,
             TYPES[x.dtype],
             _stream(x),
         )
 
-    def merge(self, x: Tensor, metric: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    def merge(self, x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens, channels = x.shape
         y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=x.device)
         size_out = torch.empty(batch, tokens - r, 1, device=x.device)
+        log_size = torch.empty(batch, 1, 1, tokens - r, dtype=x.dtype, device=x.device)
         workspace = torch.empty(self.workspace_bytes(batch, tokens, prefix), dtype=torch.uint8, device=x.device)
-        status = self.merge_into(x, metric, size, y, size_out, workspace, r, prefix)
+        status = self.merge_into(x, keys, size, y, size_out, log_size, workspace, r, prefix)
         if status != 0:
             raise RuntimeError(f"token_merge: CUDA error {status}")
-        return y, size_out
+        return y, size_out, log_size
 
     def prune(self, x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
         batch, tokens, channels = x.shape

@@ -59,8 +59,8 @@ def test_tensors(op):
 def test_ranks_and_token_counts(op):
     for name, _, shape, _, _ in table(op["readme"], "Tensors"):
         rank = len(shape.strip("[]").split(","))
-        if name in ("metric", "size", "score"):
-            index = {"metric": 1, "size": 2, "score": 1}[name]
+        if name in ("keys", "size", "score"):
+            index = {"keys": 1, "size": 2, "score": 1}[name]
             assert f'require_rank("{name}", inputs[{index}], {rank})' in op["source"]
         if name == "x":
             assert rank == 3

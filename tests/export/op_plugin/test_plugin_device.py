@@ -9,17 +9,19 @@ from __future__ import annotations
 import pytest
 import torch
 from device_kernels import DeviceKernels, compile_device_kernels
+from heads import in_heads
 from op_plugin_fixtures import ARCHITECTURE
 
-from tocom.compression.merging import match_tokens, token_merge
+from tocom.compression.merging import key_metric, match_tokens, token_merge
 from tocom.compression.pruning import token_prune
 from tocom.errors import EngineError
 from tocom.export.engines.backend import find_device
 
 # One rounding to the tokens' type, after float32 sums in another order.
+HEADS = 3
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SHAPES = [
-    # batch, tokens, channels, metric channels, r, prefix
+    # batch, tokens, channels, head channels, r, prefix
     (1, 50, 192, 64, 8, 1),
     (1, 197, 384, 64, 16, 1),
     (3, 197, 768, 64, 98, 1),
@@ -58,25 +60,27 @@ def exact_metric(batch, tokens, channels, dtype, seed=0):
 
 
 def inputs(shape, dtype, seed=0):
-    batch, tokens, channels, metric_channels, _, _ = shape
+    batch, tokens, channels, head_channels, _, _ = shape
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, tokens, channels, generator=generator).to(dtype)
     size = torch.randint(1, 9, (batch, tokens, 1), generator=generator).float()
-    return x.cuda(), exact_metric(batch, tokens, metric_channels, dtype, seed).cuda(), size.cuda()
+    keys = torch.from_numpy(in_heads(exact_metric(batch, tokens, head_channels, torch.float32, seed).numpy(), HEADS))
+    return x.cuda(), keys.to(dtype).cuda(), size.cuda()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_merging_equals_torch(device_kernels, shape, dtype):
-    x, metric, size = inputs(shape, dtype)
+    x, keys, size = inputs(shape, dtype)
     r, prefix = shape[4:]
-    y, size_out = device_kernels.merge(x, metric, size, r, prefix)
-    expected, expected_size = token_merge(x.cpu(), metric.cpu(), size.cpu(), r, prefix)
+    y, size_out, log_size = device_kernels.merge(x, keys, size, r, prefix)
+    expected, expected_size, expected_log = token_merge(x.cpu(), keys.cpu(), size.cpu(), r, prefix)
+    torch.testing.assert_close(log_size.cpu(), expected_log, rtol=TOLERANCES[dtype], atol=0)
     torch.testing.assert_close(size_out.cpu(), expected_size, rtol=0, atol=0)
     torch.testing.assert_close(y.cpu(), expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
     # What nothing merged with is a copy, bit by bit.
-    destination = match_tokens(metric.cpu(), r, prefix)
+    destination = match_tokens(key_metric(keys.cpu()), r, prefix)
     for sequence in range(min(len(x), 4)):
         counts = torch.bincount(destination[sequence], minlength=y.shape[1])
         alone = counts[destination[sequence]] == 1
@@ -104,10 +108,10 @@ def test_pruning_equals_torch(device_kernels, shape, fuse, dtype):
 @pytest.mark.gpu
 def test_equal_scores_go_to_the_lower_index(device_kernels):
     x = torch.arange(2 * 33 * 8, dtype=torch.float32).reshape(2, 33, 8).cuda()
-    metric = torch.ones(2, 33, 16).cuda()
+    keys = torch.ones(2, 2, 33, 16).cuda()
     size = torch.ones(2, 33, 1).cuda()
-    y, size_out = device_kernels.merge(x, metric, size, 4, 1)
-    expected, expected_size = token_merge(x.cpu(), metric.cpu(), size.cpu(), 4, 1)
+    y, size_out, _ = device_kernels.merge(x, keys, size, 4, 1)
+    expected, expected_size, _ = token_merge(x.cpu(), keys.cpu(), size.cpu(), 4, 1)
     torch.testing.assert_close(y.cpu(), expected)
     assert torch.equal(size_out.cpu(), expected_size)
     # All four merge into the first B token, which is output 1 + 16 - 4.
@@ -120,13 +124,14 @@ def test_equal_scores_go_to_the_lower_index(device_kernels):
 @pytest.mark.parametrize("shape", [(8, 197, 384, 64, 16, 1), (2, 2048, 768, 64, 700, 1)])
 def test_a_hundred_runs_give_the_same_bits(device_kernels, shape):
     x, _, size = inputs(shape, torch.float16)
-    metric = torch.randn(shape[0], shape[1], shape[3], generator=torch.Generator().manual_seed(2)).half().cuda()
-    score = metric.float().square().sum(dim=-1)
+    generator = torch.Generator().manual_seed(2)
+    keys = torch.randn(shape[0], HEADS, shape[1], shape[3], generator=generator).half().cuda()
+    score = keys[:, 0].float().square().sum(dim=-1)
     r, prefix = shape[4:]
-    first, first_size = device_kernels.merge(x, metric, size, r, prefix)
+    first, first_size, _ = device_kernels.merge(x, keys, size, r, prefix)
     first_pruned = device_kernels.prune(x, score, r, prefix, True)
     for _ in range(100):
-        again, again_size = device_kernels.merge(x, metric, size, r, prefix)
+        again, again_size, _ = device_kernels.merge(x, keys, size, r, prefix)
         assert torch.equal(first.view(torch.int16), again.view(torch.int16))
         assert torch.equal(first_size, again_size)
         pruned = device_kernels.prune(x, score, r, prefix, True)
@@ -136,26 +141,28 @@ def test_a_hundred_runs_give_the_same_bits(device_kernels, shape):
 @pytest.mark.gpu
 def test_capture_in_a_cuda_graph(device_kernels):
     shape = (4, 197, 384, 64, 16, 1)
-    x, metric, size = inputs(shape, torch.float16)
-    score = metric.float().square().sum(dim=-1)
+    x, keys, size = inputs(shape, torch.float16)
+    score = keys[:, 0].float().square().sum(dim=-1)
     y = torch.empty(4, 181, 384, dtype=x.dtype, device="cuda")
     size_out = torch.empty(4, 181, 1, device="cuda")
+    log_size = torch.empty(4, 1, 1, 181, dtype=x.dtype, device="cuda")
     workspace = torch.empty(device_kernels.workspace_bytes(4, 197, 1), dtype=torch.uint8, device="cuda")
-    device_kernels.merge_into(x, metric, size, y, size_out, workspace, 16, 1)
+    device_kernels.merge_into(x, keys, size, y, size_out, log_size, workspace, 16, 1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        status = device_kernels.merge_into(x, metric, size, y, size_out, workspace, 16, 1)
+        status = device_kernels.merge_into(x, keys, size, y, size_out, log_size, workspace, 16, 1)
         pruned = device_kernels.prune(x, score, 16, 1, False)
     assert status == 0
-    other_x, other_metric, other_size = inputs(shape, torch.float16, seed=5)
+    other_x, other_keys, other_size = inputs(shape, torch.float16, seed=5)
     x.copy_(other_x)
-    metric.copy_(other_metric)
+    keys.copy_(other_keys)
     size.copy_(other_size)
     graph.replay()
     torch.cuda.synchronize()
-    expected, expected_size = device_kernels.merge(other_x, other_metric, other_size, 16, 1)
+    expected, expected_size, expected_log = device_kernels.merge(other_x, other_keys, other_size, 16, 1)
     assert torch.equal(y, expected)
     assert torch.equal(size_out, expected_size)
+    assert torch.equal(log_size, expected_log)
     assert torch.equal(pruned, device_kernels.prune(other_x, score, 16, 1, False))
 
 
@@ -178,6 +185,6 @@ def test_a_launch_that_fails_is_a_status(tmp_path):
         pytest.skip(str(error))
     x, size = torch.zeros(1, 17, 16), torch.ones(1, 17, 1)
     with pytest.raises(RuntimeError, match="token_merge: CUDA error"):
-        kernels.merge(x, x, size, 4, 1)
+        kernels.merge(x, x[:, None], size, 4, 1)
     with pytest.raises(RuntimeError, match="token_prune: CUDA error"):
         kernels.prune(x, size[..., 0], 4, 1, False)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from device_kernels import SOURCES, DeviceKernels
+from heads import in_heads
 from kernel_cases import match_case, prune_case
 
 from tocom.compression.merging import token_merge
@@ -65,13 +66,14 @@ def test_merging(emulated, seed, dtype):
     rng = np.random.default_rng(seed)
     # One in three has enough tokens for the threshold search and for the wide tiles of matching.
     case = match_case(rng, most_tokens=700 if seed % 3 == 0 else 120)
-    metric = torch.from_numpy(case.metric).to(dtype)
-    batch, tokens, _ = metric.shape
+    batch, tokens, _ = case.metric.shape
+    keys = torch.from_numpy(in_heads(case.metric, 1 + seed)).to(dtype)
     x = torch.from_numpy(rng.standard_normal((batch, tokens, (1, 8, 19)[seed % 3]), np.float32)).to(dtype)
     size = torch.from_numpy(rng.integers(1, 9, (batch, tokens, 1)).astype(np.float32))
-    y, size_out = on_every_machine(emulated, lambda: emulated.merge(x, metric, size, case.r, case.prefix))
-    expected, expected_size = token_merge(x, metric, size, case.r, case.prefix)
+    y, size_out, log_size = on_every_machine(emulated, lambda: emulated.merge(x, keys, size, case.r, case.prefix))
+    expected, expected_size, expected_log = token_merge(x, keys, size, case.r, case.prefix)
     assert torch.equal(size_out, expected_size)
+    torch.testing.assert_close(log_size, expected_log, rtol=TOLERANCES[dtype], atol=0)
     torch.testing.assert_close(y, expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
 
 
@@ -82,8 +84,9 @@ def test_merging_of_deit_small(emulated):
     metric.scatter_(2, places, torch.from_numpy(rng.choice([-1.0, 1.0], places.shape).astype(np.float32)))
     x = torch.from_numpy(rng.standard_normal((1, 197, 384), np.float32))
     size = torch.ones(1, 197, 1)
-    y, size_out = on_every_machine(emulated, lambda: emulated.merge(x, metric, size, 16, 1))
-    expected, expected_size = token_merge(x, metric, size, 16, 1)
+    keys = torch.from_numpy(in_heads(metric.numpy(), 6))
+    y, size_out, _ = on_every_machine(emulated, lambda: emulated.merge(x, keys, size, 16, 1))
+    expected, expected_size, _ = token_merge(x, keys, size, 16, 1)
     assert torch.equal(size_out, expected_size)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 

@@ -112,15 +112,15 @@ def test_an_attribute_of_another_type_is_refused(plugins):
 
 @pytest.mark.parametrize("token_type", [FLOAT, HALF, BF16])
 def test_types_of_merging(plugins, token_type):
-    right = [token_type, token_type, FLOAT, token_type, FLOAT]
-    for position in range(5):
+    right = [token_type, token_type, FLOAT, token_type, FLOAT, token_type]
+    for position in range(6):
         assert plugins.supports("TokenMerge", [4, 1], right, 3, position) == 1
         assert plugins.supports("TokenMerge", [4, 1], right, 3, position, linear=False) == 0
         wrong = [*right[:position], INT32, *right[position + 1 :]]
         assert plugins.supports("TokenMerge", [4, 1], wrong, 3, position) == 0
     if token_type != FLOAT:
         # Sizes stay float32 whatever the tokens are.
-        assert plugins.supports("TokenMerge", [4, 1], [token_type] * 5, 3, 2) == 0
+        assert plugins.supports("TokenMerge", [4, 1], [token_type] * 6, 3, 2) == 0
 
 
 def test_types_of_pruning(plugins):
@@ -133,17 +133,20 @@ def test_types_of_pruning(plugins):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(2, 197, 384), (2, 197, 64), (2, 197, 1)], None),
-        ([(2, 8, 384), (2, 8, 64), (2, 8, 1)], "attribute 'r' must be at most 3 for 8 tokens with 1 protected, got 4"),
-        ([(2, -1, 384), (2, -1, 64), (2, -1, 1)], "got [2, -1, 384] (-1: not static)"),
-        ([(2, 4097, 384), (2, 4097, 64), (2, 4097, 1)], "must be [batch, 1 to 4096 tokens, channels]"),
-        ([(2, 197), (2, 197, 64), (2, 197, 1)], "input 'x' must have 3 dimensions, got 2"),
-        ([(2, 197, 384), (2, 196, 64), (2, 197, 1)], "dimension 1 of input 'metric' must be 197, got 196"),
-        ([(2, 197, 384), (2, 197, 64), (2, 197, 2)], "dimension 2 of input 'size' must be 1, got 2"),
+        ([(2, 197, 384), (2, 6, 197, 64), (2, 197, 1)], None),
+        (
+            [(2, 8, 384), (2, 6, 8, 64), (2, 8, 1)],
+            "attribute 'r' must be at most 3 for 8 tokens with 1 protected, got 4",
+        ),
+        ([(2, -1, 384), (2, 6, -1, 64), (2, -1, 1)], "got [2, -1, 384] (-1: not static)"),
+        ([(2, 4097, 384), (2, 6, 4097, 64), (2, 4097, 1)], "must be [batch, 1 to 4096 tokens, channels]"),
+        ([(2, 197), (2, 6, 197, 64), (2, 197, 1)], "input 'x' must have 3 dimensions, got 2"),
+        ([(2, 197, 384), (2, 6, 196, 64), (2, 197, 1)], "dimension 2 of input 'keys' must be 197, got 196"),
+        ([(2, 197, 384), (2, 6, 197, 64), (2, 197, 2)], "dimension 2 of input 'size' must be 1, got 2"),
     ],
 )
 def test_shapes_of_merging(plugins, shapes, message):
-    status = plugins.shapes("TokenMerge", [4, 1], shapes, 2)
+    status = plugins.shapes("TokenMerge", [4, 1], shapes, 3)
     assert (status == 0) == (message is None)
     if message is not None:
         assert message in plugins.log

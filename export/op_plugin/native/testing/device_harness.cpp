@@ -12,13 +12,13 @@ int64_t tocom_token_merge_workspace_bytes(int64_t batch, int32_t tokens, int32_t
     return tocom::token_merge_workspace_bytes(batch, tokens, prefix);
 }
 
-int32_t tocom_token_merge_launch(void const* x, void const* metric, float const* size, void* y, float* size_out,
-    void* workspace, int64_t batch, int32_t tokens, int32_t channels, int32_t metric_channels, int32_t r,
-    int32_t prefix, int32_t type, cudaStream_t stream)
+int32_t tocom_token_merge_launch(void const* x, void const* keys, float const* size, void* y, float* size_out,
+    void* log_size, void* workspace, int64_t batch, int32_t tokens, int32_t channels, int32_t heads,
+    int32_t head_channels, int32_t r, int32_t prefix, int32_t type, cudaStream_t stream)
 {
     tocom::TokenMergeShape const shape{
-        batch, tokens, channels, metric_channels, r, prefix, static_cast<tocom::TokenType>(type)};
-    return tocom::token_merge(shape, {x, metric, size, y, size_out, workspace}, stream);
+        batch, tokens, channels, heads, head_channels, r, prefix, static_cast<tocom::TokenType>(type)};
+    return tocom::token_merge(shape, {x, keys, size, y, size_out, log_size, workspace}, stream);
 }
 
 int32_t tocom_token_prune_launch(void const* x, float const* score, void* y, int64_t batch, int32_t tokens,

@@ -22,17 +22,51 @@ constexpr int32_t kRowStride = kChunk + 4;
 
 struct MatchArguments
 {
-    void const* metric;
+    void const* keys;
     Match* matches;
+    int32_t heads;
     int32_t channels;
     int32_t tiles;
     TokenSplit split;
 };
 
+//! What tokens are compared by: the keys of one sequence, averaged over heads. Summing here, once per read, costs less
+//! than a launch of its own that writes the means.
+template <typename T>
+struct Metric
+{
+    T const* keys; //!< [heads, tokens, channels].
+    int32_t heads;
+    int32_t channels;
+    int64_t head_elements;
+
+    template <int32_t kPack>
+    __device__ __forceinline__ Pack<float, kPack> load(int32_t token, int32_t channel) const
+    {
+        T const* source = keys + static_cast<int64_t>(token) * channels + channel;
+        Pack<float, kPack> mean{};
+        for (int32_t head = 0; head < heads; ++head, source += head_elements)
+        {
+            auto const pack = load_pack<kPack>(source);
+#pragma unroll
+            for (int32_t k = 0; k < kPack; ++k)
+            {
+                mean.values[k] += to_float(pack.values[k]);
+            }
+        }
+#pragma unroll
+        for (int32_t k = 0; k < kPack; ++k)
+        {
+            mean.values[k] /= static_cast<float>(heads);
+        }
+        return mean;
+    }
+};
+
 //! Write 1 / length of `rows` rows to `inverse`; rows past the end get 0. Eight lanes share a row.
 template <typename T, bool kAligned, typename Position>
 __device__ void load_inverse_lengths(
-    T const* metric, int32_t channels, int32_t rows, int32_t valid, Position position, float* inverse)
+    Metric<T> const& metric, int32_t rows, int32_t valid, Position position, float* inverse)
 {
     constexpr int32_t kPack = kElements<T, kAligned>;
     int32_t const lane = threadIdx.x % 8;
@@ -41,14 +75,12 @@ __device__ void load_inverse_lengths(
         float squares = 0.0F;
         if (row < valid)
         {
-            T const* source = metric + static_cast<int64_t>(position(row)) * channels;
-            for (int32_t c = lane * kPack; c < channels; c += 8 * kPack)
+            for (int32_t c = lane * kPack; c < metric.channels; c += 8 * kPack)
             {
-                auto const pack = load_pack<kPack>(source + c);
+                auto const pack = metric.template load<kPack>(position(row), c);
 #pragma unroll
-                for (T const element : pack.values)
+                for (float const value : pack.values)
                 {
-                    float const value = to_float(element);
                     squares += value * value;
                 }
             }
@@ -66,8 +98,8 @@ __device__ void load_inverse_lengths(
 
 //! Write channels [first, first + kChunk) of `rows` unit rows to shared memory; what lies outside is 0.
 template <typename T, bool kAligned, typename Position>
-__device__ void load_unit_rows(T const* metric, int32_t channels, int32_t first, int32_t rows, int32_t valid,
-    Position position, float const* inverse, float* target)
+__device__ void load_unit_rows(Metric<T> const& metric, int32_t first, int32_t rows, int32_t valid, Position position,
+    float const* inverse, float* target)
 {
     constexpr int32_t kPack = kElements<T, kAligned>;
     constexpr int32_t kPacks = kChunk / kPack;
@@ -76,15 +108,14 @@ __device__ void load_unit_rows(T const* metric, int32_t channels, int32_t first,
         int32_t const row = item / kPacks;
         int32_t const column = item % kPacks * kPack;
         Pack<float, kPack> unit{};
-        if (row < valid && first + column < channels)
+        if (row < valid && first + column < metric.channels)
         {
-            auto const pack =
-                load_pack<kPack>(metric + static_cast<int64_t>(position(row)) * channels + first + column);
+            auto const pack = metric.template load<kPack>(position(row), first + column);
             float const scale = inverse[row];
 #pragma unroll
             for (int32_t k = 0; k < kPack; ++k)
             {
-                unit.values[k] = to_float(pack.values[k]) * scale;
+                unit.values[k] = pack.values[k] * scale;
             }
         }
         float* const place = target + row * kRowStride + column;
@@ -110,7 +141,9 @@ __global__ void __launch_bounds__(kThreads, kRowsPerLane > 4 ? 2 : 3) match_kern
     int32_t const channels = arguments.channels;
     int64_t const sequence = blockIdx.x / arguments.tiles;
     int32_t const first_a = static_cast<int32_t>(blockIdx.x % arguments.tiles) * kTileA;
-    T const* metric = static_cast<T const*>(arguments.metric) + sequence * split.tokens * channels;
+    int64_t const head_elements = static_cast<int64_t>(split.tokens) * channels;
+    Metric<T> const metric{static_cast<T const*>(arguments.keys) + sequence * arguments.heads * head_elements,
+        arguments.heads, channels, head_elements};
     int32_t const a_count = split.a_count();
     int32_t const b_count = split.b_count();
     int32_t const valid_a = min(kTileA, a_count - first_a);
@@ -121,19 +154,19 @@ __global__ void __launch_bounds__(kThreads, kRowsPerLane > 4 ? 2 : 3) match_kern
     int32_t const lane_column = threadIdx.x % kLaneColumns;
     BestPartner best[kRowsPerLane];
 
-    load_inverse_lengths<T, kAligned>(metric, channels, kTileA, valid_a, a_position, a_inverse);
+    load_inverse_lengths<T, kAligned>(metric, kTileA, valid_a, a_position, a_inverse);
     for (int32_t first_b = 0; first_b < b_count; first_b += kTileB)
     {
         int32_t const valid_b = min(kTileB, b_count - first_b);
         auto const b_position = [&](int32_t row) { return split.b_position(first_b + row); };
-        load_inverse_lengths<T, kAligned>(metric, channels, kTileB, valid_b, b_position, b_inverse);
+        load_inverse_lengths<T, kAligned>(metric, kTileB, valid_b, b_position, b_inverse);
         __syncthreads();
 
         float scores[kRowsPerLane][kColumnsPerLane] = {};
         for (int32_t first = 0; first < channels; first += kChunk)
         {
-            load_unit_rows<T, kAligned>(metric, channels, first, kTileA, valid_a, a_position, a_inverse, a_rows);
-            load_unit_rows<T, kAligned>(metric, channels, first, kTileB, valid_b, b_position, b_inverse, b_rows);
+            load_unit_rows<T, kAligned>(metric, first, kTileA, valid_a, a_position, a_inverse, a_rows);
+            load_unit_rows<T, kAligned>(metric, first, kTileB, valid_b, b_position, b_inverse, b_rows);
             __syncthreads();
             float const* const b_base = b_rows + (warp * kColumnsPerWarp + lane_column) * kRowStride;
             float const* const a_base = a_rows + lane_row * kRowStride;
@@ -206,16 +239,16 @@ __global__ void __launch_bounds__(kThreads, kRowsPerLane > 4 ? 2 : 3) match_kern
 }
 
 template <typename T, bool kAligned, int32_t kRowsPerLane>
-cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* keys, Match* matches, cudaStream_t stream)
 {
     TokenSplit const split{shape.tokens, shape.prefix};
     int32_t const tiles = divide_up(split.a_count(), kLaneRows * kRowsPerLane);
-    MatchArguments const arguments{metric, matches, shape.metric_channels, tiles, split};
+    MatchArguments const arguments{keys, matches, shape.heads, shape.head_channels, tiles, split};
     return launch(match_kernel<T, kAligned, kRowsPerLane>, shape.batch * tiles, arguments, stream);
 }
 
 template <typename T, bool kAligned>
-cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* keys, Match* matches, cudaStream_t stream)
 {
     // Wide tiles reuse each B row for 32 A rows; narrow ones give a small problem enough blocks to spread over.
     constexpr int32_t kNarrow = 2;
@@ -224,30 +257,30 @@ cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match
     int64_t const wide_blocks = shape.batch * divide_up(split.a_count(), kLaneRows * kWide);
     if (wide_blocks < 4LL * multiprocessors())
     {
-        return launch_match<T, kAligned, kNarrow>(shape, metric, matches, stream);
+        return launch_match<T, kAligned, kNarrow>(shape, keys, matches, stream);
     }
-    return launch_match<T, kAligned, kWide>(shape, metric, matches, stream);
+    return launch_match<T, kAligned, kWide>(shape, keys, matches, stream);
 }
 
 template <typename T>
-cudaError_t launch_match(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t launch_match(TokenMergeShape const& shape, void const* keys, Match* matches, cudaStream_t stream)
 {
-    if (is_aligned<T>(shape.metric_channels, metric))
+    if (is_aligned<T>(shape.head_channels, keys))
     {
-        return launch_match<T, true>(shape, metric, matches, stream);
+        return launch_match<T, true>(shape, keys, matches, stream);
     }
-    return launch_match<T, false>(shape, metric, matches, stream);
+    return launch_match<T, false>(shape, keys, matches, stream);
 }
 
 } // namespace
 
-cudaError_t match_tokens(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream)
+cudaError_t match_tokens(TokenMergeShape const& shape, void const* keys, Match* matches, cudaStream_t stream)
 {
     switch (shape.type)
     {
-    case TokenType::kFloat32: return launch_match<float>(shape, metric, matches, stream);
-    case TokenType::kFloat16: return launch_match<__half>(shape, metric, matches, stream);
-    case TokenType::kBFloat16: return launch_match<__nv_bfloat16>(shape, metric, matches, stream);
+    case TokenType::kFloat32: return launch_match<float>(shape, keys, matches, stream);
+    case TokenType::kFloat16: return launch_match<__half>(shape, keys, matches, stream);
+    case TokenType::kBFloat16: return launch_match<__nv_bfloat16>(shape, keys, matches, stream);
     }
     return cudaErrorInvalidValue;
 }

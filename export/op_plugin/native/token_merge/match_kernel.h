@@ -8,6 +8,6 @@ namespace tocom
 {
 
 //! Write one Match per A token: `matches` is [batch, A tokens].
-cudaError_t match_tokens(TokenMergeShape const& shape, void const* metric, Match* matches, cudaStream_t stream);
+cudaError_t match_tokens(TokenMergeShape const& shape, void const* keys, Match* matches, cudaStream_t stream);
 
 } // namespace tocom

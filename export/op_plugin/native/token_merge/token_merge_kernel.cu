@@ -80,6 +80,7 @@ __device__ __forceinline__ void write_row(
     if (lane == 0)
     {
         arguments.tensors.size_out[output_index] = total;
+        static_cast<T*>(arguments.tensors.log_size)[output_index] = from_float<T>(logf(total));
     }
     if (!merged)
     {
@@ -170,7 +171,7 @@ cudaError_t launch_merge(TokenMergeShape const& shape, MergeArguments const& arg
 
 bool is_valid(TokenMergeShape const& shape)
 {
-    return shape.batch >= 0 && shape.channels > 0 && shape.metric_channels > 0 && shape.prefix >= 0
+    return shape.batch >= 0 && shape.channels > 0 && shape.heads > 0 && shape.head_channels > 0 && shape.prefix >= 0
         && shape.tokens <= kMaxTokens && shape.r >= 1 && shape.r <= removable(shape.tokens, shape.prefix);
 }
 
@@ -186,7 +187,7 @@ cudaError_t token_merge(TokenMergeShape const& shape, TokenMergeTensors const& t
         return cudaErrorInvalidValue;
     }
     auto* const matches = static_cast<Match*>(tensors.workspace);
-    cudaError_t const status = match_tokens(shape, tensors.metric, matches, stream);
+    cudaError_t const status = match_tokens(shape, tensors.keys, matches, stream);
     if (status != cudaSuccess)
     {
         return status;

@@ -12,7 +12,8 @@ struct TokenMergeShape
     int64_t batch;
     int32_t tokens;
     int32_t channels;
-    int32_t metric_channels;
+    int32_t heads;
+    int32_t head_channels;
     int32_t r;
     int32_t prefix;
     TokenType type;
@@ -21,12 +22,13 @@ struct TokenMergeShape
 //! Device addresses of one call. Tensors are contiguous.
 struct TokenMergeTensors
 {
-    void const* x;      //!< [batch, tokens, channels], of the shape's type.
-    void const* metric; //!< [batch, tokens, metric_channels], of the shape's type.
-    float const* size;  //!< [batch, tokens, 1].
-    void* y;            //!< [batch, tokens - r, channels], of the shape's type.
-    float* size_out;    //!< [batch, tokens - r, 1].
-    void* workspace;    //!< token_merge_workspace_bytes(), aligned to 8 bytes.
+    void const* x;     //!< [batch, tokens, channels], of the shape's type.
+    void const* keys;  //!< [batch, heads, tokens, head_channels], of the shape's type.
+    float const* size; //!< [batch, tokens, 1].
+    void* y;           //!< [batch, tokens - r, channels], of the shape's type.
+    float* size_out;   //!< [batch, tokens - r, 1].
+    void* log_size;    //!< [batch, 1, 1, tokens - r], of the shape's type.
+    void* workspace;   //!< token_merge_workspace_bytes(), aligned to 8 bytes.
 };
 
 //! Return whether the op is defined for these shapes: 1 <= r <= (tokens - prefix) / 2, at most kMaxTokens tokens.

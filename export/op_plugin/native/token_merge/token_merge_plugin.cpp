@@ -35,11 +35,11 @@ void TokenMergePlugin::check(nvinfer1::Dims const* inputs) const
 {
     nvinfer1::Dims const& x = inputs[0];
     require_tokens("x", x, attributes_.r, attributes_.prefix);
-    require_rank("metric", inputs[1], 3);
+    require_rank("keys", inputs[1], 4);
     require_rank("size", inputs[2], 3);
     for (int32_t axis = 0; axis < 2; ++axis)
     {
-        require_equal("metric", inputs[1], axis, x.d[axis]);
+        require_equal("keys", inputs[1], axis * 2, x.d[axis]);
         require_equal("size", inputs[2], axis, x.d[axis]);
     }
     require_equal("size", inputs[2], 2, 1);
@@ -49,15 +49,18 @@ int32_t TokenMergePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int
     nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t output_count,
     nvinfer1::IExprBuilder& builder) noexcept
 {
-    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs, "TokenMerge takes 3 inputs and gives 2 outputs");
+    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs, "TokenMerge takes 3 inputs and gives 3 outputs");
     TOCOM_REQUIRE(inputs[0].nbDims == 3 && inputs[2].nbDims == 3, "TokenMerge needs x and size of rank 3");
-    for (int32_t i = 0; i < kOutputs; ++i)
-    {
-        outputs[i] = inputs[i == 0 ? 0 : 2];
-        outputs[i].d[1] =
-            builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
-        TOCOM_REQUIRE(outputs[i].d[1] != nullptr, "TokenMerge: the token dimension cannot be computed");
-    }
+    nvinfer1::IDimensionExpr const* const left =
+        builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
+    TOCOM_REQUIRE(left != nullptr, "TokenMerge: the token dimension cannot be computed");
+    outputs[0] = inputs[0];
+    outputs[1] = inputs[2];
+    outputs[0].d[1] = outputs[1].d[1] = left;
+    outputs[2].nbDims = 4;
+    outputs[2].d[0] = inputs[0].d[0];
+    outputs[2].d[1] = outputs[2].d[2] = builder.constant(1);
+    outputs[2].d[3] = left;
     return kSuccess;
 }
 
@@ -72,12 +75,12 @@ int32_t TokenMergePlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
     void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
 {
     nvinfer1::Dims const& x = input_descs[0].dims;
-    nvinfer1::Dims const& metric = input_descs[1].dims;
+    nvinfer1::Dims const& keys = input_descs[1].dims;
     TokenMergeShape const shape{x.d[0], static_cast<int32_t>(x.d[1]), static_cast<int32_t>(x.d[2]),
-        static_cast<int32_t>(metric.d[2]), attributes_.r, attributes_.prefix,
+        static_cast<int32_t>(keys.d[1]), static_cast<int32_t>(keys.d[3]), attributes_.r, attributes_.prefix,
         static_cast<TokenType>(input_descs[0].type)};
     TokenMergeTensors const tensors{inputs[0], inputs[1], static_cast<float const*>(inputs[2]), outputs[0],
-        static_cast<float*>(outputs[1]), workspace};
+        static_cast<float*>(outputs[1]), outputs[2], workspace};
     TOCOM_CHECK_CUDA(token_merge(shape, tensors, stream));
     return kSuccess;
 }

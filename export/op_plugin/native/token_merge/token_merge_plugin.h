@@ -11,9 +11,9 @@ class TokenMergePlugin final : public OpPlugin<TokenMergePlugin>
 {
 public:
     static constexpr char const* kName = "TokenMerge";
-    static constexpr int32_t kInputs = 3;              //!< x, metric, size
-    static constexpr int32_t kOutputs = 2;             //!< y, size_out
-    static constexpr uint32_t kTokenTensors = 0b01011; //!< x, metric and y; size and size_out are float32
+    static constexpr int32_t kInputs = 3;               //!< x, keys, size
+    static constexpr int32_t kOutputs = 3;              //!< y, size_out, log_size
+    static constexpr uint32_t kTokenTensors = 0b101011; //!< x, keys, y and log_size; size and size_out are float32
 
     struct Attributes
     {
