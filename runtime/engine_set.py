@@ -15,7 +15,7 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 from tocom.formats.signatures import PublicKey
 from tocom.runtime.backends.base import Backend, Engine
-from tocom.runtime.backends.select import open_backend
+from tocom.runtime.backends.select import WITH_ENGINES, open_backend
 from tocom.runtime.checks import check_images
 from tocom.runtime.guard import Guard, GuardedEngine
 from tocom.runtime.memory.needs import best_subset, set_bytes, set_value
@@ -110,7 +110,26 @@ class EngineSet:
     def _load(
         cls, bundle: Bundle, wanted: Sequence[int], options: OpenOptions, profile: Profile | Path | str | None
     ) -> EngineSet:
-        backend = open_backend(options.backend, bundle, threads=options.threads)
+        refused: dict[str, str] = {}
+        while True:
+            backend = open_backend(options.backend, bundle, threads=options.threads, refused=refused)
+            try:
+                return cls._load_into(backend, bundle, wanted, options, profile)
+            except EngineError as error:
+                if options.backend != "auto" or backend.name not in WITH_ENGINES:
+                    raise
+                log.warning("%s does not serve %s, going on to the next backend: %s", backend.name, bundle.path, error)
+                refused[backend.name] = str(error)
+
+    @classmethod
+    def _load_into(
+        cls,
+        backend: Backend,
+        bundle: Bundle,
+        wanted: Sequence[int],
+        options: OpenOptions,
+        profile: Profile | Path | str | None,
+    ) -> EngineSet:
         engines: dict[int, Engine] = {}
         try:
             found = matching_profile(bundle, identity_of(bundle, backend), wanted, profile)

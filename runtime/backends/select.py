@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tocom.errors import CalibrationError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
@@ -12,7 +12,7 @@ from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime.backends.base import Backend
 from tocom.system.cpu import cpu_identity, power_mode
 
-__all__ = ["BACKENDS", "open_backend"]
+__all__ = ["BACKENDS", "WITH_ENGINES", "open_backend"]
 
 
 def _onnxruntime(bundle: Bundle, threads: int | None, reason: str) -> Backend:
@@ -57,10 +57,14 @@ _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
     "openvino": _openvino,
 }
 BACKENDS = tuple(_OPENERS)
+# Those whose files were compiled on a device, and may not load on it any more.
+WITH_ENGINES = ("tensorrt", "tensorrt-rtx")
 _ON_CPU = ("onnxruntime", "openvino")
 
 
-def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Backend:
+def open_backend(
+    name: str, bundle: Bundle, *, threads: int | None = None, refused: Mapping[str, str] | None = None
+) -> Backend:
     """Return an opened backend.
 
     Args:
@@ -68,6 +72,7 @@ def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Ba
             CPU the one that calibration measured as the faster one on this device, where it measured both.
         bundle: The bundle to serve.
         threads: CPU threads of one inference; None takes the usable physical cores.
+        refused: Backends that ``auto`` passes over, with the reason: they opened, but their engines did not load.
 
     Raises:
         RequestError: ``name`` is unknown.
@@ -79,19 +84,22 @@ def open_backend(name: str, bundle: Bundle, *, threads: int | None = None) -> Ba
                 f"The 'backend' parameter must be one of auto, {', '.join(BACKENDS)}. Got {name!r} instead."
             )
         return _OPENERS[name](bundle, threads, "asked for")
-    refused: list[str] = []
+    known = dict(refused or {})
+    told: list[str] = []
     openers, measured = dict(_OPENERS), _openvino_gain(bundle)
     if measured is not None and measured < 1:
         openers["onnxruntime"] = openers.pop("onnxruntime")  # behind OpenVINO
     for candidate, opener in openers.items():
-        reason = " ".join(refused) or "first choice"
+        reason = " ".join(told) or "first choice"
         if measured is not None and candidate in _ON_CPU:
             reason = f"{reason}; OpenVINO took {measured:.2f} of ONNX Runtime's time here, by their profiles"
         try:
-            return opener(bundle, threads, reason)
+            if candidate not in known:
+                return opener(bundle, threads, reason)
         except EngineError as error:
-            refused.append(f"Not {candidate}: {error}")
-    raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(refused)}")
+            known[candidate] = str(error)
+        told.append(f"Not {candidate}: {known[candidate]}")
+    raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(told)}")
 
 
 def _openvino_gain(bundle: Bundle) -> float | None:

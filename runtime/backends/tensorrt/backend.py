@@ -24,7 +24,7 @@ from tocom.runtime.backends.tensorrt.device.select import open_device
 from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
 from tocom.runtime.backends.tensorrt.files import EngineFile, EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
-from tocom.runtime.memory.needs import Need
+from tocom.runtime.memory.needs import Need, needs_of
 from tocom.system.sealed_library import hold_library
 
 if TYPE_CHECKING:
@@ -85,15 +85,17 @@ class TensorRtBackend:
             raise
 
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
-        """Return what each degree needs: engines keep their weights in device memory, each its own copy."""
-        needs = {}
-        for degree in degrees:
-            record = self._file(degree).record
-            size = self._file(degree).content_bytes
-            scratch = int(record["engine"].get("device_memory_bytes", size // 4))
-            images = 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
-            needs[degree] = Need(degree, {(self._file(degree).path.name, 0): size}, scratch, images)
-        return needs
+        """Return what each degree needs: engines keep their weights in device memory, each its own copy.
+
+        What a context needs is known exactly only once its engine is loaded; before, it is estimated from the tokens.
+        """
+        scratch = {degree: need.activation_bytes for degree, need in needs_of(self._bundle, degrees).items()}
+        # Images lie in a buffer of the host and in one of the GPU; on a Jetson that is the same memory.
+        buffers = 2 * 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
+        return {
+            degree: Need(degree, {(file.path.name, 0): file.content_bytes}, scratch[degree], buffers)
+            for degree, file in ((degree, self._file(degree)) for degree in degrees)
+        }
 
     def adopt(self, images: Any) -> Any:
         """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""

@@ -152,8 +152,14 @@ def _unfit(
             return "it was built from other weights; build it again"
         if record["backend"] != backend:
             return f"it is of {record['backend']}"
-        if not record["options"].get("version_compatible") and _release(record["backend_version"]) != _release(version):
-            return f"it was built by {backend} {record['backend_version']}, this is {version}"
+        if other := _other_version(
+            backend, record["backend_version"], version, record["options"]["version_compatible"]
+        ):
+            return other
+        if backend == "tensorrt" and (op_plugin := record["op_plugin"]):
+            made_for = op_plugin["tensorrt"].split(".")[0]
+            if made_for != version.split(".")[0]:
+                return f"its op plugin library is for TensorRT {made_for}.x, this is {version}"
         if built_on == "portable" and device["compute_capability"] not in record["compute_capabilities"]:
             covered = ", ".join(record["compute_capabilities"])
             return f"it is portable, for compute capability {covered}; this GPU has {device['compute_capability']}"
@@ -167,6 +173,16 @@ def _unfit(
     return None
 
 
-def _release(version: str) -> tuple[str, ...]:
-    """Return the first three numbers: engines fit exactly one release."""
-    return tuple(re.findall(r"\d+", version)[:3])
+def _other_version(backend: str, built: str, here: str, version_compatible: bool) -> str | None:
+    """Return why an engine of one version does not load in another, or None."""
+    # Engines fit one release, which has three numbers.
+    theirs, ours = ([int(number) for number in re.findall(r"\d+", version)[:3]] for version in (built, here))
+    if theirs == ours:
+        return None
+    if not version_compatible:
+        return f"it was built by {backend} {built}, this is {here}"
+    if theirs[0] != ours[0]:
+        return f"it is version-compatible, which holds within {backend} {theirs[0]}.x; this is {here}"
+    if theirs > ours:
+        return f"it is version-compatible with {backend} {built} and newer; this is {here}"
+    return None

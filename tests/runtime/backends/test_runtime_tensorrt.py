@@ -230,6 +230,53 @@ def test_the_runtime_serves_from_engines_and_takes_gpu_images(
     assert nothing_is_left(cuda)
 
 
+def test_a_version_compatible_engine_of_an_older_release_is_taken(
+    bundle: SmallBundle, opened: Callable[[], TensorRtBackend]
+) -> None:
+    options = {"version_compatible": True, "hardware_compatible": False}
+    write_engines(bundle, "tensorrt-10.3.0-x", backend_version="10.3.0", options=options)
+    assert opened()._folder.path.name == "tensorrt-10.3.0-x"
+
+
+@pytest.mark.fault(
+    "an engine that TensorRT does not deserialize, under `auto`",
+    outcome="the next backend serves; its reason and the log say why",
+)
+def test_auto_goes_on_where_an_engine_does_not_load(
+    bundle: SmallBundle, cuda: HostCuda, trt: ScriptedTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_engines(bundle)
+    words = "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does not match"
+    replace_engine(folder, 8, engine_bytes(8, error=words))
+
+    def opener(found: Bundle, threads: int | None, reason: str) -> TensorRtBackend:
+        device = LibcudaDevice(path=cuda.path)
+        return TensorRtBackend(found, name="tensorrt", reason=reason, trt=trt, device=device)
+
+    monkeypatch.setitem(select._OPENERS, "tensorrt", opener)
+    with Runtime.open(bundle.path) as runtime:
+        assert runtime.backend.name == "onnxruntime"
+        assert "Not tensorrt: tensorrt 10.13.2 cannot load" in runtime.backend.reason
+        assert "Version tag does not match" in runtime.backend.reason
+    assert cuda.leaks() == {}
+    with pytest.raises(EngineError, match=r"cannot load .*Version tag does not match\. Build it again"):
+        Runtime.open(bundle.path, "tensorrt")
+    assert cuda.leaks() == {}
+
+
+@pytest.mark.fault(
+    "a driver older than TensorRT's CUDA", outcome="EngineError with TensorRT's words, and what to update"
+)
+def test_a_driver_older_than_the_library_is_told(bundle: SmallBundle, opened: Callable[[], TensorRtBackend]) -> None:
+    folder = write_engines(bundle)
+    words = "Cuda Runtime (cudaError 35: CUDA driver version is insufficient for CUDA runtime version)"
+    replace_engine(folder, 0, engine_bytes(0, error=words))
+    with pytest.raises(
+        EngineError, match=r"cudaError 35.*driver is older than the CUDA that this library was made for"
+    ):
+        opened().load(0)
+
+
 def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
     write_engines(bundle)
     with Runtime.open(bundle.path) as runtime:
@@ -248,6 +295,21 @@ def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
         ),
         ("tensorrt-10.13.2-x", {"onnx": {"sha256": "0" * 64, "weights_sha256": "0" * 64}}, "from another ONNX file"),
         ("tensorrt-10.13.2-x", {"engine": {"size_bytes": 3}}, "sidecar is not readable"),
+        (
+            "tensorrt-11.0.0-x",
+            {"backend_version": "11.0.0", "options": {"version_compatible": True}},
+            r"version-compatible, which holds within tensorrt 11\.x; this is 10\.13\.2",
+        ),
+        (
+            "tensorrt-10.14.0-x",
+            {"backend_version": "10.14.0", "options": {"version_compatible": True}},
+            r"version-compatible with tensorrt 10\.14\.0 and newer; this is 10\.13\.2",
+        ),
+        (
+            "tensorrt-10.13.2-x",
+            {"op_plugin": {"sha256": "0" * 64, "file": "libop.so", "tensorrt": "11.0.0"}},
+            r"its op plugin library is for TensorRT 11\.x, this is 10\.13\.2",
+        ),
         ("tensorrt-10.13.2-x", {"degree": 5}, "the bundle has no degree 5"),
         (
             "tensorrt-10.13.2-portable",
@@ -311,7 +373,7 @@ def test_a_damaged_engine_is_never_deserialized(
 
 
 def test_compact_engines_answer_as_plain_ones(bundle: SmallBundle, opened: Callable[[], TensorRtBackend]) -> None:
-    folder = write_engines(bundle, options={"compact": True})
+    folder = write_engines(bundle, options={"compact": True, "version_compatible": False})
     assert (folder / "degree-04.engine.zip").exists()
     engine = opened().load(4)
     images = images_of(2)
@@ -393,7 +455,7 @@ def test_the_op_plugin_library_is_checked_then_loaded(
 ) -> None:
     monkeypatch.setenv(SELF_REGISTER, "1")  # meant for other programs: TensorRT would refuse the library
     content = b"a library"
-    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so"}
+    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so", "tensorrt": "10.13.2"}
     folder = write_engines(bundle, op_plugin=op_plugin)
     with pytest.raises(EngineError, match=r"need the op plugin library .*libop\.so, which cannot be read"):
         opened()
@@ -419,7 +481,7 @@ def test_an_exchange_after_the_hash_loads_nothing_else(
 ) -> None:
     """With a real dynamic loader, at the very moment when TensorRT is handed the path."""
     content, hostile = (compiled(bundle.path.parent, answer) for answer in (42, 666))
-    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so"}
+    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so", "tensorrt": "10.13.2"}
     library = write_engines(bundle, op_plugin=op_plugin) / "libop.so"
     library.write_bytes(content)
     answers = []
