@@ -220,6 +220,10 @@ def _config(
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         # A lean runtime in the engine is code, which a runtime that allows no host code refuses.
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    # TensorRT-RTX alone has it: an inference that allocates cannot be captured into a CUDA graph.
+    no_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if no_allocation is not None:
+        config.set_flag(no_allocation)
     if options["hardware_compatible"]:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options["embed_op_plugin"] and request["op_plugin"] is not None:

@@ -28,9 +28,10 @@ class Arena:
         """Make it at least ``size`` bytes. Its address may change: contexts compare :attr:`pointer` before they run."""
         if size <= self.size:
             return
+        # The old block goes last: where there is no room for both, the engines that are loaded go on with it.
+        pointer = self._device.allocate(size)
         self.close()
-        self.pointer = self._device.allocate(size)
-        self.size = size
+        self.pointer, self.size = pointer, size
 
     def close(self) -> None:
         """Give the memory back."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device.driver_api import DriverDevice
-from tocom.runtime.backends.tensorrt.device.failures import gone
+from tocom.runtime.backends.tensorrt.device.failures import gone, not_usable
 
 __all__ = ["CudaPythonDevice"]
 
@@ -42,7 +42,7 @@ class CudaPythonDevice(DriverDevice):
         try:
             status, *values = getattr(self._driver, name)(*arguments)
         except RuntimeError as error:  # what the bindings raise when the driver, or a function of it, is missing
-            raise gone("cuda-python", f"{name} ({error})") from error
+            raise not_usable(gone("cuda-python", f"{name} ({error})")) from error
         return int(status), values[0] if len(values) == 1 else tuple(values)
 
     def name(self) -> str:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 
 from tocom.errors import EngineError
 
-__all__ = ["OLDEST_DRIVER", "check_gpu", "failed", "gone", "refused", "version_text"]
+__all__ = ["OLDEST_DRIVER", "check_gpu", "failed", "gone", "no_driver", "not_usable", "refused", "version_text"]
 
 # cuGraphInstantiateWithFlags, the newest function that is called here, came with CUDA 11.4.
 OLDEST_DRIVER = 11040
 
 # What a process opens to reach a GPU: on desktops and servers, then on Jetson.
 _NODES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvhost-*", "/dev/nvmap", "/dev/nvgpu/*/*")
+
+
+def no_driver(why: object) -> EngineError:
+    """Return the error of a machine, or a container, without the driver's library."""
+    return EngineError(
+        f"There is no NVIDIA driver here ({' '.join(str(why).split())}). Install it; in a container pass the GPU in "
+        "(docker run --gpus all, on Jetson --runtime nvidia)."
+    )
+
+
+def not_usable(otherwise: EngineError) -> EngineError:
+    """Return why a package does not reach the driver: there is none, else what the package says."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return no_driver(error)
+    return otherwise
 
 
 def version_text(version: int) -> str:

@@ -6,9 +6,8 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
-from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device.driver_api import DriverDevice
-from tocom.runtime.backends.tensorrt.device.failures import gone
+from tocom.runtime.backends.tensorrt.device.failures import gone, no_driver
 
 __all__ = ["FUNCTIONS", "LibcudaDevice"]
 
@@ -70,10 +69,7 @@ class LibcudaDevice(DriverDevice):
         try:
             driver = ctypes.CDLL(path)
         except OSError as error:
-            raise EngineError(
-                f"There is no NVIDIA driver here ({error}). Install it; in a container pass the GPU in (docker run "
-                "--gpus all, on Jetson --runtime nvidia)."
-            ) from error
+            raise no_driver(error) from error
         self._functions = {}
         for name, (symbol, types) in FUNCTIONS.items():
             try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device.base import NON_BLOCKING
-from tocom.runtime.backends.tensorrt.device.failures import check_gpu, failed, refused, version_text
+from tocom.runtime.backends.tensorrt.device.failures import check_gpu, failed, not_usable, refused, version_text
 
 __all__ = ["PycudaDevice"]
 
@@ -38,9 +38,9 @@ class PycudaDevice:
         try:
             self._driver: Any = importlib.import_module("pycuda.driver")
         except ImportError as error:
-            raise EngineError(
-                f"pycuda cannot be imported ({error}). Install it: pip install 'tocom[pycuda]'."
-            ) from error
+            missing = EngineError(f"pycuda cannot be imported ({error}). Install it: pip install 'tocom[pycuda]'.")
+            # It links to the driver, so that without one it is there and cannot be imported.
+            raise missing if isinstance(error, ModuleNotFoundError) else not_usable(missing) from error
         self.index = index
         self._memory: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import inspect
@@ -169,6 +170,20 @@ def test_a_wrong_call_of_pycuda_fails_here_too(wrong: Callable[[Any], Any]) -> N
 def test_no_driver_is_told() -> None:
     with pytest.raises(EngineError, match=r"There is no NVIDIA driver here .*--runtime nvidia"):
         LibcudaDevice(path="libcuda-that-is-not-there.so.1")
+
+
+@pytest.mark.parametrize(("layer", "package"), [("cuda-python", "cuda.bindings"), ("pycuda", "pycuda")])
+def test_packages_tell_a_missing_driver_from_themselves(layer: str, package: str) -> None:
+    pytest.importorskip(package)
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1")
+        pytest.skip("this machine has a driver")
+    program = (
+        "from tocom.runtime.backends.tensorrt.device.select import _OPENERS\n"
+        f"try:\n    _OPENERS[{layer!r}](0)\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("EngineError There is no NVIDIA driver here ("), done.stdout + done.stderr
 
 
 @pytest.mark.fault(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from foreign_images import DlpackImages, ForeignLibrary, InterfaceImages
-from host_cuda import HostCuda
+from host_cuda import OUT_OF_MEMORY, HostCuda
 from scripted_engines import DEGREES, ScriptedTensorRt, reference, write_engines
 from scripted_pycuda import scripted_pycuda
 from small_bundles import SmallBundle, images_of, write_small_bundle
@@ -182,6 +182,29 @@ def test_a_tensor_that_its_library_keeps_is_refused(backend: TensorRtBackend) ->
 
     with pytest.raises(RequestError, match=r"cannot be taken from its library: .* use tensor\.detach\(\)"):
         backend.adopt(Grown())
+
+
+# Of device memory: the arena; then, once that has grown, the input's buffer and the output's.
+@pytest.mark.parametrize(("symbol", "passing"), [("cuMemAlloc_v2", (0, 1, 0, 1)), ("cuMemHostAlloc", (0, 1))])
+@pytest.mark.fault(
+    "out of GPU or page-locked memory at any allocation of an engine",
+    outcome="MemoryError; nothing of it is kept, and the engines that are loaded answer on",
+)
+def test_every_allocation_of_an_engine_may_fail(
+    backend: TensorRtBackend, cuda: HostCuda, symbol: str, passing: tuple[int, ...]
+) -> None:
+    kept = backend.load(0)
+    before = {what: cuda.live(what) for what in ("device", "pinned")}
+    for turn, after in enumerate(passing):
+        cuda.fail_next(symbol, OUT_OF_MEMORY, after=after, times=9)
+        with pytest.raises(MemoryError, match="out of memory"):
+            backend.load(8)
+        cuda.fail_next(symbol, OUT_OF_MEMORY, times=0)
+        assert cuda.live("pinned") == before["pinned"]
+        assert cuda.live("device") - before["device"] in (0, 8000), "the arena alone may have grown"
+        images = images_of(1, seed=turn)
+        answers(kept, images, images, degree=0)
+    kept.close()
 
 
 @pytest.mark.fault("a reload while requests are served on a GPU", outcome="every answer right; the GPU gets all back")
