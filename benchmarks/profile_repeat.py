@@ -42,6 +42,9 @@ class SlowedEngine:
             pass
         return outputs
 
+    def is_settled(self, batch: int) -> bool:
+        return bool(self._engine.is_settled(batch))
+
     def close(self) -> None:
         self._engine.close()
 

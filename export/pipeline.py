@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from tocom.compression.macs import count_macs
 from tocom.compression.surgery import check_supported, compress, input_tokens
 from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
-from tocom.export.graph.check import CheckResult, check_onnx, sample_images
+from tocom.export.graph.check import CheckResult, check_onnx, sample_images, torch_answers
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree, make_retargetable
 from tocom.export.graph.trace import DTYPES, trace
+from tocom.export.references import ReferenceImages, add_references, rounding_changes
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.formats.families import EVERY, named_family
 from tocom.formats.methods import check_method
+from tocom.formats.references import REFERENCES_NAME
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
@@ -77,7 +78,8 @@ def export(
         batch: A fixed batch, or (smallest, optimal, largest).
         labels: Names of the classes.
         check: Compare every degree with torch, under ONNX Runtime on the CPU.
-        check_images: Images for that, [count, channels, height, width] float32; without them, smooth random ones.
+        check_images: Images for that, [count, channels, height, width] float32, and for the reference answers in the
+            bundle, so real ones are best; both see them in eight bits. Without them, smooth random ones.
         overwrite: Replace ``out`` when it exists.
         progress: Called with what is being done, the steps done, and all steps.
 
@@ -104,11 +106,10 @@ def export(
         raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
     entry = input_config(vit)
     entry["shape"][0] = fixed or "batch"
-    steps = _Steps(progress, total=1 + len(degrees) * (2 if check else 1))
+    steps = _Steps(progress, total=1 + 2 * len(degrees))
 
     with _evaluating(vit), atomic_folder(out, overwrite=overwrite) as folder:
         schedules = {degree: removal_schedule(tokens, depth, degree, prefix, family) for degree in degrees}
-        results: dict[int, CheckResult | None] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
             templates = {
@@ -149,24 +150,51 @@ def export(
                 )
                 onnx.save(proto, folder / _file_name(degree))
                 outputs = proto.graph.output
+        given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
+        values = sum(output.type.tensor_type.shape.dim[-1].dim_value for output in outputs)
+        references = ReferenceImages(given, entry, values=values, degrees=len(degrees))
+        results: dict[int, CheckResult] = {}
+        expected: dict[int, np.ndarray] = {}
+        conclusive: dict[int, np.ndarray] = {}
         for degree in degrees:
-            results[degree] = None
+            steps.next(f"checking degree {degree} against torch" if check else f"reference answers of degree {degree}")
+            reference = compress(
+                vit,
+                degree,
+                method=method,
+                family=family,
+                fuse=fuse,
+                compensator=compensator,
+                source_degree=source_degree,
+                scale=scale,
+            )
+            parts = torch_answers(reference, references.images, features=features)
+            expected[degree] = np.concatenate(parts, axis=-1)
+            decided = np.ones(len(references.images), dtype=bool)
             if check:
-                steps.next(f"checking degree {degree} against torch")
-                reference = compress(
-                    vit,
-                    degree,
-                    method=method,
-                    family=family,
-                    fuse=fuse,
-                    compensator=compensator,
-                    source_degree=source_degree,
-                    scale=scale,
-                )
-                images = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
                 results[degree] = check_onnx(
-                    folder / _file_name(degree), reference, images, precision=precision, batch=fixed, features=features
+                    folder / _file_name(degree),
+                    reference,
+                    references.images,
+                    parts,
+                    precision=precision,
+                    batch=fixed,
+                    features=features,
                 )
+                decided = ~results[degree].undecided
+            steady = decided & ~rounding_changes(
+                reference, references.images, parts, precision=precision, features=features
+            )
+            # Without one that TF32 answers alike, those that float32 does: better than none.
+            conclusive[degree] = steady if steady.any() else decided
+        described = add_references(
+            folder / REFERENCES_NAME,
+            references,
+            expected,
+            conclusive,
+            precision=precision,
+            source="smooth" if check_images is None else "given",
+        )
         manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "created_by": f"tocom {__version__}",
@@ -199,10 +227,11 @@ def export(
                     "token_counts": list(token_counts(tokens, removed)),
                     "macs": count_macs(vit, removed, method=method),
                     "accuracy": None,
-                    "check": _describe_check(results[degree]),
+                    "check": results[degree].to_json() if degree in results else None,
                 }
                 for degree, removed in schedules.items()
             ],
+            "references": described,
             "files": {
                 file.name: {"sha256": sha256_file(file), "size": file.stat().st_size}
                 for file in sorted(folder.iterdir())
@@ -326,7 +355,3 @@ def _describe(compensator: Compensator | None, scale: float | None) -> dict[str,
     if compensator is None:
         return None
     return {"sha256": model_sha256(compensator), "scale": compensator.check_scale(scale)}
-
-
-def _describe_check(result: CheckResult | None) -> dict[str, Any] | None:
-    return None if result is None else {**asdict(result), "against": "torch, float32, CPU"}

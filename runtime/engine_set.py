@@ -13,12 +13,14 @@ import numpy as np
 from tocom.errors import DegreeError, EngineError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
+from tocom.formats.references import read_references
 from tocom.formats.signatures import PublicKey
+from tocom.runtime.answers import Checked, advice, batches_to_check, check_engine, version_of
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.runtime.backends.select import WITH_ENGINES, open_backend
 from tocom.runtime.checks import check_images
 from tocom.runtime.guard import Guard, GuardedEngine
-from tocom.runtime.memory.needs import best_subset, set_bytes, set_value
+from tocom.runtime.memory.needs import Need, best_subset, set_bytes, set_value
 from tocom.runtime.policy.choice import rank_accuracies
 from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.profiles import identity_of, matching_profile, short_profile
@@ -40,6 +42,7 @@ class OpenOptions:
         check_finite: Refuse images with NaN or infinity.
         controller: How degrees are chosen.
         timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
+        check_answers: Serve no degree that answers the bundle's reference images wrongly.
         trusted_keys: Refuse bundles and engines that none of these keys signed; None asks for no signature.
     """
 
@@ -50,6 +53,7 @@ class OpenOptions:
     check_finite: bool = False
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     timeout_s: float | str | None = "auto"
+    check_answers: bool = True
     trusted_keys: tuple[PublicKey, ...] | None = None
 
 
@@ -67,8 +71,10 @@ class EngineSet:
                 degree: GuardedEngine(engine, self._guard, degree) for degree, engine in self.engines.items()
             }
         self.profile: Profile | None = None
-        self.estimated_bytes = 0
+        self.needs: Mapping[int, Need] = {}
         self.controller: Controller | None = None
+        # What came of the comparison with the reference answers, of degrees that are not served too.
+        self.checked: dict[int, Checked] = {}
         self._options = options
         self._image_shape = bundle.image_shape
         self._batch_range = (bundle.batch[0], bundle.batch[2])
@@ -168,7 +174,7 @@ class EngineSet:
             raise
         loaded = cls(bundle, backend, engines, options)
         loaded.profile = found
-        loaded.estimated_bytes = set_bytes([needs[degree] for degree in engines], shared=backend.shares_weights)
+        loaded.needs = needs
         log.info(
             "opened %s on %s (%s): degrees %s, about %d MiB",
             bundle.path,
@@ -180,18 +186,24 @@ class EngineSet:
         return loaded
 
     def warm_up(self, *, expect_profile: bool = True) -> None:
-        """Run every degree until its first-call costs are paid; without a profile, measure a short one.
+        """Run every degree on the reference images until its first-call costs are paid; drop those that answer wrongly.
+
+        Without a profile, measure a short one.
 
         Args:
             expect_profile: Warn when there is none.
 
         Raises:
-            EngineError: A degree does not run.
+            BundleError: The reference answers are missing or damaged.
+            EngineError: A degree does not run, or none answers rightly.
         """
         images = np.zeros((self.bundle.batch[1], *self._image_shape), np.float32)
-        for engine in self.engines.values():
-            for _ in range(2):
-                engine.run(images)
+        if self._options.check_answers:
+            self._check_answers()
+        else:
+            for engine in self.engines.values():
+                for _ in range(2):
+                    engine.run(images)
         if self.profile is None:
             if expect_profile:
                 log.warning(
@@ -206,6 +218,35 @@ class EngineSet:
             batch=self.profile.batch,
             config=self._options.controller,
         )
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Estimated memory of the resident engines."""
+        return set_bytes([self.needs[degree] for degree in self.engines], shared=self.backend.shares_weights)
+
+    def _check_answers(self) -> None:
+        references = read_references(self.bundle)
+        batches = batches_to_check(self.bundle.batch)
+        name = version_of(self.backend)
+        for degree, engine in list(self.engines.items()):
+            checked = check_engine(engine, degree, references, batches)
+            self.checked[degree] = checked
+            if not checked.is_right:
+                log.warning(
+                    "degree %d is not served: %s answers wrongly (%s). %s",
+                    degree,
+                    name,
+                    checked.describe(),
+                    advice(self.bundle.path, self.backend),
+                )
+                engine.close()
+                del self.engines[degree]
+        if not self.engines:
+            found = "; ".join(f"degree {degree}, {each.describe()}" for degree, each in self.checked.items())
+            raise EngineError(
+                f"{name} answers wrongly at every degree of {self.bundle.path}, so nothing is served: {found}. "
+                f"{advice(self.bundle.path, self.backend)}"
+            )
 
     def check(self, images: Any) -> Any:
         """Return the images as the engines take them.

@@ -114,6 +114,10 @@ class GuardedEngine:
         outputs: Outputs = self._guard.call(lambda: self._engine.run(images), self._what)
         return outputs
 
+    def is_settled(self, batch: int) -> bool:
+        """Return what the engine says."""
+        return self._engine.is_settled(batch)
+
     def close(self) -> None:
         """Give the memory back."""
         self._engine.close()

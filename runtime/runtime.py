@@ -89,6 +89,7 @@ class Runtime:
         check_finite: bool = False,
         queue_limit: int = 64,
         timeout_s: float | str | None = "auto",
+        check_answers: bool = True,
         warm: bool = True,
         trusted_keys: Sequence[Path | str] | None = None,
     ) -> Runtime:
@@ -111,6 +112,9 @@ class Runtime:
             timeout_s: Seconds until an inference is given up as lost, with an EngineError; None waits for ever.
                 ``auto`` is 60 on a GPU and None on the CPU, where the caller's own thread computes. A number moves
                 inferences to a thread of the runtime's own, which costs about 30 µs each.
+            check_answers: Serve no degree whose answers to the bundle's reference images are wrong: each is compared
+                at the smallest, the optimal and the largest batch, plainly and captured, on a reload too. False is for
+                those who know why an engine differs.
             warm: Call :meth:`warm_up` now.
             trusted_keys: Files of public keys; a bundle, or an engine, that none of them signed is refused, on a
                 reload too. None asks for no signature.
@@ -118,7 +122,7 @@ class Runtime:
         Raises:
             BundleError: The bundle is missing, corrupt, was changed, or is not signed by a trusted key.
             DegreeError: ``degrees`` names one that the bundle lacks.
-            EngineError: No backend, no degree fits, or one cannot be loaded.
+            EngineError: No backend, no degree fits, one cannot be loaded, or none answers rightly.
             CalibrationError: ``profile`` is not valid, or was measured elsewhere.
             RequestError: Another argument is out of its range.
         """
@@ -132,6 +136,7 @@ class Runtime:
             check_finite=check_finite,
             controller=ControllerConfig(quantile=quantile, hysteresis=hysteresis, on_infeasible=on_infeasible),
             timeout_s=timeout_s,
+            check_answers=check_answers,
             trusted_keys=None if trusted_keys is None else load_public_keys(trusted_keys),
         )
         runtime = cls(EngineSet.load(bundle_path, options, profile), options, queue_limit=queue_limit)
@@ -183,13 +188,16 @@ class Runtime:
         return tuple(self._active.engines)
 
     def warm_up(self, *, expect_profile: bool = True) -> None:
-        """Run every degree until its first-call costs are paid; without a profile, measure a short one.
+        """Run every degree on the reference images, and drop those that answer wrongly, with a warning each.
+
+        First-call costs are paid by then. Without a profile, measure a short one.
 
         Args:
             expect_profile: Warn when no profile was found; calibration, which makes one, does not expect any.
 
         Raises:
-            EngineError: A degree does not run.
+            BundleError: The bundle's reference answers are missing or damaged.
+            EngineError: A degree does not run, or none answers rightly.
             RequestError: The runtime is closed.
         """
         with self._lock:
@@ -339,6 +347,7 @@ class Runtime:
                 "bundle": str(active.bundle.path),
                 "backend": active.backend.name,
                 "degrees": list(active.engines),
+                "answers_checked": {str(degree): found.to_json() for degree, found in active.checked.items()},
                 "estimated_bytes": active.estimated_bytes,
                 **self._counters.snapshot(),
                 "current_degree": None if controller is None else controller.current,

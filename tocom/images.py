@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import DataError
+from tocom.formats.pixels import normalise
 
 __all__ = [
     "SUFFIXES",
@@ -178,13 +179,6 @@ def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.ui
     else:
         image = image.crop((left, top, left + width, top + height))
     return np.asarray(image).reshape(height, width, channels)
-
-
-def normalise(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return 8-bit pixels [..., height, width, channels] as inputs [..., channels, height, width], float32."""
-    mean, std = (np.asarray(input_entry[key], np.float32) for key in ("mean", "std"))
-    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
 
 
 def batches(

@@ -19,6 +19,7 @@ from tocom.calibration.int8.equalization import Scales, equalization_scales, lar
 from tocom.calibration.int8.exclusion import Search, search_exclusions
 from tocom.calibration.int8.qdq import Scheme, default_scheme
 from tocom.calibration.int8.ranges import METHODS
+from tocom.calibration.int8.references import carry_references, int8_tolerance
 from tocom.calibration.int8.trial import DegreeModel, Trial, load_degree
 from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
@@ -115,6 +116,7 @@ def quantize(
     scales = _scales(bundle, chosen, pixels, equalize, report) if equalize > 0 else {}
     entries: dict[int, dict[str, Any]] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
+        tolerances: dict[int, float] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             for degree in chosen:
                 report.next(f"degree {degree}: float32 answers of {len(chosen_on)} images")
@@ -142,6 +144,8 @@ def quantize(
                     best = search.trial
                 is_kept = best.loss_points <= floor_points
                 proto = model.quantized(ranges[best.method], best.exclude) if is_kept else model.model
+                if is_kept and "references" in bundle.manifest:
+                    tolerances[degree] = int8_tolerance(bundle, degree, proto.SerializeToString())
                 for tensor in proto.graph.initializer:
                     store.place(tensor)
                 onnx.save(proto, folder / bundle.degrees[degree].onnx)
@@ -153,6 +157,8 @@ def quantize(
                 "other or more images, a wider --floor, or stay at float32."
             )
         manifest = copy.deepcopy(bundle.manifest)
+        if "references" in bundle.manifest:
+            manifest["references"] = carry_references(bundle, folder, chosen, tolerances)
         manifest |= {
             "schema_version": SCHEMA_VERSION,
             "created_by": f"tocom {__version__}",

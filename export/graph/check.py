@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tocom.errors import ExportError
 from tocom.export.graph.trace import DTYPES, answers
+from tocom.formats.references import allowed_differences
 
-__all__ = ["TOLERANCES", "CheckResult", "check_onnx", "equally_right", "sample_images"]
+__all__ = ["TOLERANCES", "CheckResult", "check_onnx", "equally_right", "sample_images", "torch_answers"]
 
 # Largest difference of an output, relative to the larger of 1 and the largest output. Float32 differs by the order of
 # sums alone; half precision by its 8 or 11 bits, over a dozen blocks.
@@ -31,13 +34,20 @@ class CheckResult:
 
     Attributes:
         max_abs_difference: Largest difference of any output on any conclusive image.
-        images: Conclusive images.
-        undecided: Images on which torch itself chooses other tokens in another precision, or rounded otherwise.
+        undecided: Per image whether torch itself chooses other tokens in another precision, or rounded otherwise.
     """
 
     max_abs_difference: float
-    images: int
-    undecided: int
+    undecided: NDArray[np.bool_]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the manifest says."""
+        return {
+            "max_abs_difference": self.max_abs_difference,
+            "images": int((~self.undecided).sum()),
+            "undecided": int(self.undecided.sum()),
+            "against": "torch, float32, CPU",
+        }
 
 
 def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) -> np.ndarray:
@@ -51,8 +61,21 @@ def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) ->
     return images.numpy()
 
 
+def torch_answers(model: nn.Module, images: np.ndarray, *, features: bool = False) -> list[NDArray[np.float32]]:
+    """Return what a float32 model answers: each output [images, width]."""
+    with torch.no_grad():
+        return [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
+
+
 def check_onnx(
-    path: Path, model: nn.Module, images: np.ndarray, *, precision: str, batch: int | None, features: bool = False
+    path: Path,
+    model: nn.Module,
+    images: np.ndarray,
+    expected_parts: Sequence[NDArray[np.float32]] | None = None,
+    *,
+    precision: str,
+    batch: int | None,
+    features: bool = False,
 ) -> CheckResult:
     """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
 
@@ -65,6 +88,7 @@ def check_onnx(
         path: The ONNX file, its weights beside it.
         model: The reference at the same degree, float32.
         images: [count, channels, height, width], float32.
+        expected_parts: What the model answers to them, each output [count, width], where that is known already.
         precision: Of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
         features: The file gives the pooled features beside the logits.
@@ -73,26 +97,23 @@ def check_onnx(
         ExportError: An output differs by more than the tolerance, or no image is conclusive.
     """
     step = batch or 1
-    images = np.resize(images, (-(-len(images) // step) * step, *images.shape[1:]))
+    count = -(-len(images) // step) * step
+    padded = np.resize(images, (count, *images.shape[1:]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        parts = [session.run(None, {"images": part}) for part in np.split(images, len(images) // step)]
-        got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])
+        parts = [session.run(None, {"images": part}) for part in np.split(padded, count // step)]
+        got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])[: len(images)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first} The bundle was not written; "
             "--no-check exports without the comparison, for other runtimes."
         ) from error
-    with torch.no_grad():
-        outputs = [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
-    expected = np.concatenate(outputs, axis=-1)
-    # Large features must not widen what is allowed of the logits: each output is measured by its own size.
-    allowed = np.concatenate(
-        [np.full(part.shape[-1], TOLERANCES[precision] * max(1.0, float(np.abs(part).max()))) for part in outputs]
-    )
+    expected_parts = expected_parts or torch_answers(model, images, features=features)
+    expected = np.concatenate(expected_parts, axis=-1)
+    allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[-1] for part in expected_parts])
     differences = np.abs(got - expected)
     difference = differences.max(axis=1)
     undecided = np.zeros(len(images), dtype=bool)
@@ -113,7 +134,7 @@ def check_onnx(
             f"{path.name} could not be checked: on all {len(images)} images rounding alone makes torch choose other "
             "tokens. Check on real images (--check-images FOLDER)."
         )
-    return CheckResult(float(difference[~undecided].max()), int((~undecided).sum()), int(undecided.sum()))
+    return CheckResult(float(difference[~undecided].max()), undecided)
 
 
 def _is_undecided(

@@ -28,6 +28,9 @@ class Engine(Protocol):
             EngineError: The device refused.
         """
 
+    def is_settled(self, batch: int) -> bool:
+        """Return whether this batch size runs from now on as it ran last; not while a graph is still to be captured."""
+
     def close(self) -> None:
         """Give the memory back. More than once is fine."""
 

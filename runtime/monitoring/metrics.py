@@ -74,6 +74,14 @@ class RuntimeCollector:
         if stats["latency_model"] is not None:
             drift.add_metric([self._name], stats["latency_model"]["drift"])
         yield drift
+        right = core.GaugeMetricFamily(
+            "tocom_degree_answers_rightly",
+            "1 where the degree gave the reference answers when it was opened; 0: it is not served",
+            labels=["runtime", "degree"],
+        )
+        for degree, found in stats["answers_checked"].items():
+            right.add_metric([self._name, degree], found["right"])
+        yield right
         memory = core.GaugeMetricFamily("tocom_estimated_bytes", "Estimated memory of the engines", labels=["runtime"])
         memory.add_metric([self._name], stats["estimated_bytes"])
         yield memory

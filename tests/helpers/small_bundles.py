@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME
+from tocom.formats.pixels import normalise
+from tocom.formats.references import REFERENCES_NAME, write_references
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.system.files import sha256_file
 
@@ -99,8 +103,43 @@ def write_small_bundle(
         ],
         "files": {name: {"sha256": sha256_file(path / name), "size": (path / name).stat().st_size} for name in names},
     }
+    bundle = SmallBundle(path, weights, dict(zip(degrees, layers, strict=True)))
+    put_references(path, bundle.reference, manifest)
+    return bundle
+
+
+def put_references(
+    path: Path,
+    answer: Callable[[np.ndarray, int], np.ndarray],
+    manifest: dict[str, Any] | None = None,
+    *,
+    count: int = 4,
+    tolerance: float = 3e-2,
+) -> None:
+    """Give a bundle reference answers that ``answer(images, degree)`` computes; its manifest is written anew."""
+    manifest = manifest or json.loads((path / MANIFEST_NAME).read_text())
+    pixels = np.random.default_rng(11).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+    images = normalise(pixels, manifest["input"])
+    degrees = [entry["degree"] for entry in manifest["degrees"]]
+    write_references(path / REFERENCES_NAME, pixels, {degree: answer(images, degree) for degree in degrees})
+    manifest["references"] = {
+        "file": REFERENCES_NAME,
+        "images": count,
+        "repeat": 1,
+        "source": "smooth",
+        "degrees": [{"degree": degree, "tolerance": tolerance, "conclusive": list(range(count))} for degree in degrees],
+    }
+    seal_bundle(path, manifest)
+
+
+def seal_bundle(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest over the files as they are now: whatever they hold, their hashes fit."""
+    names = {*manifest["files"], *([REFERENCES_NAME] if manifest.get("references") else [])}
+    manifest["files"] = {
+        name: {"sha256": sha256_file(path / name), "size": (path / name).stat().st_size} for name in sorted(names)
+    }
+    manifest.pop("sha256", None)
     write_sealed_json(path / MANIFEST_NAME, manifest)
-    return SmallBundle(path, weights, dict(zip(degrees, layers, strict=True)))
 
 
 def images_of(batch: int, seed: int = 0) -> np.ndarray:

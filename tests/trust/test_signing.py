@@ -257,7 +257,7 @@ def test_the_commands(
             file.write(b"\xff\xff\xff")
     code, out, err = tocom("verify", bundle, "--json")
     assert [file["file"] for file in json.loads(out)["files"] if file["problem"]] == ["degree-02.onnx", "weights.bin"]
-    assert (code, "2 of 6 files are not right" in err) == (1, True)
+    assert (code, "2 of 7 files are not right" in err) == (1, True)
     code, _, err = tocom("sign", bundle, "--key", tmp_path / "key")
     assert (code, "is not signed: degree-02.onnx" in err) == (1, True)
     for arguments in (("sign",), ("sign", "--key", tmp_path / "key"), ("sign", bundle, "--new-key", tmp_path / "k")):

@@ -88,11 +88,15 @@ def run(
                 rows.append(_row(name, result, runtime.bundle.labels))
                 view.add(result, dropped)
                 show(rows[-1])
+        stats = runtime.stats()
         summary = {
             **_summary(rows, budget_ms),
-            "dropped": runtime.stats()["frames_dropped"],
+            "dropped": stats["frames_dropped"],
             "backend": runtime.backend.name,
             "why": runtime.backend.reason,
+            "refused_degrees": {
+                degree: found["found"] for degree, found in stats["answers_checked"].items() if not found["right"]
+            },
         }
     if as_json:
         print_json({"answers": rows, "summary": summary})
@@ -261,4 +265,9 @@ def _table(summary: dict[str, Any]) -> Table:
         f"{summary['met_budget']:.1%}",
         summary["backend"],
     )
+    refused = summary["refused_degrees"]
+    if refused:
+        table.caption = "not served, because it answers wrongly: " + "; ".join(
+            f"degree {degree} ({found})" for degree, found in refused.items()
+        )
     return table

@@ -29,8 +29,8 @@ __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeE
 
 WEIGHTS_NAME = "weights.bin"
 _MAX_MANIFEST_BYTES = 16 << 20
-# protobuf's own limit.
-_MAX_ONNX_BYTES = (1 << 31) - 1
+# protobuf's own limit for an ONNX file; no other file that is read as a whole comes near it.
+_MAX_READ_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,25 @@ class Bundle:
                 weights from somewhere that the manifest does not name.
         """
         name = self.onnx_path(degree).relative_to(self.path).as_posix()
-        if self.manifest["files"][name]["size"] > _MAX_ONNX_BYTES:
-            raise BundleError(
-                f"Bundle {self.path}: {name} has more than {_MAX_ONNX_BYTES} bytes: that is no ONNX file."
-            )
+        data = self.read_file(name)
+        self._check_places(name, data)
+        return data
+
+    def read_file(self, name: str) -> bytes:
+        """Return a file that the manifest names, of at most 2 GiB: the very bytes that were hashed.
+
+        Raises:
+            BundleError: The manifest does not name it, it is larger, cannot be read, or does not match the manifest.
+        """
+        if self.manifest["files"].get(name, {}).get("size", 0) > _MAX_READ_BYTES:
+            raise BundleError(f"Bundle {self.path}: {name} has more than {_MAX_READ_BYTES} bytes: that is not read.")
+        self.file(name)
         try:
             with _open_inside(self.path, name) as file:
                 data = _read_at_most(file, self.manifest["files"][name]["size"])
         except OSError as error:
             raise self._unreadable(name, error) from error
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
-        self._check_places(name, data)
         return data
 
     def require_signed(self, name: str, sha256: str) -> None:

@@ -30,6 +30,8 @@ _MAX_FILE_BYTES = 1 << 48
 _MAX_DEGREES = 1024
 _MAX_COUNT = 1 << 20
 _MAX_MACS = 1 << 62
+_MAX_REFERENCES = 1024
+_MAX_REFERENCE_VALUES = 1 << 28
 _MAX_INPUT_VALUES = 1 << 31
 
 
@@ -78,6 +80,8 @@ def check_manifest(path: Path, manifest: Any) -> None:
         _expect(path, output, "name", str)
     _check_files(path, manifest["files"])
     _check_degrees(path, manifest)
+    if manifest.get("references") is not None:
+        _check_references(path, manifest)
 
 
 def _check_files(path: Path, files: dict[str, Any]) -> None:
@@ -127,6 +131,44 @@ def _check_degrees(path: Path, manifest: dict[str, Any]) -> None:
         if entry["onnx"] not in manifest["files"]:
             raise BundleError(f"{path}: degree {entry['degree']} names {entry['onnx']!r}, which is not under files.")
         seen.add(entry["degree"])
+
+
+def _check_references(path: Path, manifest: dict[str, Any]) -> None:
+    _expect(path, manifest, "references", dict)
+    entry = manifest["references"]
+    _expect(path, entry, "file", str)
+    if entry["file"] not in manifest["files"]:
+        raise BundleError(f"{path}: references names {_shown(entry['file'])}, which is not under files. Export anew.")
+    images, repeat = entry.get("images"), entry.get("repeat")
+    if not (_is_count(images) and _is_count(repeat) and max(images, repeat) <= _MAX_REFERENCES):
+        raise BundleError(
+            f"{path}: references must have from 1 to {_MAX_REFERENCES} images, repeat likewise. Got {_shown(images)} "
+            f"and {_shown(repeat)}. Export the bundle anew."
+        )
+    _, channels, height, width = manifest["input"]["shape"]
+    if images * channels * height * width > _MAX_REFERENCE_VALUES:
+        raise BundleError(
+            f"{path}: {images} reference images have more than {_MAX_REFERENCE_VALUES} values. Do not use this bundle."
+        )
+    for output in manifest["outputs"]:
+        shape = output.get("shape")
+        if not (isinstance(shape, list) and len(shape) == 2 and _is_count(shape[1])):
+            raise BundleError(f"{path}: an output's shape must be [batch, values]. Got {_shown(shape)}. Export anew.")
+    for each in _items(path, entry, "degrees"):
+        _expect(path, each, "conclusive", list)
+        tolerance, conclusive = each.get("tolerance"), each["conclusive"]
+        if not (_is_number(tolerance) and 0 < tolerance <= 1):
+            raise BundleError(f"{path}: a reference's tolerance must be above 0, at most 1. Got {_shown(tolerance)}.")
+        if not conclusive or any(type(place) is not int or not 0 <= place < images for place in conclusive):
+            raise BundleError(
+                f"{path}: a degree's conclusive references must be some of 0 … {images - 1}. Got "
+                f"{_shown(conclusive)}. Export the bundle anew."
+            )
+    have, want = ([each.get("degree") for each in group] for group in (entry["degrees"], manifest["degrees"]))
+    if any(type(degree) is not int for degree in have) or sorted(have) != sorted(want):
+        raise BundleError(
+            f"{path}: the references are of the degrees {_shown(have)}, the bundle has {_shown(want)}. Export anew."
+        )
 
 
 def _check_input(path: Path, entry: dict[str, Any], largest_batch: int, version: int) -> None:

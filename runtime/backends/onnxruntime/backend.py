@@ -53,6 +53,10 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed at degree {self.degree}: {_one_line(error)}") from error
         return dict(zip(self._names, values, strict=True))
 
+    def is_settled(self, batch: int) -> bool:
+        """Every run is the same."""
+        return True
+
     def close(self) -> None:
         """Drop the session."""
         self.session = None

@@ -55,6 +55,10 @@ class OpenVinoEngine:
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             raise EngineError(f"OpenVINO failed at degree {self.degree}: {_one_line(error)}") from error
 
+    def is_settled(self, batch: int) -> bool:
+        """Every run is the same."""
+        return True
+
     def close(self) -> None:
         """Drop the request and the compiled model."""
         self._compiled = None

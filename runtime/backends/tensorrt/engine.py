@@ -84,6 +84,11 @@ class TensorRtEngine:
             self._device.synchronize(self._shared.stream)
             return {name: self._host(name, batch).copy() for name in self._outputs}
 
+    def is_settled(self, batch: int) -> bool:
+        """Return whether this batch size runs from a graph by now, or none is to be had."""
+        context = self._by_batch.get(batch)
+        return not self._captures or (context is not None and context.graph is not None)
+
     def close(self) -> None:
         """Give graphs, buffers and the contexts back. More than once is fine."""
         with self._device.attached():

@@ -25,7 +25,7 @@ from scripted_engines import (
     reference,
     write_engines,
 )
-from small_bundles import SmallBundle, images_of, write_small_bundle
+from small_bundles import SmallBundle, images_of, put_references, write_small_bundle
 
 from tocom.errors import EngineError, RequestError
 from tocom.formats.bundle import Bundle
@@ -279,6 +279,7 @@ def test_a_driver_older_than_the_library_is_told(bundle: SmallBundle, opened: Ca
 
 def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
     write_engines(bundle)
+    put_references(bundle.path, bundle.reference)
     with Runtime.open(bundle.path) as runtime:
         assert runtime.backend.name == "onnxruntime"
         assert "Not tensorrt: " in runtime.backend.reason

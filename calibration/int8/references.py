@@ -1,0 +1,69 @@
+"""Reference answers of an INT8 bundle: the float32 bundle's, with the tolerance that its own rounding needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tocom.calibration.int8.ranges import open_session
+from tocom.formats.bundle import Bundle
+from tocom.formats.references import read_references
+
+__all__ = ["carry_references", "int8_tolerance"]
+
+# What ONNX Runtime's eight bits change, another backend's may change as much again.
+_MARGIN = 2.0
+
+
+def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
+    """Return the tolerance at which a quantized model, under ONNX Runtime, agrees with the references with a margin.
+
+    Args:
+        bundle: The float32 bundle.
+        degree: The degree.
+        model: The quantized ONNX model, its weights inside.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model.
+        BundleError: The references are damaged.
+    """
+    references = read_references(bundle)
+    session, batch = open_session(model, bundle.path), bundle.batch[1]
+    places = np.array(references.conclusive[degree])
+    got = []
+    for start in range(0, len(places), batch):
+        part = places[start : start + batch]
+        answered = session.run(list(references.outputs), {"images": references.images[np.resize(part, batch)]})
+        got.append(np.concatenate(answered, axis=-1)[: len(part)])
+    differences = np.abs(np.concatenate(got) - references.answers[degree][places])
+    floor = references.tolerances[degree]
+    return float(np.clip(_MARGIN * floor * (differences / references.allowed(degree)).max(), floor, 1.0))
+
+
+def carry_references(
+    bundle: Bundle, folder: Path, degrees: Collection[int], tolerances: Mapping[int, float]
+) -> dict[str, Any]:
+    """Write the references of a float32 bundle into another's folder; return the manifest's entry.
+
+    Args:
+        bundle: The float32 bundle.
+        folder: Where the other is written.
+        degrees: The other's degrees.
+        tolerances: Per quantized degree what :func:`int8_tolerance` returned.
+    """
+    entry = bundle.manifest["references"]
+    data = bundle.read_file(entry["file"])
+    have = sorted(bundle.degrees)
+    size = read_references(bundle).answers[have[0]].nbytes
+    begin = len(data) - size * len(have)
+    kept = [begin + size * have.index(degree) for degree in sorted(degrees)]
+    (folder / entry["file"]).write_bytes(data[:begin] + b"".join(data[at : at + size] for at in kept))
+    described = [
+        {**each, "tolerance": tolerances.get(each["degree"], each["tolerance"])}
+        for each in entry["degrees"]
+        if each["degree"] in degrees
+    ]
+    return {**entry, "degrees": described}
