@@ -212,7 +212,7 @@ def a_gpu_that_cannot_be_opened_is_named(make: Make, cuda: HostCuda) -> None:
         (UNKNOWN, "unknown error"),
     ):
         cuda.fail_next("cuInit", error)
-        one_line(make, "cuInit failed: ", words, "tocom doctor")
+        one_line(make, "cuInit failed: ", words, "nvidia-smi")
     one_line(lambda: make(1), "This machine shows 1 GPUs, number 1 was asked for")
 
 

@@ -6,6 +6,7 @@ finds it as the machine's driver, so that packages which link to CUDA run on it 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.util
@@ -48,6 +49,7 @@ def driver_folder() -> Path:
     if shutil.which("gcc") is None or include is None:
         pytest.skip("needs gcc and NVIDIA's cuda.h")
     folder = Path(tempfile.mkdtemp(prefix="tocom-host-cuda-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     library = folder / "libcuda.so.1"
     # Without a soname: loaded here by its path, it must not answer those who ask this process for the machine's driver.
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", f"-I{include}"]

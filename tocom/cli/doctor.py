@@ -108,6 +108,25 @@ def _driver() -> Finding:
     )
 
 
+def _gpu() -> Finding:
+    from tocom.runtime.backends.tensorrt.device.select import open_device
+
+    try:
+        device = open_device()
+        try:
+            described, (free, total) = device.describe(), device.memory()
+        finally:
+            device.close()
+    except (TocomError, MemoryError) as error:
+        return Finding("GPU", False, "none", str(error))
+    return Finding(
+        "GPU",
+        True,
+        f"{described['gpu']}, compute capability {described['compute_capability']}, CUDA {described['driver']} through "
+        f"{device.library}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+    )
+
+
 def _nvcc() -> Finding:
     from tocom.export.op_plugin.toolchain import find_toolkit
 
@@ -179,6 +198,7 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
     _packages("TensorRT", ("tensorrt",), "tensorrt"),
     _packages("TensorRT-RTX", ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13"), "rtx"),
     _driver,
+    _gpu,
     _nvcc,
     _headers,
     _op_plugin,

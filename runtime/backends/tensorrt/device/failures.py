@@ -50,7 +50,10 @@ def refused(what: str) -> EngineError:
             f"{what}. This user may not open {shown}: add it to the group that owns them ('ls -l {nodes[0]}'; on "
             "Jetson video and render), then log in again."
         )
-    return EngineError(f"{what}. Check the GPU, its driver and the container's settings with 'tocom doctor'.")
+    return EngineError(
+        f"{what}. See whether 'nvidia-smi', on a Jetson 'tegrastats', shows the GPU, and whether a container was given "
+        "it."
+    )
 
 
 def failed(what: str, out_of_memory: bool) -> Exception:

@@ -22,6 +22,7 @@ from device_contract import CASES, ON_A_GPU
 from host_cuda import HostCuda, cuda_headers, driver_folder
 from scripted_pycuda import scripted_pycuda
 
+from tocom.cli import doctor
 from tocom.errors import EngineError
 from tocom.runtime.backends.tensorrt.device import failures
 from tocom.runtime.backends.tensorrt.device.base import Device
@@ -221,6 +222,17 @@ def test_the_library_is_the_drivers_own_unless_another_is_named(monkeypatch: pyt
     monkeypatch.delenv(LIBRARY_VARIABLE)
     monkeypatch.setattr(LibcudaDevice.__init__, "__defaults__", (0, cuda.path))
     assert open_device().library == "libcuda"
+
+
+def test_doctor_opens_the_gpu_and_says_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = HostCuda()
+    monkeypatch.setattr(LibcudaDevice.__init__, "__defaults__", (0, cuda.path))
+    found = doctor._gpu()
+    assert found.ok
+    assert found.found == "Host GPU 0, compute capability 8.7, CUDA 12.6 through libcuda, 1.0 of 1.0 GiB free"
+    cuda.fail_next("cuInit", 100)
+    assert "no CUDA-capable device is detected" in doctor._gpu().cure
+    assert cuda.leaks() == {}
 
 
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
