@@ -19,9 +19,10 @@ from tocom.cli import evaluate as evaluate_cli
 from tocom.cli.app import app
 from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import CompensatorError, DataError, ModelError, RequestError
+from tocom.evaluation.answers import Scores
 from tocom.evaluation.heat_map import draw
 from tocom.evaluation.held_out import split_samples
-from tocom.evaluation.pairs import Evaluation, Scores, evaluate
+from tocom.evaluation.pairs import Evaluation, evaluate
 from tocom.images import class_folders
 from tocom.training.image_files import ImageFiles
 
@@ -241,6 +242,7 @@ def test_the_command_writes_what_the_function_finds(folder: Path, tmp_path: Path
     arguments = [
         "evaluate", "--model", name, "--image-size", str(size), "--compensator", str(tmp_path / "c.safetensors"),
         "--images", str(folder), "--degrees", "0,5", "--device", "cpu", "--out", str(out), "--held-out-share", "0.34",
+        "--keep-scale",
         *(option for degree, file in files.items() for option in ("--weights", f"{degree}={file}")),
     ]  # fmt: skip
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -258,9 +260,63 @@ def test_the_command_writes_what_the_function_finds(folder: Path, tmp_path: Path
         assert content[key] == json.loads(json.dumps(wanted[key])), key
     assert content["provenance"]["split"] == "0.34 of every class, seed 0"
     assert content["provenance"]["compensator_sha256"] == part.metadata["file_sha256"]
-    assert len(content["held_out"]) == 5
+    assert len(content["held_out"]) == 6
 
     with pytest.raises(RequestError, match="'weights' option must be FILE or DEGREE=FILE"):
         CliRunner().invoke(app, [*arguments, "--weights", "four=x.pth"], catch_exceptions=False)
     with pytest.raises(ModelError, match="does not exist"):
         CliRunner().invoke(app, [*arguments, "--weights", f"2={tmp_path}/missing.pth"], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def one_source(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Return the command's arguments for one small model on many views of the images, and its compensator."""
+    top = tmp_path_factory.mktemp("one")
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            for index in range(8):
+                target = top / "views" / path.parent.name / f"{path.stem}-{index}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                image.crop((index, index, 70 + index, 70 + index)).save(target)
+    model = load_model("test_vit3", weights="random", num_classes=CLASSES).model
+    save_file(model.state_dict(), top / "model.safetensors")
+    busy_compensator(model).save(top / "c.safetensors")
+    arguments = [
+        "evaluate", "--model", "test_vit3", "--weights", str(top / "model.safetensors"),
+        "--images", str(top / "views"), "--degrees", "0,2,4", "--device", "cpu",
+    ]  # fmt: skip
+    return arguments, top / "c.safetensors"
+
+
+def test_one_source_gets_verdicts_a_chart_and_every_answer(one_source: tuple[list[str], Path], tmp_path: Path) -> None:
+    arguments, _ = one_source
+    ran = CliRunner().invoke(
+        app, [*arguments, "--out", str(tmp_path), "--answers", str(tmp_path / "answers.csv")], catch_exceptions=False
+    )
+    assert ran.exit_code == 0
+    assert "verdict" in ran.stdout
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [pair["verdict"] and pair["verdict"]["degree"] for pair in content["pairs"]] == [None, 2, 4]
+    assert all(pair["compensated"] is None for pair in content["pairs"])
+    lines = (tmp_path / "answers.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * content["images"]["test"]
+    for entry in content["confusions"]:
+        table = torch.tensor(entry["confusion"])
+        accuracy = next(p["without"]["accuracy"] for p in content["pairs"] if p["target"] == entry["target"])
+        assert float(table.trace() / table.sum()) == pytest.approx(accuracy)
+    with Image.open(tmp_path / "evaluation.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50
+
+
+def test_the_chosen_scale_goes_on_to_export_in_the_compensator(one_source: tuple[list[str], Path]) -> None:
+    arguments, file = one_source
+    before = Compensator.load(file)
+    ran = CliRunner().invoke(app, [*arguments, "--compensator", str(file)], catch_exceptions=False)
+    after = Compensator.load(file)
+    if "helps at none of its scales" in ran.stdout:
+        assert after.metadata["file_sha256"] == before.metadata["file_sha256"]
+    else:
+        assert f"scale {after.scale}, accuracy" in ran.stdout
+        assert f"--compensator {file} takes" in ran.stdout.replace("\n", "")
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name])

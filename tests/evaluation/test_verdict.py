@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tocom.errors import RequestError
+from tocom.evaluation.answers import Answers
 from tocom.evaluation.verdict import ALONE, AVOID, USE, give_verdicts, holm, sign_flip_p
 
 IMAGES, CASES, DEGREES = 100, 40, (4, 8, 12)
@@ -16,6 +17,11 @@ def losses(rng: np.random.Generator) -> np.ndarray:
     return rng.exponential(0.4, IMAGES)
 
 
+def gaps(values: np.ndarray) -> Answers:
+    """Answers of a model without a classifier: the gap is what is to be low."""
+    return Answers(values, np.zeros(len(values), np.int64))
+
+
 def shares(gain: float, cost: float, allowed: float = 0.05) -> dict[str, float]:
     """Return how often each verdict is given, where the compensator takes ``gain`` off what compression adds."""
     counts = dict.fromkeys((USE, ALONE, AVOID), 0)
@@ -24,7 +30,12 @@ def shares(gain: float, cost: float, allowed: float = 0.05) -> dict[str, float]:
         source = losses(rng)
         without = {r: source + rng.normal(cost, 0.15, IMAGES) for r in DEGREES}
         compensated = {r: without[r] - rng.normal(gain, 0.1, IMAGES) for r in DEGREES}
-        for verdict in give_verdicts(source, without, compensated, allowed=allowed).values():
+        for verdict in give_verdicts(
+            gaps(source),
+            {r: gaps(each) for r, each in without.items()},
+            {r: gaps(each) for r, each in compensated.items()},
+            allowed=allowed,
+        ).values():
             counts[verdict.words] += 1
     return {words: count / (CASES * len(DEGREES)) for words, count in counts.items()}
 
@@ -52,7 +63,7 @@ def test_a_degree_that_costs_too_much_is_refused() -> None:
 def test_without_a_compensator_only_the_cost_is_judged() -> None:
     rng = np.random.default_rng(0)
     source = losses(rng)
-    verdicts = give_verdicts(source, {4: source + 0.01, 20: source + 0.5}, {}, allowed=0.05)
+    verdicts = give_verdicts(gaps(source), {4: gaps(source + 0.01), 20: gaps(source + 0.5)}, {}, allowed=0.05)
     assert {r: verdict.words for r, verdict in verdicts.items()} == {4: ALONE, 20: AVOID}
 
 
@@ -67,4 +78,4 @@ def test_p_values_against_the_exact_ones() -> None:
 
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(RequestError, match=r"at least 20\. Got 5 images"):
-        give_verdicts(np.zeros(5), {4: np.zeros(5)}, {}, allowed=0.0)
+        give_verdicts(gaps(np.zeros(5)), {4: gaps(np.zeros(5))}, {}, allowed=0.0)

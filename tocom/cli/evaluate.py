@@ -17,7 +17,9 @@ from tocom.errors import RequestError
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from tocom.evaluation.pairs import Evaluation, Scores
+    from tocom.compensator.compensator import Compensator
+    from tocom.evaluation.answers import Scores
+    from tocom.evaluation.pairs import Evaluation
 
 __all__ = ["register"]
 
@@ -52,16 +54,26 @@ def evaluate(
         typer.Option(help="Images to choose the scale on, one subfolder per class; default: a share of --images."),
     ] = None,
     held_out_share: Annotated[float, typer.Option(help="That share, of every class; not tested on.")] = 0.2,
-    scale: Annotated[float | None, typer.Option(help="Use this scale and hold nothing out.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Use this scale, hold nothing out, give no verdict.")] = None,
+    max_loss: Annotated[
+        float, typer.Option("--max-loss-points", help="Points of accuracy that a degree may lose before it is refused.")
+    ] = 1.0,
+    keep_scale: Annotated[
+        bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
+    ] = False,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="CSV file for what is answered to each test image.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure accuracy and feature gap with and without the compensator; choose the scale on held-out images."""
+    """Measure accuracy and feature gap with and without a compensator, and say which degrees to use.
+
+    The scale and the verdicts come from held-out images; the figures are of the others.
+    """
     from tocom.compensator.compensator import Compensator
     from tocom.compression.loading.model import load_model
     from tocom.compression.loading.preprocessing import input_config
@@ -73,8 +85,8 @@ def evaluate(
 
     if out is not None:
         check_writable(out)
-    if schedules == (compensator is not None):
-        raise RequestError("Give --compensator, the file to evaluate, or --schedules, to compare families without one.")
+    if schedules and compensator is not None:
+        raise RequestError("The '--schedules' option compares families without a compensator. Leave it out.")
     place = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
@@ -83,7 +95,7 @@ def evaluate(
         for degree, file in files.items()
     }
     first = next(iter(loaded.values()))
-    if part is None:
+    if schedules:
         _compare(
             first.model.to(place), images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json
         )
@@ -102,6 +114,8 @@ def evaluate(
             held_out=kept,
             targets=parse_degrees(degrees),
             scale=scale,
+            allowed=max_loss / 100,
+            method=method,
             batch_size=batch_size,
             progress=progress,
         )
@@ -109,15 +123,54 @@ def evaluate(
     origin = {"weights": {str(degree): file for degree, file in files.items()}, "split": split}
     result = dataclasses.replace(result, provenance={**result.provenance, **origin})
     if out is not None:
+        from tocom.evaluation.chart import draw_chart
         from tocom.evaluation.heat_map import draw
 
         write_json(out / "evaluation.json", result.to_json())
-        draw(result, out / "evaluation.png")
+        (draw_chart if len(files) == 1 else draw)(result, out / "evaluation.png")
+    if answers is not None:
+        _write_answers(answers, result, [path for path, _ in test])
+    carried = _carry_scale(part, compensator, result) if kept and not keep_scale else None
     if as_json:
         print_json(result.to_json())
         return
     output.print(_table(result))
-    output.print(f"scale {result.scale}, {result.scale_chosen_by}", highlight=False, soft_wrap=True)
+    if part is not None:
+        output.print(f"scale {result.scale}, {result.scale_chosen_by}", highlight=False, soft_wrap=True)
+    if carried is not None:
+        output.print(carried, highlight=False, markup=False, soft_wrap=True)
+    if kept and not any(pair.verdict for pair in result.pairs):
+        output.print(f"no verdict: {len(kept)} held-out images are too few", highlight=False)
+
+
+def _carry_scale(part: Compensator | None, file: Path | None, result: Evaluation) -> str | None:
+    """Write the chosen scale into the compensator, so that export takes it; return what was done, in a line."""
+    if part is None or file is None:
+        return None
+    if not result.scale:
+        return "The compensator helps at none of its scales: export without it."
+    if result.scale != part.scale:
+        before, part.scale = part.scale, result.scale
+        part.metadata["scale_chosen_by"] = result.scale_chosen_by
+        part.save(file)
+        return f"wrote scale {result.scale:g} into {file} (was {before:g}); tocom export --compensator {file} takes it"
+    return f"tocom export --compensator {file} takes this scale"
+
+
+def _write_answers(path: Path, result: Evaluation, images: list[Path]) -> None:
+    """Write a line per source, target, kind of answer and test image."""
+    import csv
+
+    from tocom.system.files import atomic_path
+
+    with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("source", "target", "compensated", "image", "label", "answer", "log_loss", "feature_gap"))
+        for (source, target, compensated), each in result.answers.items():
+            for index, image in enumerate(images):
+                known = ("", "") if each.answer is None else (each.answer[index], each.log_loss[index])
+                row = (source, target, compensated, image, each.label[index], *known, each.gap[index])
+                writer.writerow(row)
 
 
 def _compare(
@@ -197,16 +250,18 @@ def _by_source(options: list[str]) -> dict[int, str]:
 
 
 def _table(result: Evaluation) -> Table:
-    has_accuracy = result.pairs[0].without.accuracy is not None
-    table = Table(
-        title=f"{result.provenance['model']}, {result.method}, {result.family}, {result.images['test']} test images"
-    )
-    names = ("accuracy", "log-loss", "feature gap") if has_accuracy else ("feature gap",)
-    for column in ("source", "target", *(f"{name}{suffix}" for name in names for suffix in ("", ", compensated"))):
+    names = ("feature gap",) if result.pairs[0].without.accuracy is None else ("accuracy", "log-loss", "feature gap")
+    table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
+    for column in ("source", "target", *names):
         table.add_column(column, justify="right")
+    table.add_column("verdict")
     for pair in result.pairs:
-        cells = zip(_cells(pair.without), _cells(pair.compensated), strict=True)
-        table.add_row(str(pair.source), str(pair.target), *(cell for both in cells for cell in both))
+        cells = _cells(pair.without)
+        if pair.compensated is not None and pair.source != pair.target:
+            cells = [" → ".join(both) for both in zip(cells, _cells(pair.compensated), strict=True)]
+        table.add_row(str(pair.source), str(pair.target), *cells, pair.verdict.words if pair.verdict else "–")
+    if result.pairs[0].compensated is not None:
+        table.caption = "without → with the compensator"
     return table
 
 

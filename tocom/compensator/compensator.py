@@ -199,7 +199,7 @@ class Compensator(nn.Module):
             OutputError: The file cannot be written.
         """
         metadata = {
-            **self.metadata,
+            **{name: value for name, value in self.metadata.items() if name != "file_sha256"},
             "format": FORMAT,
             "version": VERSION,
             "method": self.method,

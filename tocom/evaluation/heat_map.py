@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tocom.errors import RequestError
-from tocom.evaluation.pairs import Evaluation, Scores
+from tocom.evaluation.answers import Scores
+from tocom.evaluation.pairs import Evaluation
 from tocom.system.files import atomic_path
 
 __all__ = ["draw"]
@@ -39,7 +40,7 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     of = {(pair.source, pair.target): pair for pair in evaluation.pairs}
     grid = [[of[source, target] for target in targets] for source in sources]
     without = [[value(pair.without) for pair in row] for row in grid]
-    compensated = [[value(pair.compensated) for pair in row] for row in grid]
+    compensated = [[value(pair.compensated or pair.without) for pair in row] for row in grid]
     sign = 1 if has_accuracy else -1
     gain = [[sign * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(without, compensated, strict=True)]
 

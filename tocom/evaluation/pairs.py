@@ -10,47 +10,43 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tocom.compensator.compensator import Compensator
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
-from tocom.errors import DataError, RequestError
+from tocom.errors import RequestError
+from tocom.evaluation.answers import Answers, Scores, answers_of
 from tocom.evaluation.held_out import Samples, check_apart
+from tocom.evaluation.verdict import FEWEST_IMAGES, Verdict, give_verdicts
+from tocom.formats.families import EVERY
 from tocom.training.image_files import ImageFiles
 
-__all__ = ["SCALES", "Evaluation", "Pair", "Scores", "evaluate"]
+__all__ = ["SCALES", "Evaluation", "Pair", "evaluate"]
 
-# ToCom, arXiv 2408.06798, section 4: what the paper chooses from.
-SCALES = (0.05, 0.08, 0.1, 0.12, 0.15)
+# None at all, and what the paper chooses from: ToCom, arXiv 2408.06798, section 4.
+SCALES = (0.0, 0.05, 0.08, 0.1, 0.12, 0.15)
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How a model does on a set of images.
+class Pair:
+    """One source degree at one target degree; at equal degrees the compensator is nothing, and both are the same.
 
     Attributes:
-        feature_gap: Mean of one minus cosine between the pooled features and those at the source degree.
-        accuracy: Share of right answers; None without a classifier.
-        log_loss: Mean of the negative logarithm of the right class's probability; None without a classifier.
+        source: The source degree.
+        target: The target degree.
+        without: Scores of the test images under compression alone.
+        compensated: The same with the compensator; None where there is none.
+        verdict: What to do, from held-out images; None at equal degrees and with too few of them.
     """
-
-    feature_gap: float
-    accuracy: float | None = None
-    log_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One source degree at one target degree; at equal degrees the compensator is nothing, and both are the same."""
 
     source: int
     target: int
     without: Scores
-    compensated: Scores
+    compensated: Scores | None
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class Evaluation:
         method: ``merge`` or ``prune``.
         family: Along which the degrees are.
         provenance: What the figures are of: compensator, models, seed of the split.
+        answers: By source, target and whether compensated: what was answered to each test image.
     """
 
     pairs: tuple[Pair, ...]
@@ -76,6 +73,17 @@ class Evaluation:
     method: str
     family: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[tuple[int, int, bool], Answers] = field(default_factory=dict)
+
+    def confusions(self) -> list[dict[str, Any]]:
+        """Return per source, target and kind of answer the confusion of classes; empty without a classifier."""
+        kinds = {False: "without", True: "compensated"}
+        known = [(key, each) for key, each in self.answers.items() if each.answer is not None]
+        classes = 1 + max((int(max(each.label.max(), each.answer.max())) for _, each in known), default=0)
+        return [
+            {"source": source, "target": target, "kind": kinds[which], "confusion": each.confusion(classes)}
+            for (source, target, which), each in known
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``evaluation.json``."""
@@ -89,13 +97,14 @@ class Evaluation:
             "held_out": [{"scale": scale, **asdict(scores)} for scale, scores in self.held_out.items()],
             "images": dict(self.images),
             "pairs": [asdict(pair) for pair in self.pairs],
+            "confusions": self.confusions(),
             "provenance": dict(self.provenance),
         }
 
 
 def evaluate(
     sources: Mapping[int, VisionTransformer],
-    compensator: Compensator,
+    compensator: Compensator | None,
     input_entry: Mapping[str, Any],
     *,
     test: Samples,
@@ -103,21 +112,28 @@ def evaluate(
     targets: Sequence[int],
     scales: Sequence[float] = SCALES,
     scale: float | None = None,
+    allowed: float = 0.01,
+    method: str = "merge",
+    family: str = EVERY,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure every (source, target) pair with and without the compensator.
+    """Measure every (source, target) pair with and without the compensator, and say what to do at each.
 
     Args:
         sources: The model fine-tuned at each source degree, dense; all with a classifier or all without.
-        compensator: Of their backbone.
+        compensator: Of their backbone; None measures compression alone.
         input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`.
         test: Paths and class indices that the figures are of.
-        held_out: Others, that the scale is chosen on: the one with the best mean accuracy over all pairs of different
-            degrees, the lower log-loss on a tie; without a classifier the smallest feature gap.
+        held_out: Others, that the scale and the verdicts are of. The scale is the one with the best mean accuracy over
+            all pairs of different degrees, the lower log-loss on a tie; without a classifier the smallest feature gap.
         targets: Target degrees.
-        scales: To choose from.
-        scale: Use this one and choose nothing; then ``held_out`` must be empty.
+        scales: To choose from; 0 is no compensator.
+        scale: Use this one and choose nothing; then ``held_out`` must be empty, and there is no verdict.
+        allowed: Share of the images that a degree may answer wrongly beyond the source degree's; without a classifier
+            the mean feature gap that it may have.
+        method: Without a compensator: ``merge`` or ``prune``.
+        family: Without a compensator: the family of schedules.
         batch_size: Images per forward pass.
         progress: Called with the stage, the passes done, and all passes.
 
@@ -128,80 +144,88 @@ def evaluate(
     """
     if not sources or not targets or not test:
         raise RequestError("The 'sources', 'targets' and 'test' parameters must each hold at least one entry.")
-    if (scale is None) != bool(held_out):
-        raise RequestError("Give either 'held_out' images to choose the scale on, or the 'scale'. Got both or neither.")
+    if compensator is None:
+        scale, scales = None, (0.0,)
+        along = {"method": method, "family": family}
+    else:
+        if (scale is None) != bool(held_out):
+            raise RequestError(
+                "Give either 'held_out' images to choose the scale on, or the 'scale'. Got both or neither."
+            )
+        compensator.check_degrees(*sources, *targets)
+        along = {"method": compensator.method, "family": compensator.family}
     if len({isinstance(model.head, nn.Identity) for model in sources.values()}) > 1:
         raise RequestError("The 'sources' parameter must hold models with a classifier, or models without. Got both.")
-    compensator.check_degrees(*sources, *targets)
     check_apart(held_out, test)
-    along = {"method": compensator.method, "family": compensator.family}
     pairs = [(source, target) for source in sources for target in targets]
     changed = [(source, target) for source, target in pairs if source != target]
-    if scale is None and (not scales or not changed):
+    if held_out and (not scales or not changed):
         raise RequestError("A scale cannot be chosen: no 'scales', or every target degree is the source degree.")
-    total = len(sources) + len(pairs) + len(changed) + (len(sources) + len(scales) * len(changed) if held_out else 0)
+    tries = list(dict.fromkeys((0.0, *scales)))
+    total = len(sources) + len(pairs) + (len(changed) if compensator else 0)
+    total += len(sources) + len(tries) * len(changed) if held_out else 0
     done = 0
 
-    def advance(stage: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(stage, done, total)
-
-    def measure(samples: Samples, stage: str) -> Callable[[int, int, float | None], Scores]:
+    def measure(samples: Samples, stage: str) -> Callable[[int, int, float], Answers]:
         labels = torch.tensor([label for _, label in samples])
         images = ImageFiles([path for path, _ in samples], input_entry)
-        dense = {}
-        for source, model in sources.items():
-            dense[source] = pooled_features(compress(model, source, **along), images, batch_size=batch_size)
-            advance(stage)
 
-        def scores(source: int, target: int, scale: float | None) -> Scores:
-            part = None if scale is None else compensator
-            at = compress(sources[source], target, compensator=part, source_degree=source, scale=scale, **along)
-            features = pooled_features(at, images, batch_size=batch_size)
-            advance(stage)
-            return _scores(features, at.head, dense[source], labels)
+        def features(model: VisionTransformer) -> Tensor:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(stage, done, total)
+            return pooled_features(model, images, batch_size=batch_size)
 
-        return scores
+        dense = {source: features(compress(model, source, **along)) for source, model in sources.items()}
 
-    chosen_by, tried = "given", {}
-    if scale is None:
-        scores = measure(held_out, "choosing the scale on held-out images")
-        tried = {each: _mean([scores(*pair, each) for pair in changed]) for each in scales}
+        def answers(source: int, target: int, scale: float) -> Answers:
+            if source == target:
+                return answers_of(dense[source], sources[source].head, dense[source], labels)
+            part = {"compensator": compensator, "source_degree": source, "scale": scale} if scale else {}
+            at = compress(sources[source], target, **part, **along)
+            return answers_of(features(at), at.head, dense[source], labels)
+
+        return answers
+
+    chosen_by, tried, verdicts = "given", {}, {}
+    if held_out:
+        ask = measure(held_out, "choosing on held-out images")
+        found = {(*pair, each): ask(*pair, each) for each in tries for pair in changed}
+        tried = {each: _mean([found[(*pair, each)].scores() for pair in changed]) for each in tries if each in scales}
         scale = min(tried, key=lambda each: _rank(tried[each]))
         criterion = "feature gap" if tried[scale].accuracy is None else "accuracy, then log-loss"
         chosen_by = f"{criterion} of {len(held_out)} held-out images, none of them a test image"
-    scores = measure(test, "measuring test images")
-    rows = []
+        if len(held_out) >= FEWEST_IMAGES:
+            for source in sources:
+                others = [target for target in targets if target != source]
+                alone = {target: found[source, target, 0.0] for target in others}
+                helped = {target: found[source, target, scale] for target in others} if scale else {}
+                verdicts[source] = give_verdicts(ask(source, source, 0.0), alone, helped, allowed=allowed)
+    ask = measure(test, "measuring test images")
+    rows, answers = [], {}
     for source, target in pairs:
-        without = scores(source, target, None)
-        rows.append(Pair(source, target, without, scores(source, target, scale) if source != target else without))
+        answers[source, target, False] = ask(source, target, 0.0)
+        compensated = None
+        if compensator is not None:
+            again = source != target and scale
+            answers[source, target, True] = ask(source, target, scale) if again else answers[source, target, False]
+            compensated = answers[source, target, True].scores()
+        verdict = verdicts.get(source, {}).get(target)
+        rows.append(Pair(source, target, answers[source, target, False].scores(), compensated, verdict))
     return Evaluation(
         pairs=tuple(rows),
-        scale=scale,
-        scale_chosen_by=chosen_by,
-        held_out=tried,
+        scale=scale or 0.0,
+        scale_chosen_by=chosen_by if compensator is not None else "no compensator",
+        held_out=tried if compensator is not None else {},
         images={"held_out": len(held_out), "test": len(test)},
         **along,
-        provenance={"compensator_sha256": compensator.metadata.get("file_sha256"), "model": _name(sources)},
+        provenance={
+            "compensator_sha256": None if compensator is None else compensator.metadata.get("file_sha256"),
+            "model": _name(sources),
+        },
+        answers=answers,
     )
-
-
-def _scores(features: Tensor, head: nn.Module, dense: Tensor, labels: Tensor) -> Scores:
-    """Return the scores of pooled features [count, channels], float32, on the CPU."""
-    gap = float((1 - F.cosine_similarity(features.double(), dense.double(), dim=-1)).mean())
-    if isinstance(head, nn.Identity):
-        return Scores(gap)
-    with torch.no_grad():
-        logits = head(features.to(next(head.parameters()))).float().cpu()
-    if int(labels.max()) >= logits.shape[-1]:
-        raise DataError(
-            f"An image has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. Give the "
-            "class folders the names of the model's labels."
-        )
-    right = int((logits.argmax(-1) == labels).sum())
-    return Scores(gap, right / len(labels), float(F.cross_entropy(logits.double(), labels)))
 
 
 def _mean(scores: Sequence[Scores]) -> Scores:

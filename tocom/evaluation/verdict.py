@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import RequestError
+from tocom.evaluation.answers import Answers
 
-__all__ = ["ALONE", "AVOID", "USE", "Verdict", "give_verdicts", "sign_flip_p"]
+__all__ = ["ALONE", "AVOID", "FEWEST_IMAGES", "USE", "Verdict", "give_verdicts", "sign_flip_p"]
 
 USE, ALONE, AVOID = "use the compensator", "compression alone is enough", "do not use this degree"
+FEWEST_IMAGES = 20
 _FLIPS = 4000
-
-Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Verdict:
     Attributes:
         degree: The target degree.
         words: :data:`USE`, :data:`ALONE` or :data:`AVOID`.
-        gain: Mean of what the compensator takes off an image's loss.
+        gain: Mean of what the compensator takes off an image's log-loss (feature gap, without a classifier).
         gain_p: Chance of such a gain where there is none, corrected for the number of degrees (Holm).
-        cost: Mean of what the better of the two adds to the loss of the source degree.
+        cost: Mean of what the better of the two adds to the errors of the source degree.
         cost_p: Chance of such a cost where it is the allowed one or less, corrected likewise.
     """
 
@@ -45,7 +45,7 @@ class Verdict:
     cost_p: float
 
 
-def sign_flip_p(differences: Losses, *, seed: int = 0) -> float:
+def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
     """Return the one-sided p value of a positive mean: the share of sign flips that reach it.
 
     Args:
@@ -61,9 +61,9 @@ def sign_flip_p(differences: Losses, *, seed: int = 0) -> float:
 
 
 def give_verdicts(
-    source: Losses,
-    without: Mapping[int, Losses],
-    compensated: Mapping[int, Losses],
+    source: Answers,
+    without: Mapping[int, Answers],
+    compensated: Mapping[int, Answers],
     *,
     allowed: float,
     level: float = 0.05,
@@ -71,33 +71,37 @@ def give_verdicts(
     """Return a verdict per target degree.
 
     Args:
-        source: [images]: the loss of each held-out image at the source degree, such as its log-loss.
+        source: What is answered to the held-out images at the source degree.
         without: Per target degree the same under compression alone.
         compensated: Per target degree the same with the compensator; empty where there is none.
-        allowed: Mean loss that a degree may add.
+        allowed: Mean of the images' errors that a degree may add.
         level: Chance of calling a difference where there is none, over all degrees together.
 
     Raises:
-        RequestError: Fewer than 20 images, or arrays of different lengths.
+        RequestError: Fewer than 20 images, or answers to different ones.
     """
-    count = len(source)
-    if count < 20 or any(len(each) != count for each in (*without.values(), *compensated.values())):
+    count = len(source.label)
+    if count < FEWEST_IMAGES or any(len(each.label) != count for each in (*without.values(), *compensated.values())):
         raise RequestError(
-            f"A verdict needs the answers to the same images at every degree, to at least 20. Got {count} images. "
-            "Hold more images out."
+            f"A verdict needs the answers to the same images at every degree, to at least {FEWEST_IMAGES}. Got {count} "
+            "images. Hold more images out."
         )
-    degrees = list(without)
-    better = {}
-    gain_p = holm({r: sign_flip_p(without[r] - compensated[r]) for r in degrees if r in compensated})
-    for r in degrees:
-        better[r] = compensated[r] if gain_p.get(r, 1.0) <= level else without[r]
-    cost_p = holm({r: sign_flip_p(better[r] - source - allowed) for r in degrees})
-    verdicts = {}
-    for r in degrees:
-        words = AVOID if cost_p[r] <= level else USE if gain_p.get(r, 1.0) <= level else ALONE
-        gain = float((without[r] - compensated[r]).mean()) if r in compensated else 0.0
-        verdicts[r] = Verdict(r, words, gain, gain_p.get(r, 1.0), float((better[r] - source).mean()), cost_p[r])
-    return verdicts
+    gain = {r: without[r].loss - compensated[r].loss for r in without if r in compensated}
+    gain_p = holm({r: sign_flip_p(difference) for r, difference in gain.items()})
+    helps = {r: gain_p.get(r, 1.0) <= level for r in without}
+    cost = {r: (compensated if helps[r] else without)[r].error - source.error for r in without}
+    cost_p = holm({r: sign_flip_p(difference - allowed) for r, difference in cost.items()})
+    return {
+        r: Verdict(
+            degree=r,
+            words=AVOID if cost_p[r] <= level else USE if helps[r] else ALONE,
+            gain=float(gain[r].mean()) if r in gain else 0.0,
+            gain_p=gain_p.get(r, 1.0),
+            cost=float(cost[r].mean()),
+            cost_p=cost_p[r],
+        )
+        for r in without
+    }
 
 
 def holm(values: Mapping[int, float]) -> dict[int, float]:
