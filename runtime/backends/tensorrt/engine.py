@@ -87,7 +87,9 @@ class TensorRtEngine:
     def is_settled(self, batch: int) -> bool:
         """Return whether this batch size runs from a graph by now, or none is to be had."""
         context = self._by_batch.get(batch)
-        return not self._captures or (context is not None and context.graph is not None)
+        if not self._captures or context is None:
+            return not self._captures or len(self._by_batch) >= _MAX_GRAPHS
+        return context.graph is not None
 
     def close(self) -> None:
         """Give graphs, buffers and the contexts back. More than once is fine."""

@@ -254,7 +254,8 @@ def test_auto_goes_on_where_an_engine_does_not_load(
         return TensorRtBackend(found, name="tensorrt", reason=reason, trt=trt, device=device)
 
     monkeypatch.setitem(select._OPENERS, "tensorrt", opener)
-    with Runtime.open(bundle.path) as runtime:
+    # The scripted engines' answers are others than the ONNX files'.
+    with Runtime.open(bundle.path, check_answers=False) as runtime:
         assert runtime.backend.name == "onnxruntime"
         assert "Not tensorrt: tensorrt 10.13.2 cannot load" in runtime.backend.reason
         assert "Version tag does not match" in runtime.backend.reason
