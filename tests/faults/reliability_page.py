@@ -23,10 +23,12 @@ SOAK = TESTS.parent / "benchmarks" / "results" / "soak.json"
 
 # The first pattern that fits decides.
 SECTIONS = (
-    ("Serving", ("faults/test_serving*", "faults/test_memory*", "runtime/test_runtime_[!tw]*")),
-    ("Engines and the op plugin", ("engines/*", "plugins/*", "faults/test_probe*", "runtime/test_runtime_tensorrt*")),
-    ("The disk, and processes that die", ("faults/test_no_space*", "faults/test_kills*", "tocom/test_files*",
-                                          "export/*", "training/*", "calibration/*", "runtime/*cache*")),
+    ("Serving", ("faults/test_serving*", "faults/test_memory*", "runtime/test_*", "runtime/policy/*",
+                 "runtime/memory/*")),
+    ("Engines, GPUs and the op plugin", ("export/engines/*", "export/op_plugin/*", "faults/test_probe*",
+                                         "runtime/backends/tensorrt/*")),
+    ("The disk, and processes that die", ("faults/test_no_space*", "faults/test_kills*", "system/*", "export/*",
+                                          "training/*", "calibration/*", "runtime/*cache*")),
     ("Files that are damaged or hostile", ("*",)),
 )  # fmt: skip
 

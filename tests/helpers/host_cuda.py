@@ -120,6 +120,10 @@ class HostCuda:
         }
         return {kind: count for kind, count in left.items() if count}
 
+    def is_clean(self) -> bool:
+        """Return whether all was given back, and nothing undefined was done."""
+        return self.notes() == "" and self.leaks() == {}
+
     def notes(self) -> str:
         """Return what was done that CUDA leaves undefined, a line each."""
         return str(self.library.host_cuda_notes().decode())

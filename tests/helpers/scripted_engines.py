@@ -86,6 +86,14 @@ def write_engines(
     return path
 
 
+def replace_engine(folder: Path, degree: int, content: bytes) -> None:
+    (folder / f"degree-{degree:02d}.engine").write_bytes(content)
+    sidecar = folder / f"degree-{degree:02d}.json"
+    record = json.loads(sidecar.read_text())
+    record["engine"] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    sidecar.write_text(json.dumps(record))
+
+
 class ILogger:
     class Severity(enum.IntEnum):
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)

@@ -28,11 +28,6 @@ from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
 
 
 @pytest.fixture
-def cuda() -> HostCuda:
-    return HostCuda()
-
-
-@pytest.fixture
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> SmallBundle:
     bundle = write_small_bundle(tmp_path_factory.mktemp("engines") / "bundle")
     write_engines(bundle)
@@ -84,6 +79,7 @@ def test_a_batch_beyond_the_kept_graphs_runs_plainly(
     for turn, batch in enumerate((1, 2, 3, 1, 2, 3, 1, 2, 3, 4)):
         images = images_of(batch, seed=turn)
         answers(engine, images, images)
+    assert all(engine.is_settled(batch) for batch in (1, 2, 3, 4))
     assert cuda.live("graphs") == 2 * int(backend._device.captures)
     engine.close()
 
