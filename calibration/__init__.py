@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tocom.calibration.accuracy.answers import collect_answers, measure_accuracy
     from tocom.calibration.accuracy.intervals import check_interval, images_needed, wilson_interval
     from tocom.calibration.accuracy.ranking import expected_accuracies, mcnemar
+    from tocom.calibration.agreement.check import check
     from tocom.calibration.latency.block_times import block_times
     from tocom.calibration.latency.measure import measure_latency, run_latency
     from tocom.calibration.latency.throughput import bench
@@ -21,6 +22,7 @@ _HOMES = {
     "bench": "tocom.calibration.latency.throughput",
     "block_times": "tocom.calibration.latency.block_times",
     "calibrate": "tocom.calibration.profiling",
+    "check": "tocom.calibration.agreement.check",
     "check_interval": "tocom.calibration.accuracy.intervals",
     "collect_answers": "tocom.calibration.accuracy.answers",
     "expected_accuracies": "tocom.calibration.accuracy.ranking",
@@ -40,6 +42,7 @@ __all__ = [
     "bench",
     "block_times",
     "calibrate",
+    "check",
     "check_interval",
     "collect_answers",
     "expected_accuracies",

@@ -139,20 +139,16 @@ def _places(conclusive: Sequence[int], batch: int, run: int) -> list[int]:
     return places
 
 
-def _values(references: References, outputs: Any) -> Any:
-    return np.concatenate([np.asarray(outputs[name], np.float32) for name in references.outputs], axis=-1)
-
-
 def _differ(references: References, degree: int, first: Any, second: Any) -> bool:
     """Return whether two runs on the same images answered differently, by more than what is allowed."""
-    first, second = _values(references, first), _values(references, second)
+    first, second = references.values(first), references.values(second)
     if not np.isfinite(first).all() or not np.isfinite(second).all():
         return bool(np.isfinite(first).all() != np.isfinite(second).all())
     return bool((np.abs(first - second) > references.allowed(degree)).any())
 
 
 def _equal_rows_differ(references: References, degree: int, places: Sequence[int], outputs: Any) -> float | None:
-    values = _values(references, outputs)
+    values = references.values(outputs)
     if places.count(places[0]) < 2 or not np.isfinite(values).all():
         return None
     same = values[[row for row, place in enumerate(places) if place == places[0]]]

@@ -25,6 +25,7 @@ VERBS = (
     "plugins",
     "pack",
     "quantize",
+    "check",
     "calibrate",
     "run",
     "bench",

@@ -163,6 +163,15 @@ def _op_plugin() -> Finding:
     return Finding("op plugin library", False, "none built yet", cure)
 
 
+def _references() -> Finding:
+    packages = ("tensorrt", "tensorrt-rtx-cu13-bindings", "onnxruntime", "openvino")
+    backends = [name for name in packages if _version(name) is not None]
+    found = f"every bundle carries some; 'tocom check' compares here: {', '.join(backends) or 'nothing'}"
+    return Finding(
+        "reference answers", bool(backends), found, "export with --check-images FOLDER: real images find more errors"
+    )
+
+
 def _power_mode() -> Finding:
     from tocom.system.cpu import power_mode
 
@@ -202,5 +211,6 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
     _nvcc,
     _headers,
     _op_plugin,
+    _references,
     _power_mode,
 )

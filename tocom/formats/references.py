@@ -80,10 +80,21 @@ class References:
             places: Which image each row of the batch was.
             outputs: The engine's outputs, each [batch, width].
         """
-        got = np.concatenate([np.asarray(outputs[name], np.float32) for name in self.outputs], axis=-1)
-        return compare_answers(
-            got, self.answers[degree][list(places)], self.allowed(degree), self.tolerances[degree], self.outputs
-        )
+        return self.compare_values(degree, places, self.values(outputs))
+
+    def compare_values(self, degree: int, places: Sequence[int], values: NDArray[np.float32]) -> Agreement:
+        """Compare answers that stand one behind the other, [batch, values]; otherwise as :meth:`compare`."""
+        expected = self.answers[degree][list(places)]
+        return compare_answers(values, expected, self.allowed(degree), self.tolerances[degree], self.outputs)
+
+    def values(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return an engine's outputs one behind the other, [batch, values]."""
+        return np.concatenate([np.asarray(outputs[name], np.float32) for name in self.outputs], axis=-1)
+
+    def split(self, values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs by name of answers that stand one behind the other."""
+        parts = np.split(values, np.cumsum(list(self.outputs.values()))[:-1], axis=-1)
+        return dict(zip(self.outputs, parts, strict=True))
 
     def allowed(self, degree: int) -> NDArray[np.float32]:
         """Return the largest difference that is allowed of each value, [values]."""

@@ -1,0 +1,1 @@
+"""Agreement with the reference answers, on every backend at once."""
