@@ -266,9 +266,9 @@ def build_engines(name: str, models: Models) -> dict[str, Any]:
         "degrees": [
             {
                 "degree": degree,
-                "build_s": round(record["build_seconds"], 2),
-                "bytes": record["engine"]["size_bytes"],
-                "lowering": "plugin" if record["op_plugin_layers"] else "native",
+                "build_s": round(record.build_seconds, 2),
+                "bytes": record.engine.size_bytes,
+                "lowering": "plugin" if record.op_plugin_layers else "native",
             }
             for degree, record in engines.records.items()
         ],

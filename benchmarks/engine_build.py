@@ -56,18 +56,18 @@ def own_kernels(content: bytes) -> dict[str, int]:
 def describe(engines: EngineSet) -> list[dict[str, Any]]:
     rows = []
     for degree, record in engines.records.items():
-        engine = record["engine"]
-        path = engines.folder / engine["file"]
-        content = unpack_engine(path.read_bytes(), engine["content_bytes"], path)
+        engine = record.engine
+        path = engines.folder / engine.file
+        content = unpack_engine(path.read_bytes(), engine.content_bytes, path)
         rows.append(
             {
                 "degree": degree,
-                "layers": record["layers"],
-                "op_plugin_layers": record["op_plugin_layers"],
-                "bytes": engine["size_bytes"],
-                "unpacked_bytes": engine["content_bytes"],
+                "layers": record.layers,
+                "op_plugin_layers": record.op_plugin_layers,
+                "bytes": engine.size_bytes,
+                "unpacked_bytes": engine.content_bytes,
                 "kernels": own_kernels(bytes(content)),
-                "seconds": record["build_seconds"],
+                "seconds": record.build_seconds,
             }
         )
     return rows

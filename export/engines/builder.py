@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tocom.errors import EngineError, RequestError, TocomError
 from tocom.export.engines.backend import PORTABLE, BackendFound, Device, find_backend, find_device
-from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.process import Job, build_engines
-from tocom.export.engines.record import Plan, is_current, library_name, read_record, renew_record, write_record
+from tocom.export.engines.record import Plan, current, library_name, write_record
 from tocom.export.engines.source import OnnxSource, read_source
 from tocom.export.op_plugin.library import OpPluginLibrary, build_library, check_library, read_library
+from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import engine_name
+from tocom.formats.sidecar import Sidecar, read_sidecar
 from tocom.system.files import atomic_path, sha256_file
 from tocom.system.locks import exclusive, remove_leftovers
 from tocom.system.sealed_library import hold_library
@@ -41,7 +43,7 @@ class EngineSet:
     """
 
     folder: Path
-    records: dict[int, dict[str, Any]]
+    records: dict[int, Sidecar]
     built: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -144,7 +146,7 @@ def build(
     ]
     cache = Path(timing_cache) if timing_cache is not None else folder / "timing.cache"
     with exclusive(folder / ".lock", on_wait=lambda: tell(f"waiting for another build in {folder}")):
-        built = _build_missing(
+        records, built = _build_missing(
             plans,
             folder,
             timing_cache=cache,
@@ -152,7 +154,6 @@ def build(
             timeout_s=timeout_s,
             memory_limit_mib=memory_limit_mib,
         )
-    records = {plan.degree: read_record(plan.sidecar) or {} for plan in plans}
     return EngineSet(folder, records, built, tuple(notes))
 
 
@@ -190,14 +191,18 @@ def _check_precision(bundle: Bundle, sources: dict[int, OnnxSource], device: Dev
         )
 
 
-def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int, ...]:
+def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[dict[int, Sidecar], tuple[int, ...]]:
+    """Return all sidecars, ascending by degree, and the degrees that were built."""
     remove_leftovers(folder)
-    stale = {plan.degree: plan for plan in plans if not is_current(plan)}
-    for plan in plans:
-        if plan.degree not in stale:
-            renew_record(plan)
+    found = {plan.degree: current(plan) for plan in plans}
+    stale = {plan.degree: plan for plan in plans if found[plan.degree] is None}
+    records = {degree: sidecar for degree, sidecar in found.items() if sidecar is not None}
     if not stale:
-        return ()
+        return records, ()
+
+    def keep(degree: int, facts: dict[str, Any]) -> None:
+        records[degree] = write_record(stale[degree], facts)
+
     # An engine that is being replaced has no valid sidecar until the new one stands.
     for plan in stale.values():
         plan.sidecar.unlink(missing_ok=True)
@@ -213,13 +218,13 @@ def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[int
             plans[0].options,
             op_plugin=library,
             compute_capabilities=PORTABLE if plans[0].device is None else (),
-            on_done=lambda degree, facts: write_record(stale[degree], facts),
+            on_done=keep,
             **how,
         )
     finally:
         remove_leftovers(folder)  # a child that was killed cannot
     _drop_unused_libraries(folder)
-    return tuple(stale)
+    return dict(sorted(records.items())), tuple(stale)
 
 
 def _library(
@@ -260,8 +265,10 @@ def _copy_library(library: OpPluginLibrary, folder: Path) -> None:
 
 def _drop_unused_libraries(folder: Path) -> None:
     used = set()
-    for sidecar in folder.glob("degree-*.json"):
-        used.add(((read_record(sidecar) or {}).get("op_plugin") or {}).get("file"))
+    for path in folder.glob("degree-*.json"):
+        with suppress(EngineError):
+            sidecar, _ = read_sidecar(path)
+            used.add(None if sidecar.op_plugin is None else sidecar.op_plugin.file)
     for library in folder.glob("libtocom_op_plugin-*.so"):
         if library.name not in used:
             library.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from tocom.errors import EngineError, OutputError, TocomError
 from tocom.export.engines.backend import BackendFound, link_libraries
-from tocom.export.engines.options import BuildOptions
 from tocom.export.op_plugin.library import OpPluginLibrary
+from tocom.formats.build_options import BuildOptions
 from tocom.formats.engine import SELF_REGISTER
 from tocom.system.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 from tocom.system.files import scratch_folder

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tocom.errors import EngineError
 from tocom.export.engines.backend import PORTABLE, BackendFound, Device
-from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.source import OnnxSource
 from tocom.export.op_plugin.library import OpPluginLibrary
+from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 from tocom.formats.engine import engine_name
-from tocom.system.files import sha256_file, write_json
+from tocom.formats.sidecar import (
+    OnnxFiles,
+    OpPluginFile,
+    Sidecar,
+    StoredEngine,
+    read_sidecar,
+    write_sidecar,
+)
+from tocom.formats.typed_json import as_dataclass
+from tocom.system.files import sha256_file
 from tocom.version import __version__
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Plan",
-    "is_current",
-    "library_name",
-    "read_record",
-    "renew_record",
-    "write_record",
-]
-
-SCHEMA_VERSION = 1
+__all__ = ["Plan", "current", "library_name", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -71,32 +71,33 @@ class Plan:
         return (".".join(map(str, self.device.compute_capability)),)
 
     def made_from(self) -> dict[str, Any]:
-        """Return what the engine depends on besides the ONNX file, as the sidecar says it."""
-        options = self.options.to_json()
+        """Return what the engine depends on besides the ONNX file, as members of its sidecar."""
+        options = self.options
         if self.source.op_nodes == 0:
             # Without an op there is nothing to lower: the dense engine is the same either way.
-            options.update(lowering=None, embed_op_plugin=False)
-        device: str | dict[str, str] = "portable"
-        if self.device is not None:
-            device = {"name": self.device.name, "compute_capability": self.compute_capabilities[0]}
+            options = replace(options, lowering=None, embed_op_plugin=False)
         op_plugin = None
         if self.library is not None:
-            op_plugin = {
-                "sha256": self.library.sha256,
-                "tensorrt": ".".join(map(str, self.library.tensorrt)),
-                "architectures": list(self.library.architectures),
-                "file": None if self.options.embed_op_plugin else library_name(self.library),
-            }
+            op_plugin = OpPluginFile(
+                sha256=self.library.sha256,
+                tensorrt=".".join(map(str, self.library.tensorrt)),
+                architectures=self.library.architectures,
+                file=None if self.options.embed_op_plugin else library_name(self.library),
+            )
         return {
-            "schema_version": SCHEMA_VERSION,
             "backend": self.backend.name,
             "backend_version": self.backend.version,
-            "device": device,
-            "compute_capabilities": list(self.compute_capabilities),
+            "gpu": None if self.device is None else self.device.name,
+            "compute_capabilities": self.compute_capabilities,
             "op_plugin": op_plugin,
             "options": options,
             "precision": self.bundle.precision,
         }
+
+    def onnx(self) -> OnnxFiles:
+        """Return the bundle's files as they are now."""
+        weights = self.bundle.manifest["files"].get(WEIGHTS_NAME, {})
+        return OnnxFiles(self.source.path.name, self.source.sha256, weights.get("sha256"), self.source.content_sha256())
 
 
 def library_name(library: OpPluginLibrary) -> str:
@@ -104,86 +105,60 @@ def library_name(library: OpPluginLibrary) -> str:
     return f"libtocom_op_plugin-{library.sha256[:12]}.so"
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a sidecar's content, or None when there is none that can be read."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+def current(plan: Plan) -> Sidecar | None:
+    """Return the sidecar of the engine on disk where it is whole and what ``plan`` would build, else None.
 
-
-def is_current(plan: Plan) -> bool:
-    """Return whether the engine on disk is whole and what ``plan`` would build."""
-    record = read_record(plan.sidecar)
-    if record is None or any(record.get(key) != value for key, value in plan.made_from().items()):
-        return False
-    onnx = record.get("onnx")
-    if not isinstance(onnx, dict) or not _same_model(plan, onnx):
-        return False
-    return _is_whole(plan.engine, record.get("engine"))
-
-
-def write_record(plan: Plan, built: dict[str, Any]) -> dict[str, Any]:
-    """Write the sidecar of an engine that was just built, and return its content."""
-    record = {
-        **plan.made_from(),
-        "created_by": f"tocom {__version__}",
-        "model": plan.bundle.model_name,
-        "degree": plan.degree,
-        "token_counts": list(plan.bundle.degrees[plan.degree].token_counts),
-        "inputs": built["inputs"],
-        "outputs": built["outputs"],
-        "layers": built["layers"],
-        "op_plugin_layers": built["op_plugin_layers"],
-        "tensors_dynamic_beyond_batch": built["tensors_dynamic_beyond_batch"],
-        "onnx": {**_files(plan), "content_sha256": plan.source.content_sha256()},
-        "engine": {
-            "file": plan.engine.name,
-            "sha256": built["sha256"],
-            "size_bytes": built["size_bytes"],
-            "content_bytes": built["content_bytes"],
-            "modified_ns": plan.engine.stat().st_mtime_ns,
-        },
-        "build_seconds": built["build_seconds"],
-    }
-    write_json(plan.sidecar, record)
-    return record
-
-
-def renew_record(plan: Plan) -> None:
-    """Let the sidecar of a current engine name the bundle's files as they are now.
-
-    They differ where another degree joined the bundle: the weights stand elsewhere, and mean the same.
+    The sidecar names the bundle's files as they are now afterwards. They differ where another degree joined the bundle:
+    the weights lie elsewhere, and mean the same.
     """
-    record = read_record(plan.sidecar)
-    if record is not None and any(record["onnx"].get(key) != value for key, value in _files(plan).items()):
-        write_json(plan.sidecar, {**record, "onnx": {**record["onnx"], **_files(plan)}})
+    try:
+        sidecar, _ = read_sidecar(plan.sidecar)
+    except EngineError:
+        return None
+    if any(getattr(sidecar, name) != value for name, value in plan.made_from().items()):
+        return None
+    if sidecar.mismatch(plan.bundle) is not None and sidecar.onnx.content_sha256 != plan.source.content_sha256():
+        return None
+    if not _is_whole(plan.engine, sidecar.engine):
+        return None
+    if sidecar.mismatch(plan.bundle) is not None:
+        sidecar = replace(sidecar, onnx=plan.onnx())
+        write_sidecar(plan.sidecar, sidecar)
+    return sidecar
 
 
-def _files(plan: Plan) -> dict[str, Any]:
-    weights = plan.bundle.manifest["files"].get(WEIGHTS_NAME, {})
-    return {
-        "file": plan.source.path.name,
-        "sha256": plan.source.sha256,
-        "weights_sha256": weights.get("sha256"),
-    }
+def write_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
+    """Write the sidecar of an engine that was just built, and return it.
+
+    Args:
+        plan: What was built.
+        built: What the process that built it reported.
+    """
+    stored = {name: built[name] for name in ("sha256", "size_bytes", "content_bytes", "device_memory_bytes")}
+    told = ("inputs", "outputs", "layers", "op_plugin_layers", "tensors_dynamic_beyond_batch", "build_seconds")
+    sidecar = as_dataclass(
+        Sidecar,
+        {
+            **plan.made_from(),
+            **{name: built[name] for name in told},
+            "created_by": f"tocom {__version__}",
+            "model": plan.bundle.model_name,
+            "degree": plan.degree,
+            "token_counts": plan.bundle.degrees[plan.degree].token_counts,
+            "onnx": plan.onnx(),
+            "engine": {"file": plan.engine.name, "modified_ns": plan.engine.stat().st_mtime_ns, **stored},
+        },
+    )
+    write_sidecar(plan.sidecar, sidecar)
+    return sidecar
 
 
-def _same_model(plan: Plan, onnx: dict[str, Any]) -> bool:
-    """Compare the cheap hashes first; only when the files differ, the content behind them."""
-    files = _files(plan)
-    if onnx.get("sha256") == files["sha256"] and onnx.get("weights_sha256") == files["weights_sha256"]:
-        return True
-    return onnx.get("content_sha256") == plan.source.content_sha256()
-
-
-def _is_whole(engine: Path, described: Any) -> bool:
+def _is_whole(engine: Path, stored: StoredEngine) -> bool:
     """Return whether the file is the one that was written: by size and time, and by its hash where the time differs."""
     try:
         status = engine.stat()
-        if status.st_size != described["size_bytes"]:
+        if status.st_size != stored.size_bytes:
             return False
-        return bool(status.st_mtime_ns == described["modified_ns"] or sha256_file(engine) == described["sha256"])
-    except (OSError, KeyError, TypeError):
+        return status.st_mtime_ns == stored.modified_ns or sha256_file(engine) == stored.sha256
+    except OSError:
         return False

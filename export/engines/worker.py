@@ -114,8 +114,24 @@ def _build_one(
         **facts,
         **stored,
         "content_bytes": view.nbytes,
+        "device_memory_bytes": _device_memory(logger, view, request, reporter),
         "build_seconds": round(time.perf_counter() - begin, 3),
     }
+
+
+def _device_memory(logger: trt.ILogger, engine: memoryview, request: dict[str, Any], reporter: Reporter) -> int | None:
+    """Return the scratch memory of one context, in bytes; None where the engine cannot be loaded here to ask."""
+    if request["compute_capabilities"]:
+        return None
+    runtime = trt.Runtime(logger)
+    if request["op_plugin"] is not None and not request["options"]["embed_op_plugin"]:
+        runtime.get_plugin_registry().load_library(request["op_plugin"])
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:  # too little memory beside the builder, for one: the engine itself is built
+        reporter.send("log", level="WARNING", text=str(reporter.fail("The engine was not loaded to ask its memory")))
+        return None
+    size = getattr(loaded, "device_memory_size_v2", None)  # before 10.1 without the suffix
+    return int(loaded.device_memory_size if size is None else size)
 
 
 def _parse(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tocom.errors import BundleError, EngineError
 from tocom.formats.onnx.wire import read_fields, read_number
+from tocom.formats.sidecar import EngineTensor
 
 __all__ = ["Tensor", "TritonModel", "engine_tensors", "onnx_tensors"]
 
@@ -148,7 +148,7 @@ def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Te
     return tuple(found[_GRAPH_INPUT]), tuple(found[_GRAPH_OUTPUT])
 
 
-def engine_tensors(described: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+def engine_tensors(described: Sequence[EngineTensor]) -> tuple[Tensor, ...]:
     """Return the inputs or outputs of an engine, as its sidecar describes them.
 
     Raises:
@@ -156,13 +156,13 @@ def engine_tensors(described: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]
     """
     tensors = []
     for entry in described:
-        data_type = _ENGINE_TYPES.get(entry["dtype"])
+        data_type = _ENGINE_TYPES.get(entry.dtype)
         if data_type is None:
             raise EngineError(
-                f"The engine has {entry['name']} of type {entry['dtype']!r}, which Triton does not know. It knows: "
+                f"The engine has {entry.name} of type {entry.dtype!r}, which Triton does not know. It knows: "
                 f"{', '.join(_ENGINE_TYPES)}. Export with another precision."
             )
-        tensors.append(Tensor(entry["name"], data_type, tuple(entry["shape"])))
+        tensors.append(Tensor(entry.name, data_type, entry.shape))
     return tuple(tensors)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tocom.export.triton.config import TritonModel
-from tocom.export.triton.engines import ServableEngine
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import SELF_REGISTER
+from tocom.formats.sidecar import Sidecar
 
 __all__ = ["readme"]
 
@@ -32,9 +32,7 @@ is such a client.
 """
 
 
-def readme(
-    bundle: Bundle, models: Mapping[int, TritonModel], engine: ServableEngine | None, op_plugin: str | None
-) -> str:
+def readme(bundle: Bundle, models: Mapping[int, TritonModel], engine: Sidecar | None, op_plugin: str | None) -> str:
     """Return the text.
 
     Args:
@@ -46,8 +44,9 @@ def readme(
     environment, options = "", ["--model-repository=/models", "--disable-auto-complete-config"]
     about = [_LINKS]
     if engine is not None:
-        about = [_ENGINES.format(tensorrt=engine.tensorrt, device=engine.device)]
-        if engine.version_compatible:
+        device = f"{engine.gpu or 'portable'} (compute capability {', '.join(engine.compute_capabilities)})"
+        about = [_ENGINES.format(tensorrt=engine.backend_version, device=device)]
+        if engine.options.version_compatible:
             options.append("--backend-config=tensorrt,version-compatible=true")
     if op_plugin is not None:
         environment = f"{SELF_REGISTER}=1 "

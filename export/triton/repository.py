@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import EngineError, RequestError
-from tocom.export.triton.config import Tensor, TritonModel, onnx_tensors
+from tocom.export.triton.config import Tensor, TritonModel, engine_tensors, onnx_tensors
 from tocom.export.triton.engines import find_servable, op_plugin_of
 from tocom.export.triton.readme import readme
 from tocom.formats.bundle import Bundle
@@ -95,7 +95,7 @@ def write_triton_repository(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     out = Path(out)
     prefix = _check_request(bundle, out, backend, engines, name)
-    engine_of = {} if backend == "onnxruntime" else find_servable(bundle, engines)
+    engine_folder, engine_of = (out, {}) if backend == "onnxruntime" else find_servable(bundle, engines)
     if not engine_of and backend == "tensorrt":
         raise EngineError(f"{bundle.path} has no engines of TensorRT. Build them: tocom build --backend tensorrt.")
     chosen = sorted(set((engine_of or bundle.degrees) if degrees is None else degrees))
@@ -116,12 +116,12 @@ def write_triton_repository(
             if engine is None:
                 inputs, outputs = _put_onnx(bundle, degree, version, [folder / model.name for model in models.values()])
             else:
-                (version / "model.plan").write_bytes(engine.read())
-                inputs, outputs = engine.inputs, engine.outputs
+                (version / "model.plan").write_bytes(engine.read_engine(engine_folder))
+                inputs, outputs = engine_tensors(engine.inputs), engine_tensors(engine.outputs)
             model = TritonModel(
                 name=place.name,
                 backend="onnxruntime" if engine is None else "tensorrt",
-                batch=bundle.batch if engine is None else engine.batch,
+                batch=bundle.batch if engine is None else engine.options.batch,
                 inputs=inputs,
                 outputs=outputs,
                 parameters=_parameters(bundle, degree),
@@ -139,7 +139,7 @@ def write_triton_repository(
                 (place / _LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
             models[degree] = model
         served = [engine_of[degree] for degree in chosen] if engine_of else []
-        op_plugin = op_plugin_of(served)
+        op_plugin = op_plugin_of(engine_folder, served)
         if op_plugin is not None:
             (folder / op_plugin[0]).write_bytes(op_plugin[1])
             (folder / op_plugin[0]).chmod(0o755)

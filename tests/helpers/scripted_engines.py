@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from host_cuda import HostCuda
+from sidecars import sidecar_json
 from small_bundles import SmallBundle, put_references
 from wrong_engines import WRONG
 
-from tocom.formats.bundle import Bundle
 from tocom.formats.engine import engine_name, pack_engine
 
 CLASSES, SIZE = 5, 8
@@ -50,7 +50,6 @@ def write_engines(
         changes: Go into every sidecar.
     """
     put_references(bundle.path, reference)  # what the scripted device computes, which is not what the ONNX files do
-    manifest = Bundle(bundle.path).manifest
     path = bundle.path / "engines" / folder
     path.mkdir(parents=True, exist_ok=True)
     compact = changes.get("options", {}).get("compact", False)
@@ -61,28 +60,8 @@ def write_engines(
             pack_engine(memoryview(content), file)
         else:
             file.write_bytes(content)
-        stored = file.read_bytes()
-        record = {
-            "schema_version": 1,
-            "backend": "tensorrt",
-            "backend_version": "10.13.2",
-            "device": {"name": "Host GPU 0", "compute_capability": "8.7"},
-            "compute_capabilities": ["8.7"],
-            "op_plugin": None,
-            "options": {"version_compatible": False, "hardware_compatible": False},
-            "degree": degree,
-            "onnx": {
-                "sha256": manifest["files"][f"degree-{degree:02d}.onnx"]["sha256"],
-                "weights_sha256": manifest["files"]["weights.bin"]["sha256"],
-            },
-            "engine": {
-                "size_bytes": len(stored),
-                "sha256": hashlib.sha256(stored).hexdigest(),
-                "content_bytes": len(content),
-            },
-            **changes,
-        }
-        (path / f"degree-{degree:02d}.json").write_text(json.dumps(record))
+        sidecar = sidecar_json(bundle.path, degree, file, len(content), changes)
+        (path / f"degree-{degree:02d}.json").write_text(sidecar)
     return path
 
 
@@ -90,7 +69,8 @@ def replace_engine(folder: Path, degree: int, content: bytes) -> None:
     (folder / f"degree-{degree:02d}.engine").write_bytes(content)
     sidecar = folder / f"degree-{degree:02d}.json"
     record = json.loads(sidecar.read_text())
-    record["engine"] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    size, sha256 = len(content), hashlib.sha256(content).hexdigest()
+    record["engine"].update(size_bytes=size, content_bytes=size, sha256=sha256)
     sidecar.write_text(json.dumps(record))
 
 

@@ -15,8 +15,8 @@ from tocom.cli.app import app
 from tocom.cli.run import _without_secrets
 from tocom.errors import RequestError
 from tocom.export.engines.backend import BackendFound
-from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.process import Job, build_engines
+from tocom.formats.build_options import BuildOptions
 from tocom.formats.signatures import load_public_keys, new_key, sign
 
 GOLDEN = Path(__file__).parent / "golden" / "version-1"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sidecars import sidecar_json
 
 from tocom.cli import main
 from tocom.cli.app import app
@@ -25,7 +26,7 @@ from tocom.runtime import Runtime
 from tocom.runtime.backends.tensorrt.files import find_engines
 
 GOLDEN = Path(__file__).parent / "golden" / "version-1"
-DEVICE = {"gpu": "GPU", "compute_capability": "8.9"}
+DEVICE = {"gpu": "GPU", "compute_capability": "8.7"}
 
 
 @pytest.fixture
@@ -125,22 +126,11 @@ def test_signature_files_that_are_none(bundle: Path, keys: Path, change: dict[st
 
 def add_engine(bundle: Path, content: bytes = b"engine") -> Path:
     """Put an engine with its sidecar beside the bundle, as ``tocom build`` does."""
-    files = json.loads((bundle / "bundle.json").read_text())["files"]
-    sidecar = bundle / "engines" / "tensorrt-10.13.0-gpu" / "degree-00.json"
-    record = {
-        "schema_version": 1,
-        "backend": "tensorrt",
-        "backend_version": "10.13.0",
-        "device": {"name": "GPU", "compute_capability": "8.9"},
-        "options": {},
-        "op_plugin": None,
-        "degree": 0,
-        "onnx": {"sha256": files["degree-00.onnx"]["sha256"], "weights_sha256": files["weights.bin"]["sha256"]},
-        "engine": {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)},
-    }
-    sidecar.parent.mkdir(parents=True, exist_ok=True)
-    sidecar.write_text(json.dumps(record))
-    sidecar.with_suffix(".engine").write_bytes(content)
+    sidecar = bundle / "engines" / "tensorrt-10.13.2-gpu" / "degree-00.json"
+    engine = sidecar.with_suffix(".engine")
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_bytes(content)
+    sidecar.write_text(sidecar_json(bundle, 0, engine, len(content), {}))
     return sidecar
 
 
@@ -151,17 +141,17 @@ def test_engines_are_signed_with_the_bundle(bundle: Path, keys: Path) -> None:
     ours = load_public_keys(public(keys))
     sign(bundle, keys / "ours")
     sidecar = add_engine(bundle)
-    found = find_engines(Bundle(bundle), "tensorrt", "10.13.0", DEVICE)
-    assert found.engines[0].read() == b"engine"
-    with pytest.raises(BundleError, match=r"no trusted key signed engines/tensorrt-10\.13\.0-gpu/degree-00\.json"):
-        find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.0", DEVICE)
-    assert [file.file for file in verify(bundle, ours).problems] == ["engines/tensorrt-10.13.0-gpu/degree-00.json"]
+    found = find_engines(Bundle(bundle), "tensorrt", "10.13.2", DEVICE)
+    assert found.engines[0].read_engine(found.path) == b"engine"
+    with pytest.raises(BundleError, match=r"no trusted key signed engines/tensorrt-10\.13\.2-gpu/degree-00\.json"):
+        find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.2", DEVICE)
+    assert [file.file for file in verify(bundle, ours).problems] == ["engines/tensorrt-10.13.2-gpu/degree-00.json"]
     sign(bundle, keys / "ours")
-    assert list(find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.0", DEVICE).engines) == [0]
+    assert list(find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.2", DEVICE).engines) == [0]
     assert not verify(bundle, ours).problems
     add_engine(bundle, b"another")
     with pytest.raises(BundleError, match="no trusted key signed"):
-        find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.0", DEVICE)
+        find_engines(Bundle(bundle, trusted_keys=ours), "tensorrt", "10.13.2", DEVICE)
     sidecar.with_suffix(".engine").write_bytes(b"third")
     assert any("its sidecar says" in str(file.problem) for file in verify(bundle).problems)
 

@@ -94,19 +94,19 @@ def build(
                 "folder": str(engines.folder),
                 "built": list(engines.built),
                 "notes": list(engines.notes),
-                "engines": list(engines.records.values()),
+                "engines": [sidecar.to_json() for sidecar in engines.records.values()],
             }
         )
         return
     table = Table("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "")
-    for degree, record in engines.records.items():
+    for degree, sidecar in engines.records.items():
         table.add_row(
             str(degree),
-            f"{record['token_counts'][0]} … {record['token_counts'][-1]}",
-            str(record["layers"]),
-            str(record["op_plugin_layers"]),
-            f"{record['engine']['size_bytes'] / 1e6:.1f}",
-            f"{record['build_seconds']:.1f}",
+            f"{sidecar.token_counts[0]} … {sidecar.token_counts[-1]}",
+            str(sidecar.layers),
+            str(sidecar.op_plugin_layers),
+            f"{sidecar.engine.size_bytes / 1e6:.1f}",
+            f"{sidecar.build_seconds:.1f}",
             "built" if degree in engines.built else "current",
         )
     console.print(table)

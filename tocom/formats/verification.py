@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom.errors import BundleError, CalibrationError
+from tocom.errors import BundleError, CalibrationError, EngineError
 from tocom.formats.bundle import MANIFEST_NAME, Bundle
-from tocom.formats.engine import engine_name
 from tocom.formats.profile import Profile, find_profiles
-from tocom.formats.sealed_json import parse_json
+from tocom.formats.sidecar import read_sidecar
 from tocom.formats.signatures import PublicKey, read_signatures, signed_files
 from tocom.system.files import open_regular, sha256_open
 
 __all__ = ["Checked", "Verification", "verify"]
-
-_MAX_SIDECAR_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -119,22 +115,19 @@ def _engines(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterat
     for sidecar in sorted(bundle.path.glob("engines/*/degree-*.json")):
         by = "sidecar" if signed is None else "signature"
         try:
-            with open_regular(sidecar) as file:
-                data = file.read(_MAX_SIDECAR_BYTES)
-            record = parse_json(data)
-            file_name = engine_name(record["degree"], compact=bool(record["options"].get("compact")))
-            wanted = [(sidecar.parent / file_name, "engine", record["engine"]["sha256"])]
-            plugin = record.get("op_plugin")
-            if plugin and plugin.get("file"):
-                wanted.append((sidecar.parent / Path(plugin["file"]).name, "op plugin", plugin["sha256"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Checked(_name(bundle, sidecar), "engine", by, f"its sidecar cannot be read ({error}); build it again")
+            engine, digest = read_sidecar(sidecar)
+        except EngineError as error:
+            yield Checked(_name(bundle, sidecar), "engine", by, str(error))
             continue
+        wanted = [(engine.engine.file, "engine", engine.engine.sha256)]
+        if engine.op_plugin is not None and engine.op_plugin.file is not None:
+            wanted.append((engine.op_plugin.file, "op plugin", engine.op_plugin.sha256))
         name, problem = _name(bundle, sidecar), None
-        if signed is not None and hashlib.sha256(data).hexdigest() not in signed.get(name, ()):
+        if signed is not None and digest not in signed.get(name, ()):
             problem = "no trusted key signed it: sign the bundle again with 'tocom sign'"
         yield Checked(name, "engine", by, problem)
-        for path, kind, sha256 in wanted:
+        for file, kind, sha256 in wanted:
+            path = sidecar.parent / file
             if path not in seen:  # degrees share one op plugin library
                 seen.add(path)
                 yield Checked(_name(bundle, path), kind, by, _differs(path, sha256))

@@ -16,13 +16,14 @@ import numpy as np
 from tocom.errors import EngineError
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import SELF_REGISTER
+from tocom.formats.sidecar import Sidecar
 from tocom.runtime.backends.arrays import device_images, host_array
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.tensorrt.context import Arena, Shared
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.select import open_device
 from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
-from tocom.runtime.backends.tensorrt.files import EngineFile, EngineFolder, any_engines, find_engines
+from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
 from tocom.runtime.memory.needs import Need, needs_of
 from tocom.system.sealed_library import hold_library
@@ -87,15 +88,18 @@ class TensorRtBackend:
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs: engines keep their weights in device memory, each its own copy.
 
-        What a context needs is known exactly only once its engine is loaded; before, it is estimated from the tokens.
+        What a context needs was asked when the engine was built; of a portable engine it is estimated from the tokens.
         """
-        scratch = {degree: need.activation_bytes for degree, need in needs_of(self._bundle, degrees).items()}
+        estimates = needs_of(self._bundle, degrees)
         # Images lie in a buffer of the host and in one of the GPU; on a Jetson that is the same memory.
         buffers = 2 * 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
-        return {
-            degree: Need(degree, {(file.path.name, 0): file.content_bytes}, scratch[degree], buffers)
-            for degree, file in ((degree, self._file(degree)) for degree in degrees)
-        }
+        needs = {}
+        for degree in degrees:
+            stored = self._file(degree).engine
+            told = stored.device_memory_bytes
+            scratch = estimates[degree].activation_bytes if told is None else told
+            needs[degree] = Need(degree, {(stored.file, 0): stored.content_bytes}, scratch, buffers)
+        return needs
 
     def adopt(self, images: Any) -> Any:
         """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""
@@ -110,7 +114,7 @@ class TensorRtBackend:
     def load(self, degree: int) -> TensorRtEngine:
         """Deserialize an engine whose hash was checked, and grow the arena to what it needs."""
         file = self._file(degree)
-        content = file.read()
+        content = file.read_engine(self._folder.path)
         if self._runtime is None:
             raise EngineError(f"the backend of {self._bundle.path} is closed")
         with self._device.attached():
@@ -120,7 +124,7 @@ class TensorRtBackend:
                 if "out of memory" in lines.lower():
                     raise MemoryError(f"degree {degree}: {lines}")
                 raise EngineError(
-                    f"{self.name} {self._trt.__version__} cannot load {file.path}: {lines}. "
+                    f"{self.name} {self._trt.__version__} cannot load {self._folder.path / file.engine.file}: {lines}. "
                     f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
                 )
             # At least one byte: address zero would read as "not bound yet".
@@ -139,7 +143,7 @@ class TensorRtBackend:
         self._runtime = None
         self._device.close()
 
-    def _file(self, degree: int) -> EngineFile:
+    def _file(self, degree: int) -> Sidecar:
         if degree not in self._folder.engines:
             raise EngineError(
                 f"{self._folder.path} has no engine of degree {degree}; it has {list(self._folder.engines)}. "

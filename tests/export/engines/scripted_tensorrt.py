@@ -122,7 +122,8 @@ CREATOR = ("TokenMerge", "1", "tocom")
 
 
 def make(script: dict[str, Any]) -> types.SimpleNamespace:
-    """Return the module. ``script`` may hold: strongly_typed, library, creators, parses, profile, engine."""
+    """Return the module. ``script`` may hold: strongly_typed, library, creators, parses, profile, engine,
+    scratch."""
     module = types.SimpleNamespace(
         ILogger=ILogger,
         IProgressMonitor=IProgressMonitor,
@@ -194,5 +195,18 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
                 node=lambda: 3, node_name=lambda: "gelu", node_operator=lambda: "Gelu", desc=lambda: "no importer"
             )
 
-    module.Builder, module.OnnxParser = Builder, OnnxParser
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.libraries: list[str] = []
+
+        def get_plugin_registry(self) -> Any:
+            return types.SimpleNamespace(load_library=self.libraries.append)
+
+        def deserialize_cuda_engine(self, content: memoryview) -> Any:
+            embedded = "plugins_to_serialize" in module.configs[-1].set
+            assert embedded or self.libraries == module.libraries, "an engine needs its op plugin to load"
+            size = script.get("scratch", 4096)
+            return None if size is None else types.SimpleNamespace(device_memory_size_v2=size)
+
+    module.Builder, module.OnnxParser, module.Runtime = Builder, OnnxParser, Runtime
     return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import resource
@@ -27,6 +26,7 @@ from tocom.export.engines.backend import Device
 from tocom.export.engines.builder import build
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import unpack_engine
+from tocom.formats.sidecar import EngineTensor, read_sidecar
 
 pytestmark = pytest.mark.usefixtures("rtx", "no_gpu")
 
@@ -50,53 +50,54 @@ def test_one_op_plugin_layer_per_merging_block(bundle, first_build):
     assert first_build.built == (0, 2, 4)
     for degree, record in first_build.records.items():
         removed = removal_schedule(17, DEPTH, degree, 1)
-        assert record["op_plugin_layers"] == sum(count > 0 for count in removed)
-        assert record["token_counts"] == list(bundle.degrees[degree].token_counts)
-        assert record["tensors_dynamic_beyond_batch"] == 0
+        assert record.op_plugin_layers == sum(count > 0 for count in removed)
+        assert record.token_counts == bundle.degrees[degree].token_counts
+        assert record.tensors_dynamic_beyond_batch == 0
 
 
 def test_native_lowering_has_no_op_plugin_layer_and_keeps_the_dense_engine(bundle, built):
     native = build(bundle, backend="tensorrt-rtx", lowering="native")
     assert native.built == (2, 4)
     for record in native.records.values():
-        assert record["op_plugin_layers"] == 0
-        assert record["op_plugin"] is None
-        assert record["tensors_dynamic_beyond_batch"] == 0
+        assert record.op_plugin_layers == 0
+        assert record.op_plugin is None
+        assert record.tensors_dynamic_beyond_batch == 0
     assert not list(native.folder.glob("*.so"))
 
 
 def test_the_sidecar_tells_everything(bundle, built, op_plugin):
-    record = json.loads((built.folder / "degree-02.json").read_text())
+    record, _ = read_sidecar(built.folder / "degree-02.json")
     assert record == built.records[2]
     engine = (built.folder / "degree-02.engine.zip").read_bytes()
-    assert record["engine"]["sha256"] == hashlib.sha256(engine).hexdigest()
-    assert record["engine"]["size_bytes"] == len(engine)
-    assert record["onnx"]["sha256"] == bundle.manifest["files"]["degree-02.onnx"]["sha256"]
-    assert record["onnx"]["weights_sha256"] == bundle.manifest["files"]["weights.bin"]["sha256"]
-    assert record["op_plugin"]["sha256"] == op_plugin.sha256
-    library = built.folder / record["op_plugin"]["file"]
+    assert record.engine.sha256 == hashlib.sha256(engine).hexdigest()
+    assert record.engine.size_bytes == len(engine)
+    assert record.onnx.sha256 == bundle.manifest["files"]["degree-02.onnx"]["sha256"]
+    assert record.onnx.weights_sha256 == bundle.manifest["files"]["weights.bin"]["sha256"]
+    assert record.op_plugin.sha256 == op_plugin.sha256
+    library = built.folder / record.op_plugin.file
     assert hashlib.sha256(library.read_bytes()).hexdigest() == op_plugin.sha256
-    assert record["device"] == "portable"
-    assert record["backend"] == "tensorrt-rtx"
-    assert built.folder.name == f"tensorrt-rtx-{'.'.join(record['backend_version'].split('.')[:3])}-portable"
-    assert record["precision"] == "fp32"
-    assert record["options"]["batch"] == [1, 2, 4]
-    assert record["inputs"] == [{"name": "images", "dtype": "float", "shape": [-1, 3, 32, 32]}]
-    assert record["outputs"] == [{"name": "logits", "dtype": "float", "shape": [-1, 10]}]
-    assert record["build_seconds"] > 0
+    assert record.gpu is None
+    assert record.engine.device_memory_bytes is None
+    assert record.backend == "tensorrt-rtx"
+    assert built.folder.name == f"tensorrt-rtx-{'.'.join(record.backend_version.split('.')[:3])}-portable"
+    assert record.precision == "fp32"
+    assert record.options.batch == (1, 2, 4)
+    assert record.inputs == (EngineTensor("images", "float", (-1, 3, 32, 32)),)
+    assert record.outputs == (EngineTensor("logits", "float", (-1, 10)),)
+    assert record.build_seconds > 0
 
 
 def test_compact_engines_hold_what_tensorrt_wrote(bundle, built, op_plugin):
     packed = built.folder / "degree-02.engine.zip"
-    engine = built.records[2]["engine"]
-    content = unpack_engine(packed.read_bytes(), engine["content_bytes"], packed)
+    engine = built.records[2].engine
+    content = unpack_engine(packed.read_bytes(), engine.content_bytes, packed)
     plain = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[2], compact=False)
     assert plain.built == (2,)
     # Building is not deterministic to the byte; its size and the kernels' text are.
     written = (built.folder / "degree-02.engine").read_bytes()
-    assert plain.records[2]["engine"]["size_bytes"] == len(written)
+    assert plain.records[2].engine.size_bytes == len(written)
     assert written.count(b"__global__") == content.count(b"__global__") > 0
-    assert engine["size_bytes"] < 0.5 * len(written)
+    assert engine.size_bytes < 0.5 * len(written)
     # One engine per degree: the other form is gone.
     assert not packed.exists()
 
@@ -149,8 +150,8 @@ def test_a_build_that_was_killed_goes_on_where_it_was(bundle, op_plugin):
     assert set(engines.built) <= {2, 4}
     assert [path.name for path in engines.folder.glob(".*")] == [".lock"]
     for record in engines.records.values():
-        stored = engines.folder / record["engine"]["file"]
-        assert hashlib.sha256(stored.read_bytes()).hexdigest() == record["engine"]["sha256"]
+        stored = engines.folder / record.engine.file
+        assert hashlib.sha256(stored.read_bytes()).hexdigest() == record.engine.sha256
 
 
 def test_another_option_builds_again(bundle, built, op_plugin):
@@ -170,15 +171,15 @@ def test_a_degree_that_joins_the_bundle_leaves_the_others_alone(bundle, built, o
     # The sidecars name the files of the bundle as they are now: the runtime compares them.
     for degree, record in engines.records.items():
         files = wider.manifest["files"]
-        assert record["onnx"]["sha256"] == files[f"degree-{degree:02d}.onnx"]["sha256"]
-        assert record["onnx"]["weights_sha256"] == files["weights.bin"]["sha256"]
+        assert record.onnx.sha256 == files[f"degree-{degree:02d}.onnx"]["sha256"]
+        assert record.onnx.weights_sha256 == files["weights.bin"]["sha256"]
 
 
 def test_the_op_plugin_is_embedded_on_request(bundle, built, op_plugin):
-    plain = built.records[4]["engine"]["content_bytes"]
+    plain = built.records[4].engine.content_bytes
     again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[4], embed_op_plugin=True)
-    assert again.records[4]["engine"]["content_bytes"] >= plain + op_plugin.path.stat().st_size
-    assert again.records[4]["op_plugin"]["file"] is None
+    assert again.records[4].engine.content_bytes >= plain + op_plugin.path.stat().st_size
+    assert again.records[4].op_plugin.file is None
 
 
 def test_progress_names_every_degree(bundle, op_plugin):
@@ -201,10 +202,10 @@ def test_progress_names_every_degree(bundle, op_plugin):
 def test_every_method_and_precision(tmp_path, op_plugin, method, fuse, precision):
     export(tiny_vit(), tmp_path / "b", degrees=[3], method=method, fuse=fuse, precision=precision, check=False)
     record = build(tmp_path / "b", backend="tensorrt-rtx", op_plugin=op_plugin.path).records[3]
-    assert record["op_plugin_layers"] == DEPTH
-    assert record["precision"] == precision
-    assert record["inputs"][0]["shape"] == [1, 3, 32, 32]
-    assert build(tmp_path / "b", backend="tensorrt-rtx", lowering="native").records[3]["op_plugin_layers"] == 0
+    assert record.op_plugin_layers == DEPTH
+    assert record.precision == precision
+    assert record.inputs[0].shape == (1, 3, 32, 32)
+    assert build(tmp_path / "b", backend="tensorrt-rtx", lowering="native").records[3].op_plugin_layers == 0
 
 
 def test_without_a_library_the_lowering_is_native_and_says_so(bundle, monkeypatch):
@@ -214,7 +215,7 @@ def test_without_a_library_the_lowering_is_native_and_says_so(bundle, monkeypatc
     monkeypatch.setattr(build_module, "build_library", no_nvcc)
     engines = build(bundle, backend="tensorrt-rtx", degrees=[2])
     assert engines.notes == ("lowering is native, because the op plugin library cannot be used: No usable nvcc found.",)
-    assert engines.records[2]["options"]["lowering"] == "native"
+    assert engines.records[2].options.lowering == "native"
     with pytest.raises(EngineError, match="No usable nvcc found"):
         build(bundle, backend="tensorrt-rtx", degrees=[2], lowering="plugin")
 
@@ -353,7 +354,7 @@ def test_tensorrt_needs_a_gpu(bundle, monkeypatch):
 
 
 def test_portable_engines_say_which_gpus_they_cover(built, bundle):
-    assert {tuple(record["compute_capabilities"]) for record in built.records.values()} == {("8.6", "8.9", "12.0")}
+    assert {tuple(record.compute_capabilities) for record in built.records.values()} == {("8.6", "8.9", "12.0")}
     said = []
     build(bundle, backend="tensorrt-rtx", degrees=[0], say=said.append)
     assert "portable engines, for compute capability 8.6, 8.9, 12.0 and no other" in said[0]

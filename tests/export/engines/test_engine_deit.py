@@ -36,17 +36,17 @@ def built(deit, op_plugin):
 def test_one_op_plugin_layer_per_merging_block_and_static_token_counts(built):
     engines, _ = built
     assert engines.built == DEGREES
-    assert [record["op_plugin_layers"] for record in engines.records.values()] == [0, *[DEPTH] * 4]
-    assert {record["tensors_dynamic_beyond_batch"] for record in engines.records.values()} == {0}
+    assert [record.op_plugin_layers for record in engines.records.values()] == [0, *[DEPTH] * 4]
+    assert {record.tensors_dynamic_beyond_batch for record in engines.records.values()} == {0}
 
 
 def test_engines_are_no_larger_than_the_dense_one(built):
     engines, _ = built
-    sizes = {degree: record["engine"]["size_bytes"] for degree, record in engines.records.items()}
+    sizes = {degree: record.engine.size_bytes for degree, record in engines.records.items()}
     assert max(sizes.values()) <= LARGEST_SHARE * sizes[0]
     # Unpacked they are: TensorRT-RTX keeps 130 kB of CUDA source for each of its own kernels, and every block of a
     # compressed model has its own shapes. This holds what was measured.
-    contents = {degree: record["engine"]["content_bytes"] for degree, record in engines.records.items()}
+    contents = {degree: record.engine.content_bytes for degree, record in engines.records.items()}
     assert sizes[0] < contents[0]
     assert max(contents.values()) <= 1.15 * contents[0]
 
@@ -69,5 +69,5 @@ def test_build_time(deit, built, op_plugin):
 def test_native_lowering_has_no_op_plugin_layer(deit, built):
     engines = build(deit, backend="tensorrt-rtx", lowering="native", degrees=[8])
     assert engines.built == (8,)
-    assert engines.records[8]["op_plugin_layers"] == 0
-    assert engines.records[8]["tensors_dynamic_beyond_batch"] == 0
+    assert engines.records[8].op_plugin_layers == 0
+    assert engines.records[8].tensors_dynamic_beyond_batch == 0

@@ -12,7 +12,7 @@ import pytest
 from tocom.errors import EngineError, OutputError, RequestError
 from tocom.export.engines import backend as engine_backend
 from tocom.export.engines.backend import BackendFound, Device, find_backend, link_libraries
-from tocom.export.engines.options import BuildOptions
+from tocom.formats.build_options import BuildOptions
 from tocom.system.cache import cache_folder
 from tocom.system.locks import exclusive
 

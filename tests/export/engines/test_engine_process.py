@@ -10,8 +10,8 @@ import pytest
 
 from tocom.errors import EngineError, OutputError
 from tocom.export.engines.backend import BackendFound
-from tocom.export.engines.options import BuildOptions
 from tocom.export.engines.process import Job, build_engines
+from tocom.formats.build_options import BuildOptions
 from tocom.formats.engine import SELF_REGISTER
 
 PROLOGUE = """

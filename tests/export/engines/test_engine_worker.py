@@ -15,8 +15,8 @@ import scripted_tensorrt
 from onnx import helper
 
 from tocom.export.engines import worker as engine_worker
-from tocom.export.engines.options import BuildOptions
 from tocom.export.graph.functions import token_merge_function
+from tocom.formats.build_options import BuildOptions
 
 PLUGIN = {"plugin_version": "1", "plugin_namespace": "tocom"}
 
@@ -83,6 +83,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     done = events[-1]
     assert (done["event"], done["degree"], done["size_bytes"], done["op_plugin_layers"]) == ("done", 4, 6, 1)
     assert done["content_bytes"] == 6
+    assert done["device_memory_bytes"] == 4096
     assert [event["event"] for event in events[:3]] == ["stage", "begin", "phase"]
     assert {"event": "log", "level": "WARNING", "text": "a warning"} in events
 
@@ -184,3 +185,12 @@ def test_an_engine_that_cannot_be_written_keeps_its_kind(work, tmp_path):
     code, events, _ = work()
     assert code == 1
     assert events[-1]["kind"] == "OutputError"
+
+
+@pytest.mark.parametrize("why", ["no GPU here", "no room to load it"])
+def test_an_engine_that_cannot_be_loaded_here_tells_no_memory(work, why):
+    portable = {"compute_capabilities": ("8.9",)} if why == "no GPU here" else {}
+    code, events, _ = work({"scratch": None}, **portable)
+    assert code == 0
+    assert events[-1]["device_memory_bytes"] is None
+    assert any("not loaded" in event.get("text", "") for event in events) == (why == "no room to load it")

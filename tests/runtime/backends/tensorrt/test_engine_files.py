@@ -28,6 +28,13 @@ from tocom.errors import EngineError
 from tocom.formats.engine import SELF_REGISTER
 from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
 
+OTHER_ONNX = {"file": "x", "sha256": "0" * 64, "weights_sha256": "0" * 64, "content_sha256": "0" * 64}
+
+
+def op_plugin_json(content: bytes, tensorrt: str = "10.13.2") -> dict[str, Any]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"sha256": sha256, "tensorrt": tensorrt, "architectures": [87], "file": "libop.so"}
+
 
 def test_a_version_compatible_engine_of_an_older_release_is_taken(
     bundle: SmallBundle, opened: Callable[[], TensorRtBackend]
@@ -43,11 +50,11 @@ def test_a_version_compatible_engine_of_an_older_release_is_taken(
         ("tensorrt-10.3.0-x", {"backend_version": "10.3.0"}, r"built by tensorrt 10\.3\.0, this is 10\.13\.2"),
         (
             "tensorrt-10.13.2-x",
-            {"device": {"name": "y", "compute_capability": "8.9"}},
+            {"gpu": "y", "compute_capabilities": ["8.9"]},
             r"built for compute capability 8\.9, this GPU has 8\.7",
         ),
-        ("tensorrt-10.13.2-x", {"onnx": {"sha256": "0" * 64, "weights_sha256": "0" * 64}}, "from another ONNX file"),
-        ("tensorrt-10.13.2-x", {"engine": {"size_bytes": 3}}, "sidecar is not readable"),
+        ("tensorrt-10.13.2-x", {"onnx": OTHER_ONNX}, "from another ONNX file"),
+        ("tensorrt-10.13.2-x", {"engine": {"size_bytes": 3}}, r"not a readable sidecar .*'engine' has no 'file'"),
         (
             "tensorrt-11.0.0-x",
             {"backend_version": "11.0.0", "options": {"version_compatible": True}},
@@ -60,13 +67,13 @@ def test_a_version_compatible_engine_of_an_older_release_is_taken(
         ),
         (
             "tensorrt-10.13.2-x",
-            {"op_plugin": {"sha256": "0" * 64, "file": "libop.so", "tensorrt": "11.0.0"}},
+            {"op_plugin": op_plugin_json(b"", "11.0.0")},
             r"its op plugin library is for TensorRT 11\.x, this is 10\.13\.2",
         ),
         ("tensorrt-10.13.2-x", {"degree": 5}, "the bundle has no degree 5"),
         (
             "tensorrt-10.13.2-portable",
-            {"device": "portable", "compute_capabilities": ["8.6", "12.0"]},
+            {"gpu": None, "compute_capabilities": ["8.6", "12.0"]},
             r"it is portable, for compute capability 8\.6, 12\.0; this GPU has 8\.7",
         ),
         ("tensorrt-rtx-1.7.1-portable", {}, "has no tensorrt engines"),
@@ -93,7 +100,7 @@ def test_engines_that_do_not_fit_are_named_with_the_reason(
 def test_portable_engines_serve_where_none_was_built_for_the_gpu(
     bundle: SmallBundle, opened: Callable[[], TensorRtBackend]
 ) -> None:
-    write_engines(bundle, "tensorrt-10.13.2-portable", device="portable")
+    write_engines(bundle, "tensorrt-10.13.2-portable", gpu=None)
     assert opened()._folder.path.name.endswith("portable")
     write_engines(bundle)
     assert opened()._folder.path.name.endswith("sm87")
@@ -120,7 +127,7 @@ def test_a_damaged_engine_is_never_deserialized(
         path.unlink()
     else:
         path.write_bytes(content[:-3] if damage == "cut" else content.replace(b"4", b"5", 1))
-    message = {"flip": "has sha256 .* is not loaded", "cut": "bytes, its sidecar says", "gone": "cannot be read"}
+    message = {"flip": "has .* is not loaded", "cut": "was cut off or changed", "gone": "cannot be read"}
     with pytest.raises(EngineError, match=message[damage]):
         backend.load(4)
 
@@ -143,7 +150,7 @@ def test_the_op_plugin_library_is_checked_then_loaded(
 ) -> None:
     monkeypatch.setenv(SELF_REGISTER, "1")  # meant for other programs: TensorRT would refuse the library
     content = b"a library"
-    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so", "tensorrt": "10.13.2"}
+    op_plugin = op_plugin_json(content)
     folder = write_engines(bundle, op_plugin=op_plugin)
     with pytest.raises(EngineError, match=r"need the op plugin library .*libop\.so, which cannot be read"):
         opened()
@@ -169,7 +176,7 @@ def test_an_exchange_after_the_hash_loads_nothing_else(
 ) -> None:
     """With a real dynamic loader, at the very moment when TensorRT is handed the path."""
     content, hostile = (compiled(bundle.path.parent, answer) for answer in (42, 666))
-    op_plugin = {"sha256": hashlib.sha256(content).hexdigest(), "file": "libop.so", "tensorrt": "10.13.2"}
+    op_plugin = op_plugin_json(content)
     library = write_engines(bundle, op_plugin=op_plugin) / "libop.so"
     library.write_bytes(content)
     answers = []

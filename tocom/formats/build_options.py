@@ -18,7 +18,8 @@ class BuildOptions:
     """Options that decide what an engine is. All of them are part of its key.
 
     Attributes:
-        lowering: ``plugin`` runs TokenMerge and TokenPrune in the op plugin, ``native`` in TensorRT's own layers.
+        lowering: ``plugin`` runs TokenMerge and TokenPrune in the op plugin, ``native`` in TensorRT's own layers; None
+            where there are none of them.
         batch: Smallest, optimal and largest batch.
         workspace_mib: Most scratch memory that a layer may use; None leaves TensorRT's default (all of the device's).
         optimization_level: Builder optimization level 0 … 5; None leaves TensorRT's default.
@@ -28,7 +29,7 @@ class BuildOptions:
         compact: Store the engine in a ZIP file with its text deflated (:mod:`tocom.formats.engine`).
     """
 
-    lowering: str = "plugin"
+    lowering: str | None = "plugin"
     batch: tuple[int, int, int] = (1, 1, 1)
     workspace_mib: int | None = None
     optimization_level: int | None = None
@@ -43,7 +44,7 @@ class BuildOptions:
         Raises:
             RequestError: An option is out of its range, or two contradict each other.
         """
-        if self.lowering not in LOWERINGS:
+        if self.lowering is not None and self.lowering not in LOWERINGS:
             raise RequestError(
                 f"The 'lowering' parameter must be {' or '.join(LOWERINGS)}. Got {self.lowering!r} instead."
             )
