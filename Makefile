@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-slow coverage docs bench fuzz soak links lint typecheck format clean
+.PHONY: help quickstart test test-aarch64 test-slow coverage docs bench fuzz soak links lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
 	@echo "make test        lint, types and all tests that need no GPU"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-aarch64  the runtime and the op plugins' arithmetic on an emulated aarch64 Python"
 	@echo "make fuzz        damaged manifests, profiles and compensators; MINUTES=10 in all"
 	@echo "make soak        an hour of budgets, faults and reloads; MINUTES=60"
 	@echo "make coverage    the tests, and which lines they run"
@@ -36,6 +37,10 @@ quickstart: $(VENV)/.quickstart-stamp
 test: lint typecheck
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
+
+# Debian's Python for aarch64 under user-mode emulation, from apt and PyPI; installs nothing. About 4 minutes.
+test-aarch64: $(VENV)/.stamp
+	$(BIN)/python tests/aarch64/check.py
 
 test-slow: $(VENV)/.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"
