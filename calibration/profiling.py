@@ -14,12 +14,12 @@ from tocom.calibration.device_state.energy import measure_energy
 from tocom.calibration.device_state.opening import open_reader
 from tocom.calibration.latency.measure import LatencyRun, Progress, run_latency
 from tocom.calibration.suggest import with_dominated
-from tocom.errors import CalibrationError
+from tocom.errors import CalibrationError, OutputError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import PROFILES_FOLDER, DegreeProfile, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
-from tocom.system.files import atomic_path
+from tocom.system.files import atomic_path, check_writable
 from tocom.version import __version__
 
 __all__ = ["calibrate", "saved_profile"]
@@ -68,11 +68,13 @@ def calibrate(
         DataError: The images cannot be read or used, or are too few for ``interval_points``.
         EngineError: A degree cannot be loaded or run.
         RequestError: ``against`` is of another model, or of the same precision.
-        OutputError: The profile cannot be written.
+        OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.
     """
     with Runtime.open(
         bundle, backend, degrees=degrees, threads=threads, warm=False, trusted_keys=trusted_keys
     ) as runtime:
+        if save:
+            check_writable(runtime.bundle.path / PROFILES_FOLDER)
         runtime.warm_up(expect_profile=False)
         if images is not None and against is not None:
             # Read twice: an iterable of samples would be used up.
@@ -138,8 +140,12 @@ def calibrate(
         )
         profile = with_dominated(profile, runtime.bundle)
         if save:
-            profile.save(runtime.bundle.path)
-            _save_samples(run, runtime.bundle.path / PROFILES_FOLDER / f"{profile.fingerprint}.csv")
+            try:
+                profile.save(runtime.bundle.path)
+                _save_samples(run, runtime.bundle.path / PROFILES_FOLDER / f"{profile.fingerprint}.csv")
+            except OutputError as error:
+                error.unsaved = profile
+                raise
     return profile
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tocom.runtime.policy.choice import Candidate, Decision, choose, frontier
     from tocom.runtime.policy.controller import Controller, ControllerConfig
     from tocom.runtime.policy.latency import LatencyModel, ModelConfig
-    from tocom.runtime.result import Result
+    from tocom.runtime.result import RankedClass, Result
     from tocom.runtime.runtime import Runtime, State
     from tocom.runtime.stream import Frame
 
@@ -24,6 +24,7 @@ _HOMES = {
     "Frame": "tocom.runtime.stream",
     "LatencyModel": "tocom.runtime.policy.latency",
     "ModelConfig": "tocom.runtime.policy.latency",
+    "RankedClass": "tocom.runtime.result",
     "Result": "tocom.runtime.result",
     "Runtime": "tocom.runtime.runtime",
     "State": "tocom.runtime.runtime",
@@ -39,6 +40,7 @@ __all__ = [
     "Frame",
     "LatencyModel",
     "ModelConfig",
+    "RankedClass",
     "Result",
     "Runtime",
     "State",

@@ -98,7 +98,7 @@ def check_images(
     Args:
         images: What the caller gave.
         image_shape: Channels, height, width that the engines take.
-        batch_range: Smallest and largest batch.
+        batch_range: Smallest and largest batch; of host memory fewer are fine, and are filled up later.
         finite: Refuse NaN and infinity (costs a pass over the images).
 
     Raises:
@@ -121,7 +121,7 @@ def check_images(
             f"The 'images' parameter must be float32. Got {images.dtype} instead. "
             "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
         )
-    _check_shape(shape, image_shape, batch_range)
+    _check_shape(shape, image_shape, (1, batch_range[1]))
     if finite:
         _check_finite(images, "check_finite is on")
     return images

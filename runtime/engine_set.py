@@ -259,6 +259,11 @@ class EngineSet:
             images = images if adopted is None else adopted
         return check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
 
+    def filled(self, images: Any) -> Any:
+        """Return checked images as a batch that the engines take: one that is too small repeats its last image."""
+        lacking = self._batch_range[0] - len(images)
+        return images if lacking <= 0 else np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)])
+
     def close(self) -> None:
         """Release the engines and the backend. What a lost device refuses is logged: nobody could do more."""
         engines = list(self.engines.values())

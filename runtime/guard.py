@@ -73,7 +73,12 @@ class Guard:
         self._lost = None
         call = _Call(function, what)
         self._calls.put(call)
-        if not call.done.wait(self._timeout_s):
+        try:
+            answered = call.done.wait(self._timeout_s)
+        except BaseException:  # Ctrl-C: whoever closes must know that it may be silent
+            self._lost = call
+            raise
+        if not answered:
             self._lost = call
             raise EngineError(
                 f"The device did not answer within {self._timeout_s:g} s, in {what}. Requests are refused until it "

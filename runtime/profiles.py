@@ -73,8 +73,9 @@ def matching_profile(
             continue
         why = _unfit(profile, identity, degrees)
         if why is None:
-            for mark in () if profile.device_state is None else profile.device_state.marks:
-                log.warning("the profile %s is doubtful: %s. Measure it anew with 'tocom calibrate'.", path, mark)
+            if profile.device_state is not None and profile.device_state.marks:
+                marks = "; ".join(profile.device_state.marks)
+                log.warning("the profile %s is doubtful: %s. Measure it anew with 'tocom calibrate'.", path, marks)
             return profile
         ignored.append(f"{path}: {why}")
     # Beside the one that holds, profiles of other devices and modes are no news.

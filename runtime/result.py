@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Result"]
+from tocom.errors import RequestError
+
+__all__ = ["RankedClass", "Result"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedClass:
+    """One class of an answer.
+
+    Attributes:
+        index: Its place in the logits.
+        label: Its name; None where the bundle has no labels.
+        probability: Its softmax over all classes.
+    """
+
+    index: int
+    label: str | None
+    probability: float
 
 
 @dataclass(slots=True)
@@ -23,6 +41,7 @@ class Result:
         predicted_ms: Predicted latency of the degree at the policy's quantile, queueing excluded.
         budget_ms: The request's budget; None without one.
         feasible: The policy expected the degree to meet the budget.
+        labels: The names of the model's classes, or None.
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -33,3 +52,28 @@ class Result:
     predicted_ms: float
     budget_ms: float | None
     feasible: bool
+    labels: list[str] | None = None
+
+    def top(self, k: int = 5, *, image: int = 0) -> list[RankedClass]:
+        """Return the most probable classes of an image, the most probable first.
+
+        Args:
+            k: How many; fewer where the model has fewer.
+            image: Its place in the batch.
+
+        Raises:
+            RequestError: The model gives no logits, ``k`` is less than 1, or the batch holds no such image.
+        """
+        if "logits" not in self.outputs:
+            raise RequestError(f"Result.top() needs logits. The model gives {', '.join(self.outputs)} alone.")
+        logits = self.outputs["logits"]
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise RequestError(f"The 'k' parameter must be an integer >= 1. Got {k!r} instead.")
+        if not -len(logits) <= image < len(logits):
+            raise RequestError(f"The 'image' parameter must be less than the batch, {len(logits)}. Got {image!r}.")
+        values = logits[image].astype(np.float64)
+        weights = np.exp(values - values.max())
+        # Of equal ones the lower index first.
+        best = np.argsort(-values, kind="stable")[:k].tolist()
+        names = self.labels
+        return [RankedClass(i, None if names is None else names[i], float(weights[i] / weights.sum())) for i in best]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ from tocom.formats.signatures import load_public_keys
 from tocom.runtime.backends.base import Backend
 from tocom.runtime.checks import check_budget, check_deadline, check_open_options, check_outputs, check_timeout
 from tocom.runtime.engine_set import EngineSet, OpenOptions
+from tocom.runtime.lifecycle import keep_for_ever, track
 from tocom.runtime.policy.choice import Decision
 from tocom.runtime.policy.controller import Controller, ControllerConfig
+from tocom.runtime.preprocessing import prepare
 from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
 from tocom.runtime.stream import Frame, stream_frames
@@ -40,11 +42,12 @@ Hook = Callable[[Result], None]
 
 
 class State(enum.Enum):
-    """Life of a runtime: loaded, then warm, then closed."""
+    """Life of a runtime: loaded, then warm, then closed; forked in a process that was forked from its own."""
 
     LOADED = "loaded"
     WARM = "warm"
     CLOSED = "closed"
+    FORKED = "forked"
 
 
 class Runtime:
@@ -67,11 +70,13 @@ class Runtime:
         self._options = options
         self._clock = clock
         self._state = State.LOADED
-        self._lock = threading.Lock()
-        self._reload_lock = threading.Lock()
+        # A signal's handler runs on a thread that may hold them, and calls close() or stats().
+        self._lock = threading.RLock()
+        self._reload_lock = threading.RLock()
         self._counters = Counters()
         self._queue = SubmissionQueue(self._answer_submission, queue_limit)
         self._hooks: tuple[Hook, ...] = ()
+        track(self)
 
     @classmethod
     def open(
@@ -187,6 +192,29 @@ class Runtime:
         """The resident degrees, ascending."""
         return tuple(self._active.engines)
 
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of the model's classes, or None."""
+        return self.bundle.labels
+
+    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[np.float32]:
+        """Return images as :meth:`infer` takes them: resized, cropped and normalised as the model was trained with.
+
+        Args:
+            images: An encoded image (bytes), a path, a PIL image, an array of uint8 [height, width, 3] or
+                [height, width], or a list of such.
+            order: Of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
+
+        Returns:
+            [batch, channels, height, width], float32. Files and PIL images equal timm's evaluation transform bit for
+            bit; arrays are resized where the model looks alone, which is faster and equal within one grey level.
+
+        Raises:
+            DataError: An image cannot be decoded, or its pixels' range is not known; a file is named.
+            RequestError: An array is of another type or shape, or ``order`` is neither.
+        """
+        return prepare(images, self.bundle.manifest["input"], order)
+
     def warm_up(self, *, expect_profile: bool = True) -> None:
         """Run every degree on the reference images, and drop those that answer wrongly, with a warning each.
 
@@ -201,15 +229,16 @@ class Runtime:
             RequestError: The runtime is closed.
         """
         with self._lock:
-            if self._state is State.CLOSED:
-                raise self._unusable("warm_up")
             if self._state is State.LOADED:
                 self._active.warm_up(expect_profile=expect_profile)
-                self._state = State.WARM
+                if self._state is State.LOADED:  # not closed by a signal's handler meanwhile
+                    self._state = State.WARM
+            if self._state is not State.WARM:
+                raise self._unusable("warm_up")
 
     def infer(
         self,
-        images: NDArray[np.float32],
+        images: Any,
         budget_ms: float | None = None,
         *,
         deadline: float | None = None,
@@ -218,7 +247,9 @@ class Runtime:
         """Answer one request.
 
         Args:
-            images: [batch, channels, height, width], float32, as the manifest's input entry says.
+            images: [batch, channels, height, width], float32, as the manifest's input entry says; or a list of what
+                :meth:`preprocess` takes, which is done within the budget. A batch that is smaller than the bundle's
+                smallest is filled up, and the filling's answers are dropped.
             budget_ms: Milliseconds from this call to the answer; None sets no limit.
             deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
             degree: Run this degree whatever the budget; for calibration and comparisons.
@@ -234,6 +265,8 @@ class Runtime:
             budget_ms = (check_deadline(deadline, budget_ms) - start) * 1e3
         elif budget_ms is not None:
             budget_ms = check_budget(budget_ms)
+        if isinstance(images, (list, tuple)):
+            images = self.preprocess(images)
         return self._answer(images, start, budget_ms, degree)
 
     def submit(
@@ -329,7 +362,7 @@ class Runtime:
                 log.warning("reload of %s failed, serving on with %s: %s", path, self.bundle.path, error)
                 raise
             with self._lock:
-                if self.state is State.CLOSED:  # by another thread, meanwhile
+                if self.state is not State.WARM:  # closed by another thread, meanwhile
                     fresh.close()
                     raise self._unusable("reload")
                 old, self._active = self._active, fresh
@@ -355,12 +388,39 @@ class Runtime:
             }
 
     def close(self) -> None:
-        """Cancel what waits, finish what runs, release the engines. More than once is fine."""
+        """Cancel what waits, finish what runs, release the engines. More than once is fine.
+
+        From a signal's handler too: what runs on the very thread that the handler interrupts can only end after it, and
+        then releases the engines.
+        """
+        if self._state is State.FORKED:
+            return
+        self._state = State.CLOSED
         self._queue.close()
+        if not self._lock._is_owned():  # type: ignore[attr-defined]  # what threading.Condition asks an RLock, too
+            self._release()
+
+    def _release(self) -> None:
+        self._queue.join()
         with self._lock:
-            if self._state is not State.CLOSED:
-                self._state = State.CLOSED
-                self._active.close()
+            self._state = State.CLOSED
+            self._active.close()
+
+    def abandon(self) -> None:
+        """Refuse every further call: this process was forked, and the engines' threads stayed in the other."""
+        if self._state is State.CLOSED:
+            return
+        self._state = State.FORKED
+        # Whoever held them is not in this process.
+        self._lock, self._reload_lock = threading.RLock(), threading.RLock()
+        self._queue.abandon(self._unusable("submit"))
+        keep_for_ever(self._active)
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError(
+            "A Runtime cannot be copied or sent to another process: its engines live in this one. Send the bundle's "
+            "path, and call Runtime.open() in each process."
+        )
 
     def _answer_submission(self, entry: Submission) -> Result:
         budget = (entry.deadline - entry.start) * 1e3 if entry.budgeted else None
@@ -376,6 +436,8 @@ class Runtime:
             images = active.check(images)
             begin = max(self._clock(), start)  # a clock may go back; a request never waits less than nothing
             queue_ms = (begin - start) * 1e3
+            asked = len(images)
+            images = active.filled(images)
             batch = len(images)
             left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
             if degree is None:
@@ -386,6 +448,8 @@ class Runtime:
             try:
                 outputs = active.engines[taken].run(images)
                 check_outputs(outputs, images, taken)
+                if asked < batch:
+                    outputs = {name: values[:asked] for name, values in outputs.items()}
             except EngineError:
                 self._counters.failures += 1
                 raise
@@ -396,6 +460,8 @@ class Runtime:
             controller.observe(taken, (end - begin) * 1e3, met, batch, degree is not None)
             switched = controller.current != before and before is not None
             self._counters.record(taken, latency_ms, queue_ms, budget_ms, met, decision.feasible, switched)
+        if self.state is State.CLOSED:  # by a signal's handler on this thread, or another thread that waits for it
+            self._release()
         if switched:
             log.info(
                 "switched from degree %d to %d",
@@ -403,14 +469,28 @@ class Runtime:
                 taken,
                 extra={"event": "switch", "from_degree": before, "to_degree": taken, "budget_ms": budget_ms},
             )
-        result = Result(outputs, taken, latency_ms, queue_ms, met, decision.predicted_ms, budget_ms, decision.feasible)
+        result = Result(
+            outputs,
+            taken,
+            latency_ms,
+            queue_ms,
+            met,
+            decision.predicted_ms,
+            budget_ms,
+            decision.feasible,
+            active.bundle.labels,
+        )
         for hook in self._hooks:
             with _hook_guard():
                 hook(result)
         return result
 
     def _unusable(self, call: str) -> TocomError:
-        todo = "Open the bundle again." if self._state is State.CLOSED else "Call warm_up() first."
+        todo = {
+            State.CLOSED: "Open the bundle again.",
+            State.FORKED: "It was opened before this process was forked, and its engines' threads stayed behind: call "
+            "Runtime.open() in each process (gunicorn: in post_fork, or without preload_app).",
+        }.get(self._state, "Call warm_up() first.")
         return RequestError(f"Runtime.{call}() needs a warm runtime; this one is {self._state.value}. {todo}")
 
 

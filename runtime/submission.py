@@ -43,6 +43,7 @@ class SubmissionQueue:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
+        self._running: Submission | None = None
         self._thread: threading.Thread | None = None
 
     def put(self, images: Any, *, deadline: float | None, start: float) -> Future[Result]:
@@ -73,18 +74,33 @@ class SubmissionQueue:
                 self._thread = threading.Thread(target=self._work, name="tocom-submit", daemon=True)
                 self._thread.start()
             self._changed.notify()
+            if self._closed:  # by a signal's handler, in the midst of these lines
+                future.cancel()
         return future
 
     def close(self) -> None:
-        """Cancel what waits, let the running request end, stop the thread."""
+        """Cancel what waits; :meth:`join` waits for what runs."""
         with self._changed:
             self._closed = True
             waiting, self._heap = self._heap, []
             self._changed.notify()
         for entry in waiting:
             entry.future.cancel()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+
+    def join(self) -> None:
+        """Wait for the running request, after :meth:`close`. On the queue's own thread, do nothing."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join()
+
+    def abandon(self, error: Exception) -> None:
+        """In a forked process, where the thread is not: end every future with ``error``."""
+        self._changed = threading.Condition()
+        self._closed, self._thread = True, None
+        waiting, self._heap = self._heap, []
+        for entry in (*waiting, *([] if self._running is None else [self._running])):
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
     def _work(self) -> None:
         while True:
@@ -96,9 +112,12 @@ class SubmissionQueue:
                 entry = heapq.heappop(self._heap)
             if not entry.future.set_running_or_notify_cancel():
                 continue
+            self._running = entry
             try:
                 result = self._answer(entry)
             except BaseException as error:  # a future carries whatever was raised to its owner
                 entry.future.set_exception(error)
             else:
                 entry.future.set_result(result)
+            self._running = None
+            del entry  # or its images would stay until the next one

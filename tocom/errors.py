@@ -99,4 +99,10 @@ class RequestError(TocomError, ValueError):
 
 
 class OutputError(TocomError, OSError):
-    """Raised when an output cannot be written."""
+    """Raised when an output cannot be written.
+
+    Attributes:
+        unsaved: What was to be written and took long to get, such as the profile of a calibration; None otherwise.
+    """
+
+    unsaved: object = None

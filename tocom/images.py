@@ -149,19 +149,9 @@ def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.ui
     from tocom.decoding import check_resized
 
     _, channels, height, width = input_entry["shape"]
-    crop, mode = input_entry["crop"], input_entry["crop_mode"]
+    mode = input_entry["crop_mode"]
     image = _in_channels(image, channels)
-    tall, wide = math.floor(height / crop), math.floor(width / crop)
-    if mode == "squash":
-        size = wide, tall
-    elif mode == "center" and tall == wide:
-        # torchvision's resize of the shortest side truncates the other one; timm's own resize rounds.
-        shortest = min(image.size)
-        size = int(wide * image.width / shortest), int(tall * image.height / shortest)
-    else:
-        fit = max if mode == "border" else min
-        ratio = fit(image.width / wide, image.height / tall)
-        size = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+    size = resized_size(image.size, input_entry)
     check_resized(image, size)
     if size != image.size:
         image = image.resize(size, getattr(Image.Resampling, str(input_entry["interpolation"]).upper()))
@@ -179,6 +169,19 @@ def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.ui
     else:
         image = image.crop((left, top, left + width, top + height))
     return np.asarray(image).reshape(height, width, channels)
+
+
+def resized_size(size: tuple[int, int], input_entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the width and height to which timm resizes an image of a width and height, before it crops."""
+    (width, height), mode = size, input_entry["crop_mode"]
+    tall, wide = (math.floor(side / input_entry["crop"]) for side in input_entry["shape"][2:])
+    if mode == "squash":
+        return wide, tall
+    if mode == "center" and tall == wide:
+        # torchvision's resize of the shortest side truncates the other one; timm's own resize rounds.
+        return int(wide * width / min(size)), int(tall * height / min(size))
+    ratio = (max if mode == "border" else min)(width / wide, height / tall)
+    return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
 
 def batches(

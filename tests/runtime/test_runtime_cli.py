@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from small_bundles import SIZE, SmallBundle, write_small_bundle
 from typer.testing import CliRunner
 
 from tocom.cli import calibrate, run
+from tocom.cli.live import LiveView
 from tocom.errors import DataError, EngineError, RequestError
+from tocom.runtime import Result
 
 runner = CliRunner()
 
@@ -97,11 +102,71 @@ def test_an_unreadable_image_is_named(app: typer.Typer, labelled: SmallBundle, f
     assert "0.png" in str(done.exception)
 
 
-def test_the_live_view_shows_the_last_request(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
+@pytest.mark.parametrize("width", [50, 80])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_live_view_fits_the_terminal(width: int, encoding: str) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding)
+    console = Console(file=screen, force_terminal=True, width=width, markup=False)
+    outputs = {"logits": np.zeros((1, 5), np.float32)}
+    with LiveView(["left [red]", "right"], 10.0, console=console, enabled=True) as view:
+        for count in range(200):
+            # The last one is the slowest: its bar, the highest, stands rightmost.
+            view.add("right", Result(outputs, 4, 1.0 + 19 * (count == 199), 0.0, count < 199, 1.0, 10.0, True), 3)
+    shown = ["".join(part.text for part in line).rstrip() for line in console.render_lines(view, pad=False)]
+    assert shown[0] == "left [red]: waiting"
+    assert all(len(line) <= width for line in shown)
+    assert "1 of 200 missed" in " ".join(shown)
+    assert shown[-1][-1] == ("█" if encoding == "utf-8" else "#")
+    assert len(shown[-1]) == min(width, 120)
+
+
+def test_without_a_terminal_there_is_no_live_view(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
     done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--budget-ms", "1000", "--live"])
     assert done.exit_code == 0, done.output
-    assert "recent latency" in done.stderr
-    assert "0 of 6" in done.stderr
+    assert "missed" not in done.output
+    assert done.stdout.count(str(folder)) == 6
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_answers_are_written_as_they_come(
+    app: typer.Typer, labelled: SmallBundle, folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / "new" / f"answers.{suffix}"
+    options = ["--topk", "2", "--degree", "4", "--out", str(out)]
+    done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), *options])
+    assert done.exit_code == 0, done.output
+    if suffix == "csv":
+        with out.open(newline="") as file:
+            rows = [
+                {**row, "top": json.loads(row["top"]), "degree": int(row["degree"])} for row in csv.DictReader(file)
+            ]
+    else:
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"] * 2
+    assert {row["degree"] for row in rows} == {4}
+    for row in rows:
+        assert len(row["top"]) == 2
+        assert row["top"][0]["label"] == row["label"]
+        assert row["top"][0]["probability"] >= row["top"][1]["probability"]
+    wrong = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--out", "x.txt"])
+    assert isinstance(wrong.exception, RequestError)
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-unreadable"]])
+def test_one_unreadable_image_leaves_the_answers_to_the_others(
+    app: typer.Typer, labelled: SmallBundle, folder: Path, skip: list[str]
+) -> None:
+    (folder / "a" / "1.png").write_bytes((folder / "a" / "0.png").read_bytes()[:60])
+    done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--json", *skip])
+    content = json.loads(done.stdout)
+    assert ["error" in answer for answer in content["answers"]] == [False, True, False, False, False, False]
+    assert "1.png" in content["answers"][1]["error"]
+    assert (content["summary"]["images"], content["summary"]["failed"]) == (5, 1)
+    if skip:
+        assert done.exit_code == 0
+    else:
+        assert isinstance(done.exception, DataError)
+        assert "1 of 6 images could not be read" in str(done.exception)
 
 
 @pytest.mark.parametrize("sources", [[], ["--images", "x", "--video", "0"]])
@@ -121,8 +186,8 @@ def test_a_video(app: typer.Typer, labelled: SmallBundle, tmp_path: Path) -> Non
     done = runner.invoke(app, ["run", str(labelled.path), "--video", path, "--json"])
     assert done.exit_code == 0, done.output
     content = json.loads(done.stdout)
-    assert len(content["answers"]) + content["summary"]["dropped"] == 5
-    assert content["answers"][-1]["image"] == "frame 4"
+    assert [answer["image"] for answer in content["answers"]] == [f"frame {index}" for index in range(5)]
+    assert content["summary"]["dropped"] == 0
     missing = runner.invoke(app, ["run", str(labelled.path), "--video", str(tmp_path / "none.avi")])
     assert isinstance(missing.exception, DataError)
 

@@ -125,7 +125,8 @@ def test_a_broken_profile_beside_the_bundle_is_ignored_by_name(
     (folder / "bad.json").write_text("{")
     with caplog.at_level(logging.WARNING), Runtime.open(own_bundle.path):
         pass
-    assert "bad.json is no valid JSON" in caplog.text
+    assert "ignored a profile" in caplog.text
+    assert "bad.json" in caplog.text
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), "12", None.__class__, True])
@@ -148,7 +149,9 @@ def test_bad_budgets(small_bundle: SmallBundle, budget: object) -> None:
         (np.zeros((1, 3, SIZE, SIZE + 1), np.float32), r"must have the shape \[batch, 3, 8, 8\]"),
         (images_of(5), r"batch of 1…4 .* Got 5 instead"),
         (np.zeros((0, 3, SIZE, SIZE), np.float32), r"batch of 1…4 .* Got 0 instead"),
-        ([[1.0]], "must be a numpy array .* Got builtins.list"),
+        ([[1.0]], r"must be bytes, a path, a PIL image or an array of uint8\. Got builtins\.list"),
+        ([], "must hold at least one image"),
+        ("images", "must be a numpy array .* Got builtins.str"),
     ],
 )
 def test_bad_images(small_bundle: SmallBundle, images: object, message: str) -> None:

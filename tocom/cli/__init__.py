@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from typing import NoReturn
 
 from tocom.cli.app import app, console
 from tocom.errors import TocomError
@@ -38,22 +41,35 @@ VERBS = (
 
 def main() -> None:
     """Run the command line; an error of ours is one line on stderr and exit code 1, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name of any bytes, and any character, on a terminal of any encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for verb in VERBS:
         import_module(f"tocom.cli.{verb}").register(app)
     try:
         with _cleaning_up_when_told_to_end():
             app()
     except TocomError as error:
-        console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(f"{type(error).__name__}: {error}")
     except MemoryError:
-        console.print("[bold red]error:[/] out of memory; free some, or ask for fewer degrees or images at once")
+        _fail("out of memory; free some, or ask for fewer degrees or images at once")
+    except BrokenPipeError:
+        # Whoever read the answers has gone, as head does: not to be met again when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(str(TocomError(f"{error.filename or 'the system'}: {error.strerror or error}. Check that it is there.")))
     except SystemExit as end:
         if end.code in _INTERRUPTED:  # typer turns Ctrl-C into 130
             console.print(f"{_INTERRUPTED[end.code]}; nothing half-written was left behind")
         raise
+
+
+def _fail(message: str) -> NoReturn:
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, soft_wrap=True)
+    sys.exit(1)
 
 
 @contextlib.contextmanager

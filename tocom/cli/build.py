@@ -86,7 +86,7 @@ def build(
             timeout_s=limit_s,
             memory_limit_mib=memory_limit_mib,
             progress=progress,
-            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            say=lambda line: console.print(line, soft_wrap=True),
         )
     if as_json:
         print_json(

@@ -12,7 +12,8 @@ from rich.table import Table
 from tocom.cli.app import console, output, print_json
 from tocom.cli.options import BackendName, TrustedKeys
 from tocom.cli.progress import steps
-from tocom.formats.profile import Profile
+from tocom.errors import OutputError
+from tocom.formats.profile import PROFILES_FOLDER, Profile
 
 if TYPE_CHECKING:
     from tocom.calibration import Suggestion
@@ -72,23 +73,34 @@ def calibrate(
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
 
+    unsaved = None if reuse else _why_nothing_can_be_saved(bundle)
+    if unsaved is not None:
+        if report:
+            raise unsaved
+        console.print(f"the figures are shown, not saved: {unsaved}", style="yellow", soft_wrap=True)
     if reuse:
         profile = saved_profile(bundle, backend=backend, threads=threads)
     else:
-        with steps() as progress:
-            profile = measure(
-                bundle,
-                images,
-                samples=samples,
-                tolerance=tolerance,
-                backend=backend,
-                threads=threads,
-                interval_points=interval,
-                against=against,
-                seed=seed,
-                trusted_keys=trusted_key or None,
-                progress=progress,
-            )
+        try:
+            with steps() as progress:
+                profile = measure(
+                    bundle,
+                    images,
+                    save=unsaved is None,
+                    samples=samples,
+                    tolerance=tolerance,
+                    backend=backend,
+                    threads=threads,
+                    interval_points=interval,
+                    against=against,
+                    seed=seed,
+                    trusted_keys=trusted_key or None,
+                    progress=progress,
+                )
+        except OutputError as error:
+            if not isinstance(error.unsaved, Profile):
+                raise
+            profile, unsaved = error.unsaved, error
     opened = Bundle(bundle, verify=False, trusted_keys=load_public_keys(trusted_key) if trusted_key else None)
     suggestion = None
     if suggest or report:
@@ -103,20 +115,36 @@ def calibrate(
         print_json(
             content if not suggest or suggestion is None else {"profile": content, "suggestion": suggestion.to_json()}
         )
+        if unsaved is not None:
+            raise unsaved
         return
     output.print(_table(profile))
     for degree, entry in profile.degrees.items():
         if entry.precisions is not None:
-            output.print(f"degree {degree}: use {entry.precisions.winner}; {entry.precisions.reason}", highlight=False)
+            output.print(f"degree {degree}: use {entry.precisions.winner}; {entry.precisions.reason}")
     for mark in () if profile.device_state is None else profile.device_state.marks:
-        console.print(f"doubtful: {mark}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"doubtful: {mark}", style="yellow", soft_wrap=True)
     if suggest and suggestion is not None:
         output.print(_suggestion_table(suggestion, opened))
         _conclude(suggestion)
+    if unsaved is not None:
+        raise unsaved
     if not reuse:
-        console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", highlight=False, soft_wrap=True)
+        console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", soft_wrap=True)
     if page is not None:
-        console.print(f"wrote {page}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {page}", soft_wrap=True)
+
+
+def _why_nothing_can_be_saved(bundle: Path) -> OutputError | None:
+    """Return what keeps a profile from being saved: found before minutes of measuring."""
+    from tocom.system.files import check_writable
+
+    if bundle.is_dir():  # else opening it tells more
+        try:
+            check_writable(bundle / PROFILES_FOLDER)
+        except OutputError as error:
+            return error
+    return None
 
 
 def _blocks(profile: Profile, bundle: Bundle, progress: Callable[[str, int, int], None]) -> list[BlockTimes]:
@@ -183,13 +211,12 @@ def _suggestion_table(suggestion: Suggestion, bundle: Bundle) -> Table:
 def _conclude(suggestion: Suggestion) -> None:
     degrees = ",".join(map(str, suggestion.degrees))
     low, high = suggestion.budgets_ms
-    output.print(f"tocom export … --degrees {degrees}", highlight=False, soft_wrap=True)
+    output.print(f"tocom export … --degrees {degrees}", soft_wrap=True)
     if suggestion.accuracy == "degree":
-        output.print("accuracy was not measured (--images): chosen by latency alone", highlight=False, soft_wrap=True)
+        output.print("accuracy was not measured (--images): chosen by latency alone", soft_wrap=True)
     else:
         lost = f"{100 * suggestion.mean_loss:.3f} points on average, at most {100 * suggestion.worst_loss:.2f}"
         output.print(
             f"loses {lost}, over budgets of {low:.1f} … {high:.1f} ms, against all {len(suggestion.reasons)} degrees",
-            highlight=False,
             soft_wrap=True,
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tocom.cli.app import console, output, print_json
 from tocom.cli.options import parse_degrees
@@ -76,7 +76,7 @@ def check(
         output.print(_table(opened.path, found))
         for each in found:
             if each.missing:
-                console.print(f"[dim]{escape(f'not {each.name}: {each.missing}')}[/]", highlight=False)
+                console.print(f"not {each.name}: {each.missing}", style="dim")
     if wrong:
         each, row = wrong[0]
         raise EngineError(
@@ -93,11 +93,11 @@ def _table(path: Path, found: list[BackendAgreement]) -> Table:
         table.add_column(column, justify="left" if column in ("backend", "") else "right")
     for each in found:
         for row in each.degrees:
-            verdict = "[green]right[/]" if row.is_right else "[red]wrong[/]"
+            verdict = Text("right", "green") if row.is_right else Text("wrong", "red")
             measured = row.agreement
             name = f"{each.name} {each.version}"
             if measured is None:
-                table.add_row(name, str(row.degree), "", "", "", "", "", f"{verdict}: {escape(row.found)}")
+                table.add_row(name, str(row.degree), "", "", "", "", "", Text.assemble(verdict, f": {row.found}"))
             else:
                 table.add_row(
                     name,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tocom.cli.app import output, print_json
 from tocom.errors import TocomError
@@ -59,10 +59,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON."
         table.add_column(column)
     for finding in findings:
         table.add_row(
-            "[green]yes[/]" if finding.ok else "[yellow]no[/]",
+            Text("yes", "green") if finding.ok else Text("no", "yellow"),
             finding.what,
-            escape(finding.found),
-            escape(finding.cure),
+            finding.found,
+            finding.cure,
         )
     output.print(table)
 

@@ -136,11 +136,11 @@ def evaluate(
         return
     output.print(_table(result))
     if part is not None:
-        output.print(f"scale {result.scale}, {result.scale_chosen_by}", highlight=False, soft_wrap=True)
+        output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
     if carried is not None:
-        output.print(carried, highlight=False, markup=False, soft_wrap=True)
+        output.print(carried, soft_wrap=True)
     if kept and not any(pair.verdict for pair in result.pairs):
-        output.print(f"no verdict: {len(kept)} held-out images are too few", highlight=False)
+        output.print(f"no verdict: {len(kept)} held-out images are too few")
 
 
 def _carry_scale(part: Compensator | None, file: Path | None, result: Evaluation) -> str | None:
@@ -232,7 +232,7 @@ def _compare(
             "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
         )
     output.print(table)
-    output.print(f"suggested: {best}", highlight=False)
+    output.print(f"suggested: {best}")
 
 
 def _by_source(options: list[str]) -> dict[int, str]:

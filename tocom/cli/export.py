@@ -94,7 +94,7 @@ def export(
 def bundle_table(bundle: Bundle) -> Table:
     """Return the degrees of a bundle as a table."""
     manifest: dict[str, Any] = bundle.manifest
-    random = " [red](random weights: for timing only)[/]" if manifest["model"]["weights"] == "random" else ""
+    random = " (random weights: for timing only)" if manifest["model"]["weights"] == "random" else ""
     along = f"{manifest['method']}, {manifest['family']}"
     table = Table(title=f"{bundle.path}: {bundle.model_name}{random}, {along}, {bundle.precision}")
     for column in ("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"):

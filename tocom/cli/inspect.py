@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
@@ -52,5 +51,5 @@ def inspect(
         return
     table = Table(title=str(path), show_header=False)
     for key, value in facts.items():
-        table.add_row(key, escape(str(value)))
+        table.add_row(key, str(value))
     output.print(table)

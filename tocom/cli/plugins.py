@@ -34,7 +34,7 @@ def build(
     from tocom.export.op_plugin.library import build_library
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     library = build_library(
         architectures=parse_architectures(arch), tensorrt_include=tensorrt_include, nvcc=nvcc, say=say

@@ -42,13 +42,13 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
         else:
             shown, staged = what, now
         told = now
-        console.print(f"{now - begin:7.1f} s  {what}{left}", highlight=False, soft_wrap=True)
+        console.print(f"{now - begin:7.1f} s  {what}{left}", soft_wrap=True)
 
     if not console.is_terminal:
         yield log
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

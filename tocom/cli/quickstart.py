@@ -45,7 +45,6 @@ def quickstart(
         f"bundle  {out}/bundle: {figures['bundle_bytes'] / 2**20:.0f} MiB for {len(figures['degrees'])} degrees, "
         f"{ratio:.2f} times the dense ONNX alone\nfigures {out}/figures.json\npicture {out}/quickstart.png\n"
         f"report {out}/report/report.html",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -51,5 +51,5 @@ def sign(
     if as_json:
         print_json({"key_id": signature.key_id, "file": str(signature.path), "files": dict(signature.files)})
     else:
-        console.print(f"signed {len(signature.files)} files with key {signature.key_id}", highlight=False)
+        console.print(f"signed {len(signature.files)} files with key {signature.key_id}")
         typer.echo(str(signature.path))

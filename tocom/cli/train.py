@@ -129,12 +129,10 @@ def train(
     if as_json:
         print_json(compensator.describe())
         return
-    output.print(
-        f"compensator {out}: degrees 0 to {groups}, {method}, {config.family}", highlight=False, soft_wrap=True
-    )
+    output.print(f"compensator {out}: degrees 0 to {groups}, {method}, {config.family}", soft_wrap=True)
     passed = int(compensator.metadata["unreadable_images"])
     if passed:
-        console.print(f"{passed} of {len(files)} images could not be read and were passed over", highlight=False)
+        console.print(f"{passed} of {len(files)} images could not be read and were passed over")
 
 
 @contextlib.contextmanager
@@ -152,14 +150,13 @@ def _progress(*, shown: bool) -> Iterator[Callable[[StepReport], None] | None]:
             last = now
             console.print(
                 f"{step.seconds:7.1f} s  step {step.step} of {step.steps}, {_tell(step)}",
-                highlight=False,
                 soft_wrap=True,
             )
 
     if not console.is_terminal:
         yield log
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
         yield lambda step: bar.update(task, description=_tell(step), completed=step.step, total=step.steps)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tocom.cli.app import output, print_json
 from tocom.errors import BundleError
@@ -43,9 +43,9 @@ def verify(
             who = f"signed by {', '.join(found.signed_by)}"
         table = Table("file", "kind", "by", "result", title=f"{bundle}, schema version {found.schema_version}, {who}")
         for file in found.files:
-            result = "[green]ok[/]" if file.by else "not checked"
+            result = Text("ok", "green") if file.by else Text("not checked")
             if file.problem is not None:
-                result = f"[red]{escape(file.problem)}[/]"
+                result = Text(file.problem, "red")
             table.add_row(file.file, file.kind, file.by, result)
         output.print(table)
     if found.problems:
