@@ -57,7 +57,7 @@ def search_exclusions(
         progress: Told what is being measured.
     """
     end = time.monotonic() + seconds
-    base = model.trial(start.method, ranges, (), _IMAGES).divergence
+    base = model.trial(ranges, (), _IMAGES).divergence
     blocks: dict[str, list[str]] = {}
     weights: dict[str, int] = {}
     for layer in model.layers:
@@ -72,7 +72,7 @@ def search_exclusions(
             if time.monotonic() > end:
                 break
             progress(f"sensitivity of {name} ({place + 1} of {len(parts)})")
-            found[name] = base - model.trial(start.method, ranges, groups, _IMAGES).divergence
+            found[name] = base - model.trial(ranges, groups, _IMAGES).divergence
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
     by_block = measure(blocks)
@@ -89,7 +89,7 @@ def search_exclusions(
             return Search(best, sensitivity, f"out of time after {seconds:g} s")
         chosen.append(group)
         progress(f"held-out accuracy with {len(chosen)} layers in float32")
-        trial = model.trial(start.method, ranges, chosen)
+        trial = model.trial(ranges, chosen)
         if (trial.loss_points, trial.divergence) < (best.loss_points, best.divergence):
             best = trial
         if trial.loss_points <= floor_points:

@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from tocom.calibration.accuracy.answers import Samples, as_input, read_samples
 from tocom.calibration.accuracy.intervals import wilson_interval
-from tocom.calibration.accuracy.ranking import told_apart
-from tocom.calibration.int8.equalization import Scales, equalization_scales, largest_values
 from tocom.calibration.int8.exclusion import Search, search_exclusions
 from tocom.calibration.int8.qdq import Scheme, default_scheme
-from tocom.calibration.int8.ranges import METHODS
 from tocom.calibration.int8.references import carry_references, int8_tolerance
-from tocom.calibration.int8.trial import DegreeModel, Trial, load_degree
+from tocom.calibration.int8.trial import DegreeModel, Trial
 from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
 from tocom.formats.manifest import SCHEMA_VERSION
@@ -29,15 +26,11 @@ from tocom.formats.weights import WeightStore, tensor_bytes
 from tocom.system.files import atomic_folder, sha256_file
 from tocom.version import __version__
 
-__all__ = ["EQUALIZE", "quantize", "split_images"]
+__all__ = ["quantize", "split_images"]
 
 Progress = Callable[[str, int, int], None]
 # protobuf's own limit of a message; candidates are tried with their weights inside.
 _MOST_BYTES = 2**31 - 1
-# The strength that Xiao et al. found to suit most models.
-EQUALIZE = 0.5
-# Methods part clearly or hardly matter; the floor is held by all held-out images.
-_METHOD_IMAGES = 200
 
 
 def quantize(
@@ -47,8 +40,6 @@ def quantize(
     *,
     held_out: Samples | None = None,
     degrees: Sequence[int] | None = None,
-    method: str = "auto",
-    equalize: float = EQUALIZE,
     floor_points: float = 1.0,
     scheme: Scheme | None = None,
     range_images: int = 64,
@@ -66,14 +57,9 @@ def quantize(
         bundle: A float32 bundle, or its folder.
         out: Folder to write. It appears whole or not at all.
         images: What :func:`tocom.calibration.collect_answers` takes. A part makes the ranges, the rest is held out to
-            choose the method and to hold the floor; without labels, by the answers that equal float32's.
+            hold the floor; without labels, by the answers that equal float32's.
         held_out: Other images for the second purpose; then all of ``images`` may make ranges.
         degrees: Degrees to write; None takes all.
-        method: One of :data:`METHODS`, or ``auto``: the one that is told to be most accurate on the held-out images
-            (paired, as degrees are ranked; the first 200), and of those that cannot be told apart the nearest to
-            float32.
-        equalize: Share of the unevenness of the channels that moves from activations to weights, in 0…1 (see
-            :mod:`tocom.calibration.int8.equalization`); 0 leaves them as they are.
         floor_points: Most accuracy that a degree may lose to float32 at the same degree, in percentage points.
         scheme: How numbers become eight bits; None takes what fits this processor.
         range_images: Most images that make ranges.
@@ -95,9 +81,8 @@ def quantize(
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     for degree in chosen:
         bundle.onnx_path(degree)  # raises when it is not there
-    _check_request(bundle, method, equalize, floor_points, range_images, held_out_images, seconds_per_degree)
+    _check_request(bundle, floor_points, range_images, held_out_images, seconds_per_degree)
     bundle.require_verified()
-    methods = METHODS if method == "auto" else (method,)
     scheme = scheme or default_scheme()
     entry = bundle.manifest["input"]
     for_ranges, for_choice = split_images(
@@ -112,44 +97,37 @@ def quantize(
     pixels = np.stack([as_input(image, entry) for image, _ in for_ranges])
     chosen_on = np.stack([as_input(image, entry) for image, _ in for_choice])
     labels = None if for_choice[0][1] is None else np.array([label for _, label in for_choice], np.int64)
-    report = _Steps(progress, len(chosen) * (2 + len(methods) + (equalize > 0)))
-    scales = _scales(bundle, chosen, pixels, equalize, report) if equalize > 0 else {}
+    report = _Steps(progress, len(chosen) * 3)
     entries: dict[int, dict[str, Any]] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         tolerances: dict[int, float] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             for degree in chosen:
                 report.next(f"degree {degree}: float32 answers of {len(chosen_on)} images")
-                model = DegreeModel(bundle, degree, chosen_on, labels, scheme, scales)
+                model = DegreeModel(bundle, degree, chosen_on, labels, scheme)
                 _check_labels(model, labels)
                 report.next(f"degree {degree}: ranges of {len(pixels)} images")
-                ranges = model.ranges(pixels, methods)
-                trials = []
-                for each in methods:
-                    report.next(f"degree {degree}: {each}")
-                    trials.append(model.trial(each, ranges[each], count=_METHOD_IMAGES if len(methods) > 1 else None))
-                best, search = _best(trials), None
-                if len(best.right) < len(chosen_on):
-                    report.same(f"degree {degree}: {best.method}, all {len(chosen_on)} images")
-                    best = model.trial(best.method, ranges[best.method])
+                ranges = model.ranges(pixels)
+                report.next(f"degree {degree}: INT8 answers of {len(chosen_on)} images")
+                best, search = model.trial(ranges), None
                 if best.loss_points > floor_points:
                     search = search_exclusions(
                         model,
                         best,
-                        ranges[best.method],
+                        ranges,
                         floor_points,
                         seconds=seconds_per_degree,
                         progress=lambda what, degree=degree: report.same(f"degree {degree}: {what}"),  # type: ignore[misc]
                     )
                     best = search.trial
                 is_kept = best.loss_points <= floor_points
-                proto = model.quantized(ranges[best.method], best.exclude) if is_kept else model.model
+                proto = model.quantized(ranges, best.exclude) if is_kept else model.model
                 if is_kept and "references" in bundle.manifest:
                     tolerances[degree] = int8_tolerance(bundle, degree, proto.SerializeToString())
                 for tensor in proto.graph.initializer:
                     store.place(tensor)
                 onnx.save(proto, folder / bundle.degrees[degree].onnx)
-                entries[degree] = _entry(model, trials, best, search, is_kept, floor_points)
+                entries[degree] = _entry(model, best, search, is_kept, floor_points)
         if not any(found["precision"] == "int8" for found in entries.values()):
             reasons = "; ".join(f"{degree}: {found['quantization']['kept_out']}" for degree, found in entries.items())
             raise CalibrationError(
@@ -168,9 +146,7 @@ def quantize(
                 "weights": "int8, symmetric, one scale per output channel",
                 "activations": f"{'int8' if scheme.activations == 'symmetric' else 'uint8'}, {scheme.activations}",
                 "reduce_range": scheme.reduce_range,
-                "equalize": equalize,
-                "equalized": sorted(scales),
-                "ranges": "collected at each degree, on its own graph",
+                "ranges": "min-max, collected at each degree, on its own graph",
                 "range_images": len(pixels),
                 "held_out_images": len(chosen_on),
                 "labelled": labels is not None,
@@ -228,8 +204,6 @@ def split_images(
 
 def _check_request(
     bundle: Bundle,
-    method: str,
-    equalize: float,
     floor_points: float,
     range_images: int,
     held_out_images: int,
@@ -239,10 +213,6 @@ def _check_request(
         raise RequestError(
             f"{bundle.path} is in {bundle.precision}: quantize a float32 bundle. Export one with --precision fp32."
         )
-    if method != "auto" and method not in METHODS:
-        raise RequestError(f"The 'method' parameter must be auto, {', '.join(METHODS)}. Got {method!r} instead.")
-    if not 0 <= equalize <= 1:
-        raise RequestError(f"The 'equalize' parameter must be in 0…1. Got {equalize!r} instead.")
     if not 0 < floor_points <= 100:
         raise RequestError(f"The 'floor_points' parameter must be above 0 and at most 100. Got {floor_points!r}.")
     if range_images < 1 or held_out_images < 1 or not seconds >= 0:
@@ -255,17 +225,6 @@ def _check_request(
         raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
 
 
-def _scales(
-    bundle: Bundle, degrees: Sequence[int], images: NDArray[np.float32], strength: float, report: _Steps
-) -> Scales:
-    """Return the scales that all degrees share."""
-    found = []
-    for degree in degrees:
-        report.next(f"degree {degree}: largest values of {len(images)} images")
-        found.append(largest_values(load_degree(bundle, degree), bundle.path, images, batch=bundle.batch[1]))
-    return equalization_scales(found, strength)
-
-
 def _check_labels(model: DegreeModel, labels: NDArray[np.int64] | None) -> None:
     classes = model.outputs.shape[-1]
     if labels is not None and int(labels.max()) >= classes:
@@ -275,15 +234,7 @@ def _check_labels(model: DegreeModel, labels: NDArray[np.int64] | None) -> None:
         )
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
-    """Return the nearest to float32 of those that no other is told to be more right than."""
-    worse = {loser for _, loser in told_apart({place: trial.right for place, trial in enumerate(trials)})}
-    return min((trial for place, trial in enumerate(trials) if place not in worse), key=lambda trial: trial.divergence)
-
-
-def _entry(
-    model: DegreeModel, trials: Sequence[Trial], best: Trial, search: Search | None, is_kept: bool, floor: float
-) -> dict[str, Any]:
+def _entry(model: DegreeModel, best: Trial, search: Search | None, is_kept: bool, floor: float) -> dict[str, Any]:
     """Return what the manifest says about a degree."""
     reason = None
     if not is_kept:
@@ -293,16 +244,11 @@ def _entry(
     return {
         "precision": "int8" if is_kept else "fp32",
         "quantization": {
-            "method": best.method,
             "excluded": list(best.exclude),
             "loss_points": round(best.loss_points, 4),
             "divergence": best.divergence,
             "accuracy": _share(best.right),
             "accuracy_float32": _share(model.right),
-            "methods": {
-                trial.method: {"loss_points": round(trial.loss_points, 4), "divergence": trial.divergence}
-                for trial in trials
-            },
             "sensitivity": {}
             if search is None
             else {name: round(gain, 6) for name, gain in search.sensitivity.items()},

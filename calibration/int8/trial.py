@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from tocom.calibration.accuracy.answers import feature_gaps
-from tocom.calibration.int8.equalization import Scales, equalized
 from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
-from tocom.calibration.int8.ranges import METHODS, collect_ranges, open_session
+from tocom.calibration.int8.ranges import collect_ranges, open_session
 from tocom.formats.bundle import Bundle
 
 __all__ = ["DegreeModel", "Outputs", "Trial", "compare", "load_degree"]
@@ -26,7 +25,6 @@ class Trial:
     """A candidate on the held-out images.
 
     Attributes:
-        method: How its ranges were made.
         exclude: Groups of layers in float32.
         right: Per image whether the answer is right; without labels, whether it is float32's.
         loss_points: Accuracy lost to float32, in percentage points; without labels, answers that differ; without a
@@ -35,7 +33,6 @@ class Trial:
             minus cosine of the features.
     """
 
-    method: str
     exclude: tuple[str, ...]
     right: NDArray[np.bool_]
     loss_points: float
@@ -51,11 +48,9 @@ class DegreeModel:
         images: Held-out images [count, channels, height, width], float32.
         labels: Their class indices [count], or None.
         scheme: How numbers become eight bits.
-        scales: Of :func:`tocom.calibration.int8.equalization.equalization_scales`; none leaves the channels alone.
 
     Attributes:
         model: The float32 model with its weights inside, as the bundle holds it.
-        even: The same with even channels; this is what gets quantized.
     """
 
     def __init__(
@@ -65,25 +60,23 @@ class DegreeModel:
         images: NDArray[np.float32],
         labels: NDArray[np.int64] | None,
         scheme: Scheme,
-        scales: Scales | None = None,
     ) -> None:
         self.folder = bundle.path
         self.batch = bundle.batch[1]
         self._images, self._labels, self._scheme = images, labels, scheme
         self._is_classifier = "logits" in bundle.output_names
         self.model = load_degree(bundle, degree)
-        self.even = equalized(self.model, scales) if scales else self.model
         self.layers: list[Layer] = quantizable_layers(self.model.graph)
         self.outputs = self._run(bundle.read_onnx(degree), images)
         self.right = self._right(self.outputs)
 
     def quantized(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the equalized model with Q/DQ, its weights inside."""
-        return with_qdq(self.even, ranges, self._scheme, exclude=exclude)
+        """Return the model with Q/DQ, its weights inside."""
+        return with_qdq(self.model, ranges, self._scheme, exclude=exclude)
 
-    def ranges(self, images: NDArray[np.float32], methods: Sequence[str] = METHODS) -> dict[str, dict[str, Range]]:
-        """Return per method the ranges of the equalized model."""
-        return collect_ranges(self.even, self.folder, images, methods, batch=self.batch)
+    def ranges(self, images: NDArray[np.float32]) -> dict[str, Range]:
+        """Return the ranges of the model's layers."""
+        return collect_ranges(self.model, self.folder, images, batch=self.batch)
 
     def outputs_of(
         self, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
@@ -91,15 +84,13 @@ class DegreeModel:
         """Return a candidate's outputs on the held-out images, or on the first ``count``."""
         return self._run(self.quantized(ranges, exclude).SerializeToString(), self._images[:count])
 
-    def trial(
-        self, method: str, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
-    ) -> Trial:
+    def trial(self, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None) -> Trial:
         """Return how a candidate does on the held-out images, or on the first ``count``."""
         got = self.outputs_of(ranges, exclude, count)
         right = self._right(got)
         divergence = float(compare(self.outputs[:count], got, self._is_classifier).mean())
         loss = 100 * (float(self.right[:count].mean() - right.mean()) if self._is_classifier else divergence)
-        return Trial(method, tuple(sorted(exclude)), right, loss, divergence)
+        return Trial(tuple(sorted(exclude)), right, loss, divergence)
 
     def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
         session = open_session(model, self.folder)

@@ -31,10 +31,6 @@ def quantize(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the INT8 bundle to.")],
     degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
-    method: Annotated[str, typer.Option(help="Ranges: 'min-max', 'entropy', 'percentile', or 'auto'.")] = "auto",
-    equalize: Annotated[
-        float, typer.Option(help="Share of the channels' unevenness moved from activations to weights; 0 moves none.")
-    ] = 0.5,
     floor: Annotated[float, typer.Option(help="Points of accuracy that a degree may lose to float32.")] = 1.0,
     activations: Annotated[
         str, typer.Option(help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).")
@@ -70,8 +66,6 @@ def quantize(
             out,
             images,
             degrees=None if degrees is None else parse_degrees(degrees),
-            method=method,
-            equalize=equalize,
             floor_points=floor,
             scheme=Scheme(activations, reduced),
             range_images=range_images,
@@ -93,7 +87,7 @@ def quantize(
 def _table(bundle: Bundle, profile: Profile | None) -> Table:
     facts: dict[str, Any] = bundle.manifest["quantization"]
     table = Table(title=f"{bundle.path}: {bundle.model_name}, {facts['held_out_images']} held-out images")
-    for column in ("degree", "precision", "ranges", "float layers", "points lost", "divergence", "of fp32", "use here"):
+    for column in ("degree", "precision", "float layers", "points lost", "divergence", "of fp32", "use here"):
         table.add_column(column, justify="right")
     notes = []
     for entry in bundle.manifest["degrees"]:
@@ -106,7 +100,6 @@ def _table(bundle: Bundle, profile: Profile | None) -> Table:
         table.add_row(
             str(degree),
             entry["precision"],
-            found["method"],
             str(len(found["excluded"])),
             f"{found['loss_points']:.2f}",
             f"{found['divergence']:.4f}",

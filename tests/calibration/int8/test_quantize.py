@@ -24,7 +24,7 @@ from tocom.calibration import calibrate
 from tocom.calibration.accuracy.precisions import degree_bytes
 from tocom.calibration.int8.qdq import Scheme, quantizable_layers
 from tocom.calibration.int8.quantizer import quantize
-from tocom.calibration.int8.ranges import METHODS, collect_ranges
+from tocom.calibration.int8.ranges import collect_ranges
 from tocom.calibration.int8.trial import load_degree
 from tocom.cli import quantize as quantize_cli
 from tocom.compression.surgery import compress
@@ -85,7 +85,6 @@ def test_onnxruntime_runs_integer_products(made: Bundle, tmp_path: Path) -> None
 def test_ranges_are_those_of_the_degrees_own_activations(bundle: Bundle, degree: int) -> None:
     images = smooth_images(6, seed=5)
     ranges = collect_ranges(onnx.load(bundle.onnx_path(degree), load_external_data=False), bundle.path, images)
-    assert list(ranges) == list(METHODS)
     reference = small_vit(seed=3)
     model = compress(reference, degree, compensator=busy_compensator(reference))
     seen: dict[str, torch.Tensor] = {}
@@ -98,11 +97,8 @@ def test_ranges_are_those_of_the_degrees_own_activations(bundle: Bundle, degree:
         model(torch.from_numpy(images))
     assert len(seen) == 9
     for name, values in seen.items():
-        low, high = ranges["min-max"][name]
-        assert (low, high) == pytest.approx((float(values.min()), float(values.max())), rel=1e-3, abs=1e-4)
-        for method in METHODS[1:]:
-            assert low - 1e-3 <= ranges[method][name][0] <= ranges[method][name][1] <= high + 1e-3
-    assert ranges["min-max"]["blocks.0.attn.qkv.q"] == ranges["min-max"]["blocks.0.attn.qkv.v"]
+        assert ranges[name] == pytest.approx((float(values.min()), float(values.max())), rel=1e-3, abs=1e-4)
+    assert ranges["blocks.0.attn.qkv.q"] == ranges["blocks.0.attn.qkv.v"]
 
 
 def test_the_runtime_answers_nearly_as_float32(bundle: Bundle, made: Bundle) -> None:
@@ -127,8 +123,6 @@ def test_what_the_manifest_says(bundle: Bundle, made: Bundle) -> None:
     for entry in made.manifest["degrees"]:
         found = entry["quantization"]
         assert entry["precision"] == "int8"
-        assert list(found["methods"]) == list(METHODS)
-        assert found["method"] == min(found["methods"], key=lambda name: found["methods"][name]["divergence"])
         assert found["loss_points"] <= 10
         assert found["kept_out"] is None
     assert made.manifest["model"] == bundle.manifest["model"]
@@ -148,7 +142,7 @@ def test_weights_take_a_byte_and_stand_once(bundle: Bundle, made: Bundle) -> Non
 def test_the_same_images_give_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     samples = labelled(bundle, smooth_images(24))
     for name in ("one", "two"):
-        quantize(bundle, tmp_path / name, samples, degrees=[4], method="min-max", floor_points=50, range_images=4)
+        quantize(bundle, tmp_path / name, samples, degrees=[4], floor_points=50, range_images=4)
     assert (tmp_path / "one" / "bundle.json").read_bytes() == (tmp_path / "two" / "bundle.json").read_bytes()
     assert list(Bundle(tmp_path / "one").degrees) == [4]
 
@@ -156,7 +150,7 @@ def test_the_same_images_give_the_same_bytes(bundle: Bundle, tmp_path: Path) -> 
 def test_symmetric_activations_have_no_zero_point(bundle: Bundle, tmp_path: Path) -> None:
     samples = [(image, None) for image in smooth_images(24)]
     scheme = Scheme("symmetric")
-    made = quantize(bundle, tmp_path / "b", samples, degrees=[2], method="min-max", floor_points=50, scheme=scheme)
+    made = quantize(bundle, tmp_path / "b", samples, degrees=[2], floor_points=50, scheme=scheme)
     graph = onnx.load(made.onnx_path(2)).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     points = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
@@ -186,11 +180,11 @@ def test_the_layer_that_costs_the_accuracy_stays_in_float32(hard: Bundle, tmp_pa
     samples = [(image, None) for image in smooth_images(70)]
     said: list[str] = []
     made = quantize(
-        hard, tmp_path / "b", samples, degrees=[4], method="min-max", equalize=0, floor_points=10,
+        hard, tmp_path / "b", samples, degrees=[4], floor_points=10,
         progress=lambda what, *_: said.append(what),
     )  # fmt: skip
     found = made.manifest["degrees"][0]["quantization"]
-    assert found["methods"]["min-max"]["loss_points"] > 10 >= found["loss_points"]
+    assert found["loss_points"] <= 10
     assert found["excluded"] == ["blocks.1.attn.qkv"]
     assert max(found["sensitivity"], key=found["sensitivity"].__getitem__) in ("blocks.1", "blocks.1.attn.qkv")
     assert any("sensitivity of blocks.1 (2 of 3)" in what for what in said)
@@ -198,7 +192,7 @@ def test_the_layer_that_costs_the_accuracy_stays_in_float32(hard: Bundle, tmp_pa
 
 def test_below_the_floor_float32_stays_and_the_reason_is_noted(hard: Bundle, tmp_path: Path) -> None:
     samples = [(image, None) for image in smooth_images(70)]
-    common: dict[str, Any] = {"method": "min-max", "equalize": 0, "seconds_per_degree": 0, "overwrite": True}
+    common: dict[str, Any] = {"seconds_per_degree": 0, "overwrite": True}
     made = quantize(hard, tmp_path / "b", samples, floor_points=100, **common)
     lost = {entry["degree"]: entry["quantization"]["loss_points"] for entry in made.manifest["degrees"]}
     assert lost[0] != lost[4]
@@ -249,8 +243,6 @@ def test_the_winner_is_in_the_profile(bundle: Bundle, made: Bundle) -> None:
             DataError,
             "at least 100 held-out images.*Got 18 of 24 images. Add about 110",
         ),
-        ({"method": "mse"}, RequestError, "'method' parameter must be auto, min-max"),
-        ({"equalize": 1.5}, RequestError, "'equalize' parameter must be in 0…1. Got 1.5"),
         ({"floor_points": 0}, RequestError, "'floor_points' parameter must be above 0"),
         ({"degrees": [3]}, BundleError, "no degree 3"),
         ({"range_images": 0}, RequestError, "'range_images' and 'held_out_images'"),
@@ -292,7 +284,7 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app,
         [str(bundle.path), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--degrees", "0,4",
-         "--floor", "20", "--method", "min-max", "--samples", "3", "--json"],
+         "--floor", "20", "--samples", "3", "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
