@@ -27,7 +27,7 @@ from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import ConcatDataset, Subset
 
-from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.alignment.ridge import feature_gaps
 from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.macs import count_macs
 from tocom.compression.surgery import input_tokens

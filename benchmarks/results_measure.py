@@ -31,7 +31,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom import Compensator, compress
-from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.alignment.ridge import feature_gaps
 from tocom.compression.features import pooled_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.formats.families import EVERY

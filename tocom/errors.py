@@ -4,6 +4,7 @@ TocomError
 ├── BundleError (ValueError)         a bundle is missing, corrupt, tampered with, or of another version
 ├── ModelError (ValueError)          a model is unknown or unsupported, or its checkpoint does not fit
 ├── CompensatorError (ValueError)    a compensator does not fit the model, or a degree is out of its range
+├── AlignmentError (ValueError)      an alignment cannot be fitted or read, or is of something else
 ├── DegreeError (ValueError)         a degree, method or schedule that the model cannot run at
 ├── DataError (ValueError)           images or labels that cannot be read or used
 ├── TrainingError (RuntimeError)     training cannot go on (non-finite loss, nothing to remove)
@@ -21,6 +22,7 @@ the builtin that fits, so callers who know nothing of tocom still catch the righ
 from __future__ import annotations
 
 __all__ = [
+    "AlignmentError",
     "BudgetError",
     "BundleError",
     "CalibrationError",
@@ -64,6 +66,10 @@ class ModelError(TocomError, ValueError):
 
 class CompensatorError(TocomError, ValueError):
     """Raised when a compensator does not fit a model, or a degree is out of its range."""
+
+
+class AlignmentError(TocomError, ValueError):
+    """Raised when an alignment cannot be fitted or read, or is not of what it is to run with."""
 
 
 class DegreeError(TocomError, ValueError):

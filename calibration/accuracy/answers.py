@@ -117,18 +117,6 @@ def collect_answers(
     return Answers({degree: np.concatenate(parts) for degree, parts in found.items()}, labels)
 
 
-def feature_gaps(expected: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return per image one minus the cosine between features, [count]: 0 where they point the same way, at most 2.
-
-    Args:
-        expected: Features [count, channels], such as the dense model's.
-        got: Features [count, channels] of the same images.
-    """
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
-
-
 def read_samples(
     samples: Samples, labels: Sequence[str] | None, *, classes: int | None = None
 ) -> list[tuple[Any, int | None]]:

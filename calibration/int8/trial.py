@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tocom.calibration.accuracy.answers import feature_gaps
+from tocom.alignment.ridge import feature_gaps
 from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
 from tocom.calibration.int8.ranges import collect_ranges, open_session
 from tocom.formats.bundle import Bundle

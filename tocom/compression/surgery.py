@@ -13,6 +13,7 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
+from tocom.alignment.alignment import AlignedDropout, Alignment, Binding
 from tocom.compensator.compensator import Compensator
 from tocom.compression.blocks import CompressedBlocks, replace_child
 from tocom.compression.tokens import removal_schedule
@@ -33,6 +34,7 @@ def compress(
     compensator: Compensator | None = None,
     source_degree: int = 0,
     scale: float | None = None,
+    alignment: Alignment | None = None,
     merged: bool = True,
 ) -> VisionTransformer:
     """Return the model as it runs at a degree; ``model`` itself is left as it is.
@@ -47,6 +49,7 @@ def compress(
         compensator: Adds ``scale · ToCom(source_degree → degree)`` to the weights of q and v.
         source_degree: Degree that the model was fine-tuned at.
         scale: Overrides the scale stored in the compensator.
+        alignment: Maps the pooled features that the head reads; fitted with the same arguments as these.
         merged: Add the compensator to copies of the q and v weights. False leaves it beside them, for training.
 
     Returns:
@@ -57,6 +60,7 @@ def compress(
         DegreeError: A degree or the method is out of range.
         CompensatorError: The compensator does not fit the model, the method, the family or the degrees, or the degree
             is a list.
+        AlignmentError: The alignment was fitted on something else, or does not have the degree.
     """
     check_supported(model)
     check_method(method)
@@ -70,6 +74,20 @@ def compress(
             "nothing of a list with a number per block. Run at a degree, or without the compensator."
         )
     removed = removal_schedule(tokens, depth, degree, prefix, family)
+    if alignment is not None:
+        binding = Binding.of(
+            model,
+            compensator=compensator,
+            scale=scale,
+            method=method,
+            fuse=fuse,
+            family=family,
+            source_degree=source_degree,
+        )
+        alignment.check_fits(binding, model.num_features)
+        found = alignment.at(degree)
+        if found is not None:
+            model = replace_child(model, "head_drop", AlignedDropout(found, model.num_features, model.head_drop))
     if compensator is not None:
         compensator.check_fits(model, method=method, family=family)
         compensator.check_degrees(source_degree, degree)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from tocom.alignment.ridge import feature_gaps
 from tocom.calibration import block_times, calibrate, measure_accuracy, suggest_degrees, write_report
-from tocom.calibration.accuracy.answers import feature_gaps
 from tocom.compensator.compensator import Compensator
 from tocom.compensator.tensor_file import save_tensors
 from tocom.compression.features import pooled, pooled_features

@@ -1,0 +1,243 @@
+"""Alignments of one model: a map per degree, what they are bound to, and their file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tocom.alignment.ridge import FeatureMap
+from tocom.compensator.compensator import Compensator, model_name, model_sha256
+from tocom.compensator.tensor_file import save_tensors
+from tocom.errors import AlignmentError
+from tocom.system.files import sha256_file
+
+__all__ = ["FORMAT", "VERSION", "AlignedDropout", "Alignment", "Binding", "aligned_head"]
+
+FORMAT, VERSION = "tocom-alignment", "1"
+_MAX_TENSORS = 4096
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What an alignment was fitted on; with anything else it is wrong.
+
+    Attributes:
+        model: timm name.
+        model_sha256: Of the model's weights, those of its classifier left out: the features do not know it.
+        compensator_sha256: Of the compensator's weights; empty without one.
+        scale: Of the compensator; 0 without one.
+        method: ``merge`` or ``prune``.
+        fuse: Of pruning.
+        family: Of the degrees.
+        source_degree: Whose features are the aim.
+        image_size: Such as ``224x224``.
+    """
+
+    model: str
+    model_sha256: str
+    compensator_sha256: str
+    scale: float
+    method: str
+    fuse: bool
+    family: str
+    source_degree: int
+    image_size: str
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        compensator: Compensator | None,
+        scale: float | None,
+        method: str,
+        fuse: bool,
+        family: str,
+        source_degree: int,
+    ) -> Binding:
+        """Return the binding to a dense timm Vision Transformer and the way it is compressed."""
+        return cls(
+            model=model_name(model),
+            model_sha256=model_sha256(model, without="head."),
+            compensator_sha256="" if compensator is None else model_sha256(compensator),
+            scale=0.0 if compensator is None else compensator.check_scale(scale),
+            method=method,
+            fuse=fuse,
+            family=family,
+            source_degree=source_degree,
+            image_size="x".join(str(side) for side in model.patch_embed.img_size),
+        )
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The maps of a model's degrees.
+
+    Attributes:
+        binding: What they were fitted on.
+        maps: Per degree; one that is refused stands for the identity.
+        images: How many they were fitted on.
+        metadata: Further strings that stand in the file.
+    """
+
+    binding: Binding
+    maps: Mapping[int, FeatureMap]
+    images: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, degree: int | Sequence[int]) -> FeatureMap | None:
+        """Return the map of a degree; None where features stay as they are: at the source degree, and where refused.
+
+        Raises:
+            AlignmentError: It has no such degree.
+        """
+        if degree == self.binding.source_degree:
+            return None
+        if not isinstance(degree, int) or degree not in self.maps:
+            raise AlignmentError(
+                f"The alignment has degrees {', '.join(map(str, sorted(self.maps)))}, not {degree}. Fit one with "
+                f"--degrees that names {degree}, or leave that degree out."
+            )
+        found = self.maps[degree]
+        return None if found.matrix is None else found
+
+    def check_fits(self, binding: Binding, channels: int) -> None:
+        """Raise AlignmentError, naming the first difference, unless it was fitted on the same, for so many channels."""
+        fitted, asked = asdict(self.binding), asdict(binding)
+        for name, value in fitted.items():
+            if name != "model" and asked[name] != value:
+                raise AlignmentError(
+                    f"The alignment was fitted with {name} {value!r}, asked for is {asked[name]!r}. Use what it was "
+                    "fitted with, or fit another: tocom align."
+                )
+        for degree, each in self.maps.items():
+            if each.matrix is not None and len(each.matrix) != channels:
+                raise AlignmentError(
+                    f"The alignment's map of degree {degree} has {len(each.matrix)} channels, the model's features have "
+                    f"{channels}. Fit it anew: tocom align."
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``tocom align`` and manifests show."""
+        return {**self._content(), **self.metadata}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            **asdict(self.binding),
+            "images": self.images,
+            "degrees": {
+                str(degree): {
+                    "used": each.matrix is not None,
+                    "strength": each.strength,
+                    "gap": each.gap,
+                    "aligned_gap": each.aligned_gap,
+                }
+                for degree, each in sorted(self.maps.items())
+            },
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write the maps and what they are bound to as safetensors, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        tensors = {}
+        for degree, each in self.maps.items():
+            if each.matrix is not None and each.offset is not None:
+                tensors[f"degree.{degree}.matrix"] = torch.from_numpy(each.matrix)
+                tensors[f"degree.{degree}.offset"] = torch.from_numpy(each.offset)
+        own = {"format": FORMAT, "version": VERSION, "alignment": json.dumps(self._content())}
+        save_tensors(path, tensors, {**self.metadata, **own})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Alignment:
+        """Read an alignment; names, shapes and metadata must be exactly right.
+
+        Raises:
+            AlignmentError: The file is missing, damaged, of another format or version, or inconsistent.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = dict(file.metadata() or {})
+                if len(file.keys()) > _MAX_TENSORS:
+                    raise AlignmentError(f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (OSError, SafetensorError) as error:
+            raise AlignmentError(
+                f"Cannot read the alignment {path}: {error}. It must be a safetensors file written by tocom align."
+            ) from error
+        if (metadata.pop("format", None), metadata.pop("version", None)) != (FORMAT, VERSION):
+            raise AlignmentError(f"{path} is no {FORMAT} of version {VERSION}. Fit it anew: tocom align.")
+        try:
+            content = json.loads(metadata.pop("alignment"))
+            names = set(Binding.__dataclass_fields__)
+            binding = Binding(**{name: content[name] for name in names})
+            maps = {int(degree): _map(int(degree), entry, tensors) for degree, entry in content["degrees"].items()}
+            images = int(content["images"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AlignmentError(f"{path} is inconsistent ({error}). Fit it anew: tocom align.") from error
+        if tensors:
+            raise AlignmentError(f"{path} holds {sorted(tensors)[0]!r}, which no degree has. Fit it anew: tocom align.")
+        widths = {each.matrix.shape[0] for each in maps.values() if each.matrix is not None}
+        if len(widths) > 1:
+            raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it anew: tocom align.")
+        return cls(binding, maps, images, {**metadata, "file_sha256": sha256_file(path)})
+
+
+def _map(degree: int, entry: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> FeatureMap:
+    """Return the map of a degree's entry, and take its tensors away."""
+    matrix = offset = None
+    if entry["used"]:
+        matrix, offset = tensors.pop(f"degree.{degree}.matrix"), tensors.pop(f"degree.{degree}.offset")
+        if matrix.ndim != 2 or matrix.shape != (matrix.shape[0],) * 2 or offset.shape != matrix.shape[:1]:
+            raise ValueError(f"degree {degree}: shapes {matrix.shape} and {offset.shape}")
+        if not (matrix.dtype == offset.dtype == np.float32 and np.isfinite(matrix).all() and np.isfinite(offset).all()):
+            raise ValueError(f"degree {degree}: values must be float32 and finite")
+    return FeatureMap(matrix, offset, float(entry["strength"]), float(entry["gap"]), float(entry["aligned_gap"]))
+
+
+class AlignedDropout(nn.Module):
+    """A map of pooled features where timm has the dropout before the head, so that names in state dicts stay.
+
+    Args:
+        found: The map; None holds the identity, for a graph that every degree's map is put in.
+        channels: Width of the features.
+        dropout: What stood there.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(self, found: FeatureMap | None, channels: int, dropout: nn.Module) -> None:
+        super().__init__()
+        matrix = np.eye(channels, dtype=np.float32) if found is None or found.matrix is None else found.matrix
+        offset = np.zeros(channels, np.float32) if found is None or found.offset is None else found.offset
+        self.register_buffer("matrix", torch.from_numpy(matrix.copy()), persistent=False)
+        self.register_buffer("offset", torch.from_numpy(offset.copy()), persistent=False)
+        self.dropout = dropout
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features [batch, channels], mapped."""
+        matrix, offset = self.matrix.to(features), self.offset.to(features)
+        return self.dropout(features @ matrix + offset)
+
+
+def aligned_head(head: nn.Linear, found: FeatureMap | None) -> tuple[Tensor, Tensor]:
+    """Return weight [classes, channels] and bias [classes] of the head behind a map, as one layer, float32."""
+    weight = head.weight.detach().cpu().double()
+    bias = torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().cpu().double()
+    if found is not None and found.matrix is not None and found.offset is not None:
+        bias = bias + weight @ torch.from_numpy(found.offset).double()
+        weight = weight @ torch.from_numpy(found.matrix).double().T
+    return weight.float(), bias.float()

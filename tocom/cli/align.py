@@ -1,0 +1,92 @@
+"""``tocom align``: unlabelled images become a map of features per degree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from tocom.cli.app import output, print_json
+from tocom.cli.options import MergeBlocks, Spacing, parse_degrees, parse_family
+from tocom.cli.progress import steps
+
+if TYPE_CHECKING:
+    from tocom.alignment.alignment import Alignment
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(align)
+
+
+def align(
+    model: Annotated[str, typer.Option(help="timm model name.")],
+    images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
+    degrees: Annotated[str, typer.Option(help="Target degrees: 4,8,16 or first:last:step.")],
+    out: Annotated[Path, typer.Option(help="Alignment to write (.safetensors).")],
+    weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
+    source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
+    method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    merge_blocks: MergeBlocks = None,
+    every: Spacing = None,
+    fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the images that are held out.")] = 0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fit a map of the features of each degree to those of the source degree: 50 images or more, no labels."""
+    from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading.model import load_model
+    from tocom.compression.loading.preprocessing import input_config
+    from tocom.system.files import check_writable
+    from tocom.training.align import align as run
+    from tocom.training.distributed import choose_device
+    from tocom.training.image_files import ImageFiles
+
+    wanted = parse_degrees(degrees)
+    check_writable(out.parent)
+    place = choose_device(device)
+    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
+    files = ImageFiles(images, input_config(loaded.model))
+    with steps() as progress:
+        found = run(
+            loaded.model.to(place),
+            files,
+            degrees=wanted,
+            compensator=None if compensator is None else Compensator.load(compensator),
+            scale=scale,
+            source_degree=source_degree,
+            method=method,
+            family=parse_family(merge_blocks, every, len(loaded.model.blocks)),
+            fuse=fuse,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda done, count: progress("features of every degree", done, count),
+        )
+    found.save(out)
+    if as_json:
+        print_json(found.describe())
+    else:
+        output.print(_table(found, out))
+
+
+def _table(alignment: Alignment, out: Path) -> Table:
+    table = Table(title=f"{out}: {alignment.images} images, a fifth held out for these figures")
+    for column in ("degree", "feature gap", "aligned", "closed", "strength"):
+        table.add_column(column, justify="right")
+    for degree, each in alignment.maps.items():
+        refused = "" if each.matrix is not None else " [red](no help shown: left out)[/]"
+        table.add_row(
+            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * each.closed:.0f} %{refused}",
+            f"{each.strength:g}",
+        )  # fmt: skip
+    return table
