@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from tocom.alignment.alignment import Alignment, Binding
 from tocom.compensator.compensator import Compensator, model_name, model_sha256
 from tocom.compression.loading.model import LoadedModel
 from tocom.compression.loading.preprocessing import input_config
@@ -19,6 +20,7 @@ from tocom.compression.macs import count_macs
 from tocom.compression.surgery import check_supported, compress, input_tokens
 from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
+from tocom.export.graph.alignment import Placement
 from tocom.export.graph.check import CheckResult, check_onnx, sample_images, torch_answers
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree, make_retargetable
@@ -45,6 +47,7 @@ def export(
     degrees: Sequence[int],
     compensator: Compensator | None = None,
     scale: float | None = None,
+    alignment: Alignment | None = None,
     source_degree: int = 0,
     method: str = "merge",
     family: str | None = None,
@@ -68,6 +71,8 @@ def export(
         degrees: Target degrees; 0 is the dense model.
         compensator: Merged at every degree other than ``source_degree``.
         scale: Overrides the compensator's scale.
+        alignment: Fitted with the same model, compensator and options. It goes into the head of each degree, where
+            features are an output into one product before it.
         source_degree: Degree that the model was fine-tuned at.
         method: ``merge`` or ``prune``.
         family: Which blocks remove tokens: see :mod:`tocom.formats.families`. None is the compensator's, without
@@ -90,6 +95,7 @@ def export(
         ModelError: The model is not supported.
         DegreeError: A degree, the method, the family or the batch is out of range.
         CompensatorError: The compensator does not fit.
+        AlignmentError: The alignment was fitted on something else, or lacks a degree.
         ExportError: Tracing failed, or an ONNX file does not compute what torch computes.
         OutputError: The bundle cannot be written.
     """
@@ -100,6 +106,18 @@ def export(
     degrees = _check_request(
         vit, degrees, compensator, scale, source_degree, method, family, fuse, precision, batch, labels
     )
+    if alignment is not None:
+        binding = Binding.of(
+            vit,
+            compensator=compensator,
+            scale=scale,
+            method=method,
+            fuse=fuse,
+            family=family,
+            source_degree=source_degree,
+        )
+        alignment.check_fits(binding, vit.num_features)
+    placement = Placement(vit, alignment, degrees, features=features)
     fixed = batch if isinstance(batch, int) else None
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
     if features and isinstance(vit.head, nn.Identity):
@@ -114,8 +132,9 @@ def export(
             steps.next("tracing the model")
             templates = {
                 compressed: _template(
-                    vit,
+                    placement.traced(compressed=compressed),
                     store,
+                    changing=placement.names,
                     compressed=compressed,
                     method=method,
                     family=family,
@@ -136,18 +155,16 @@ def export(
                     batch=fixed,
                     precision=precision,
                 )
-                _put_weights(
-                    proto,
-                    store,
-                    projection_weights(
-                        vit,
-                        precision=precision,
-                        compensator=compensator,
-                        source=source_degree,
-                        target=degree,
-                        scale=scale,
-                    ),
+                weights = projection_weights(
+                    vit,
+                    precision=precision,
+                    compensator=compensator,
+                    source=source_degree,
+                    target=degree,
+                    scale=scale,
                 )
+                weights |= placement.weights(proto.graph, degree, precision=precision)
+                _put_weights(proto, store, weights)
                 onnx.save(proto, folder / _file_name(degree))
                 outputs = proto.graph.output
         given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
@@ -167,6 +184,7 @@ def export(
                 compensator=compensator,
                 source_degree=source_degree,
                 scale=scale,
+                alignment=alignment,
             )
             parts = torch_answers(reference, references.images, features=features)
             expected[degree] = np.concatenate(parts, axis=-1)
@@ -209,6 +227,7 @@ def export(
             "fuse": fuse,
             "source_degree": source_degree,
             "compensator": _describe(compensator, scale),
+            "alignment": None if alignment is None else alignment.describe(),
             "precision": precision,
             "batch": {"min": minimum, "opt": optimum, "max": maximum},
             "input": entry,
@@ -225,7 +244,7 @@ def export(
                     "degree": degree,
                     "onnx": _file_name(degree),
                     "token_counts": list(token_counts(tokens, removed)),
-                    "macs": count_macs(vit, removed, method=method),
+                    "macs": count_macs(vit, removed, method=method) + placement.macs(degree),
                     "accuracy": None,
                     "check": results[degree].to_json() if degree in results else None,
                 }
@@ -315,6 +334,7 @@ def _template(
     vit: VisionTransformer,
     store: WeightStore,
     *,
+    changing: Collection[str],
     compressed: bool,
     method: str,
     family: str,
@@ -326,7 +346,7 @@ def _template(
         vit, compressed=compressed, method=method, family=family, fuse=fuse, features=features, precision=precision
     )
     make_retargetable(template)
-    placeholders = projection_weights(vit, precision=precision)
+    placeholders = {*projection_weights(vit, precision=precision), *changing}
     for tensor in template.graph.initializer:
         if tensor.name in placeholders:
             tensor.ClearField("raw_data")

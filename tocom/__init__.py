@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tocom.version import __version__
 
 if TYPE_CHECKING:
+    from tocom.alignment.alignment import Alignment
     from tocom.compensator.compensator import Compensator
     from tocom.compression.loading.model import load_model
     from tocom.compression.merging import token_merge
@@ -30,6 +31,7 @@ for _name in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
 
 # No module may have the name of what it is the home of: importing it would put the module in the name's place.
 _HOMES = {
+    "Alignment": "tocom.alignment.alignment",
     "Bundle": "tocom.formats.bundle",
     "Compensator": "tocom.compensator.compensator",
     "Profile": "tocom.formats.profile",
@@ -43,6 +45,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alignment",
     "Bundle",
     "Compensator",
     "Profile",

@@ -11,7 +11,7 @@ from tocom.compensator.compensator import Compensator
 from tocom.export.graph.trace import DTYPES, projection_name
 from tocom.formats.weights import tensor_bytes
 
-__all__ = ["projection_weights", "tensor_bytes"]
+__all__ = ["projection_weights", "tensor_bytes", "to_onnx"]
 
 
 def projection_weights(
@@ -41,11 +41,13 @@ def projection_weights(
             if name == "q" and isinstance(block.attn.q_norm, nn.Identity):
                 weight = weight * block.attn.scale
             key = projection_name(index, name, "weight")
-            tensors[key] = _to_onnx(weight.t().contiguous().to(DTYPES[precision]), key)
+            tensors[key] = to_onnx(weight.t().contiguous(), key, precision)
     return tensors
 
 
-def _to_onnx(weight: Tensor, name: str) -> onnx.TensorProto:
+def to_onnx(weight: Tensor, name: str, precision: str) -> onnx.TensorProto:
+    """Return a float32 tensor as an initializer of a precision."""
+    weight = weight.to(DTYPES[precision])
     kinds = {
         torch.float32: onnx.TensorProto.FLOAT,
         torch.float16: onnx.TensorProto.FLOAT16,

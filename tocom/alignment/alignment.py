@@ -20,7 +20,7 @@ from tocom.compensator.tensor_file import save_tensors
 from tocom.errors import AlignmentError
 from tocom.system.files import sha256_file
 
-__all__ = ["FORMAT", "VERSION", "AlignedDropout", "Alignment", "Binding", "aligned_head"]
+__all__ = ["FORMAT", "VERSION", "AlignedDropout", "Alignment", "Binding", "aligned_head", "is_alignment"]
 
 FORMAT, VERSION = "tocom-alignment", "1"
 _MAX_TENSORS = 4096
@@ -122,8 +122,8 @@ class Alignment:
         for degree, each in self.maps.items():
             if each.matrix is not None and len(each.matrix) != channels:
                 raise AlignmentError(
-                    f"The alignment's map of degree {degree} has {len(each.matrix)} channels, the model's features have "
-                    f"{channels}. Fit it anew: tocom align."
+                    f"The alignment's map of degree {degree} has {len(each.matrix)} channels, the model's features "
+                    f"have {channels}. Fit it anew: tocom align."
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -193,6 +193,15 @@ class Alignment:
         if len(widths) > 1:
             raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it anew: tocom align.")
         return cls(binding, maps, images, {**metadata, "file_sha256": sha256_file(path)})
+
+
+def is_alignment(path: Path) -> bool:
+    """Return whether a safetensors file says that it is an alignment; an unreadable one does not."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def _map(degree: int, entry: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> FeatureMap:

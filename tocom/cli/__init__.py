@@ -22,6 +22,7 @@ _INTERRUPTED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "termi
 VERBS = (
     "quickstart",
     "train",
+    "align",
     "evaluate",
     "export",
     "build",

@@ -34,6 +34,7 @@ def export(
     image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
+    alignment: Annotated[Path | None, typer.Option(help="Alignment file, fitted with the same options.")] = None,
     source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
     merge_blocks: MergeBlocks = None,
@@ -54,6 +55,7 @@ def export(
 
     import numpy as np
 
+    from tocom.alignment.alignment import Alignment
     from tocom.compensator.compensator import Compensator
     from tocom.compression.loading.model import load_model
     from tocom.compression.loading.preprocessing import input_config
@@ -72,6 +74,7 @@ def export(
             degrees=wanted,
             compensator=None if compensator is None else Compensator.load(compensator),
             scale=scale,
+            alignment=None if alignment is None else Alignment.load(alignment),
             source_degree=source_degree,
             method=method,
             family=parse_family(merge_blocks, every, len(loaded.model.blocks)),

@@ -35,11 +35,14 @@ def inspect(
             output.print(bundle_table(bundle))
         return
     if not path.exists():
-        raise RequestError(f"The 'path' argument must be a bundle, a compensator or a profile. {path} does not exist.")
+        raise RequestError(
+            f"The 'path' argument must be a bundle, a compensator, an alignment or a profile. {path} does not exist."
+        )
     if path.suffix == ".safetensors":
+        from tocom.alignment.alignment import Alignment, is_alignment
         from tocom.compensator.compensator import Compensator
 
-        facts: dict[str, Any] = Compensator.load(path).describe()
+        facts: dict[str, Any] = (Alignment if is_alignment(path) else Compensator).load(path).describe()
     elif path.suffix == ".json":
         from tocom.formats.profile import Profile
 
