@@ -82,5 +82,5 @@ def test_the_command(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "families.json").read_text())
     assert (content["images"], content["rows"][0]["family"]) == (3, "every")
     assert content["suggested"] in {each["family"] for each in content["rows"]}
-    with pytest.raises(RequestError, match="Give --compensator, the file to evaluate, or --schedules"):
-        CliRunner().invoke(app, [each for each in arguments if each != "--schedules"], catch_exceptions=False)
+    with pytest.raises(RequestError, match="compares families without a compensator"):
+        CliRunner().invoke(app, [*arguments, "--compensator", "c.safetensors"], catch_exceptions=False)
