@@ -22,7 +22,7 @@ from host_cuda import ILLEGAL_ADDRESS, NO_DEVICE, OS_CALL, OUT_OF_MEMORY, UNKNOW
 from tocom.errors import EngineError
 from tocom.runtime.backends.arrays import LEGACY_STREAM
 from tocom.runtime.backends.tensorrt.device.base import Device
-from tocom.runtime.backends.tensorrt.device.select import _OPENERS
+from tocom.runtime.backends.tensorrt.device.select import LIBRARIES
 
 __all__ = ["CASES", "ON_A_GPU"]
 
@@ -289,7 +289,7 @@ def main(layer: str, library: str | None) -> None:
 
 
 def _with(layer: str) -> Make:
-    return lambda index=0: _OPENERS[layer](index)
+    return lambda index=0: LIBRARIES[layer](index)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from tocom.runtime.backends.tensorrt.device.cuda_python import CudaPythonDevice
 from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
 
-__all__ = ["LIBRARY_VARIABLE", "open_device"]
+__all__ = ["LIBRARIES", "LIBRARY_VARIABLE", "open_device"]
 
 LIBRARY_VARIABLE = "TOCOM_CUDA_LIBRARY"
 
-_OPENERS: dict[str, Callable[[int], Device]] = {
+LIBRARIES: dict[str, Callable[[int], Device]] = {
     "libcuda": LibcudaDevice,
     "pycuda": PycudaDevice,
     "cuda-python": CudaPythonDevice,
@@ -29,8 +29,8 @@ def open_device(index: int = 0) -> Device:
         EngineError: There is no GPU, the library cannot use it, or the variable names none.
     """
     name = os.environ.get(LIBRARY_VARIABLE) or "libcuda"
-    if name not in _OPENERS:
+    if name not in LIBRARIES:
         raise EngineError(
-            f"The variable {LIBRARY_VARIABLE} must be one of {', '.join(_OPENERS)}. Got {name!r} instead."
+            f"The variable {LIBRARY_VARIABLE} must be one of {', '.join(LIBRARIES)}. Got {name!r} instead."
         )
-    return _OPENERS[name](index)
+    return LIBRARIES[name](index)

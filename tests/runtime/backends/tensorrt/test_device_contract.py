@@ -180,8 +180,8 @@ def test_packages_tell_a_missing_driver_from_themselves(layer: str, package: str
         ctypes.CDLL("libcuda.so.1")
         pytest.skip("this machine has a driver")
     program = (
-        "from tocom.runtime.backends.tensorrt.device.select import _OPENERS\n"
-        f"try:\n    _OPENERS[{layer!r}](0)\nexcept Exception as error:\n    print(type(error).__name__, error)"
+        "from tocom.runtime.backends.tensorrt.device.select import LIBRARIES\n"
+        f"try:\n    LIBRARIES[{layer!r}](0)\nexcept Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("EngineError There is no NVIDIA driver here ("), done.stdout + done.stderr
