@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import device_contract
+import numpy as np
 import pytest
 from device_contract import CASES, ON_A_GPU
 from host_cuda import HostCuda, cuda_headers, driver_folder
@@ -24,11 +25,12 @@ from scripted_pycuda import scripted_pycuda
 
 from tocom.cli import doctor
 from tocom.errors import EngineError
+from tocom.runtime.backends.arrays import device_images
 from tocom.runtime.backends.tensorrt.device import failures
 from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.libcuda import FUNCTIONS, LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
-from tocom.runtime.backends.tensorrt.device.select import LIBRARY_VARIABLE, open_device
+from tocom.runtime.backends.tensorrt.device.select import LIBRARIES, LIBRARY_VARIABLE, open_device
 
 HELPERS = Path(device_contract.__file__).parent
 NAMES = json.loads((HELPERS / "pycuda_names.json").read_text())
@@ -242,3 +244,36 @@ def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPat
         with pytest.raises(EngineError, match=rf"{variable} cannot be imported .*pip install 'tocom\["):
             open_device()
     assert importlib.util.find_spec("tocom") is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["libcuda", "pycuda", "cuda-python"])
+@pytest.mark.parametrize("dlpack", [True, False], ids=["dlpack", "interface"])
+def test_a_tensor_that_torch_still_writes_is_waited_for_on_a_gpu(name: str, dlpack: bool) -> None:
+    """The race for real: a stream is kept busy, then writes; without waiting, the old values would be read."""
+    torch = pytest.importorskip("torch")
+    if name != "libcuda":
+        pytest.importorskip({"pycuda": "pycuda", "cuda-python": "cuda.bindings"}[name])
+    device = LIBRARIES[name](0)
+    tensor = torch.zeros(4, 3, 8, 8, device="cuda")
+    torch.cuda.synchronize()
+    # The interface of torch names no stream: what is on the legacy stream is waited for.
+    busy = torch.cuda.Stream() if dlpack else torch.cuda.default_stream()
+    with device.attached():
+        stream, intake = device.create_stream(), device.create_stream()
+        read = device.pinned(tensor.numel() * 4)
+        for value in (1.0, 2.0, 3.0):
+            with torch.cuda.stream(busy):
+                torch.cuda._sleep(200_000_000)  # about 0.1 s
+                tensor.fill_(value)
+                shown = tensor if dlpack else SimpleNamespace(__cuda_array_interface__=tensor.__cuda_array_interface__)
+                found = device_images(shown, intake, 0)
+            assert found is not None
+            device.wait_for(stream, found.stream)
+            device.to_host(read.ctypes.data, found.pointer, read.nbytes, stream)
+            device.synchronize(stream)
+            assert (read.view(np.float32) == value).all()
+        device.release_pinned(read)
+        device.release_stream(stream)
+        device.release_stream(intake)
+    device.close()
