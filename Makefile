@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-aarch64 test-slow coverage docs bench fuzz soak links lint typecheck format clean
+.PHONY: help quickstart test test-aarch64 gpu gpu-rehearsal test-slow coverage docs bench fuzz soak links lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
 	@echo "make test        lint, types and all tests that need no GPU"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-aarch64  the runtime and the op plugins' arithmetic on an emulated aarch64 Python"
+	@echo "make gpu         what needs an NVIDIA GPU, in one go; make gpu-rehearsal without one"
 	@echo "make fuzz        damaged manifests, profiles and compensators; MINUTES=10 in all"
 	@echo "make soak        an hour of budgets, faults and reloads; MINUTES=60"
 	@echo "make coverage    the tests, and which lines they run"
@@ -41,6 +42,13 @@ test: lint typecheck
 # Debian's Python for aarch64 under user-mode emulation, from apt and PyPI; installs nothing. About 4 minutes.
 test-aarch64: $(VENV)/.stamp
 	$(BIN)/python tests/aarch64/check.py
+
+# Everything that needs an NVIDIA GPU, without a network; at most 9 minutes. The rehearsal needs none: about 2 minutes.
+gpu: $(VENV)/.stamp
+	$(BIN)/python benchmarks/gpu.py --write
+
+gpu-rehearsal: $(VENV)/.stamp
+	$(BIN)/python benchmarks/gpu.py --rehearse
 
 test-slow: $(VENV)/.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -1,10 +1,11 @@
 """Time TokenMerge and TokenPrune on a GPU: the kernels, eager torch, torch.compile, and the bandwidth floor.
 
-    python benchmarks/op_plugin.py [--out benchmarks/results/op_plugin-<gpu>.json] [--quick]
+    python benchmarks/op_plugin.py [--out benchmarks/results/op_plugin-<gpu>.json] [--quick | --rehearse]
 
 Every figure is the median over repeats of a CUDA graph (eager torch: of plain calls, as eager code runs) timed with
 CUDA events, in microseconds. "floor" is the time in which a device copy moves the bytes that the op must move; "share"
 is floor / time, the share of the measured copy bandwidth. Run it on an idle GPU with locked clocks where they can be.
+``--rehearse`` goes the same way on the emulated device, without a GPU: its times mean nothing and are not written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "plugins"))
+sys.path.insert(0, str(ROOT / "tests" / "export" / "op_plugin"))
 
-from device_kernels import DeviceKernels, compile_device_kernels  # noqa: E402
+from device_kernels import DeviceKernels, EmulatedKernels, compile_device_kernels, compile_emulated_kernels  # noqa: E402
 
 from tocom.compression.merging import token_merge  # noqa: E402
 from tocom.compression.pruning import token_prune  # noqa: E402
@@ -47,12 +49,17 @@ SHAPES = [
 ]
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREFIX = 1
+DEVICE = "cuda"
 # What the issue asks of a Hopper-class GPU.
 GOALS = {"merge_197x384_batch1_us": 8.0, "times_faster_than_eager": 10.0, "share_of_copy_bandwidth_batch64": 0.6}
 
 
 def time_us(run: Callable[[], Any], *, repeats: int, inner: int, graph: bool) -> float:
     """Return the median microseconds of one ``run``, over ``repeats`` measurements of ``inner`` runs each."""
+    if DEVICE == "cpu":
+        begin = time.perf_counter()
+        run()
+        return (time.perf_counter() - begin) * 1e6
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(5):
@@ -81,7 +88,7 @@ def time_us(run: Callable[[], Any], *, repeats: int, inner: int, graph: bool) ->
 
 def copy_bytes_per_us(repeats: int) -> float:
     """Return the bandwidth of a large device copy, bytes read and written per microsecond."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(1 << (30 if DEVICE == "cuda" else 20), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / time_us(lambda: target.copy_(source), repeats=repeats, inner=4, graph=True)
 
@@ -104,10 +111,10 @@ def measure(variants: dict[str, Callable[[], Any]], moved_bytes: int, bandwidth:
 def merge_variants(kernels: DeviceKernels, x: Tensor, keys: Tensor, size: Tensor, r: int) -> dict[str, Any]:
     """Return what runs merging; the kernels write to buffers that exist, as under TensorRT."""
     batch, tokens, channels = x.shape
-    y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device="cuda")
-    size_out = torch.empty(batch, tokens - r, 1, device="cuda")
-    log_size = torch.empty(batch, 1, 1, tokens - r, dtype=x.dtype, device="cuda")
-    workspace = torch.empty(kernels.workspace_bytes(batch, tokens, PREFIX), dtype=torch.uint8, device="cuda")
+    y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=DEVICE)
+    size_out = torch.empty(batch, tokens - r, 1, device=DEVICE)
+    log_size = torch.empty(batch, 1, 1, tokens - r, dtype=x.dtype, device=DEVICE)
+    workspace = torch.empty(kernels.workspace_bytes(batch, tokens, PREFIX), dtype=torch.uint8, device=DEVICE)
     compiled = torch.compile(token_merge, dynamic=False)
     return {
         "kernels": lambda: kernels.merge_into(x, keys, size, y, size_out, log_size, workspace, r, PREFIX),
@@ -123,10 +130,10 @@ def bench_shape(
     batch, tokens, channels, head_channels, r = shape
     dtype = TYPES[kind]
     torch.manual_seed(0)
-    x = torch.randn(batch, tokens, channels, device="cuda").to(dtype)
-    keys = torch.randn(batch, channels // head_channels, tokens, head_channels, device="cuda").to(dtype)
-    size = torch.ones(batch, tokens, 1, device="cuda")
-    score = torch.rand(batch, tokens, device="cuda")
+    x = torch.randn(batch, tokens, channels, device=DEVICE).to(dtype)
+    keys = torch.randn(batch, channels // head_channels, tokens, head_channels, device=DEVICE).to(dtype)
+    size = torch.ones(batch, tokens, 1, device=DEVICE)
+    score = torch.rand(batch, tokens, device=DEVICE)
     item = x.element_size()
     gathered = batch * (2 * tokens - r) * channels * item
     facts = {"batch": batch, "tokens": tokens, "channels": channels, "r": r, "dtype": kind}
@@ -161,12 +168,30 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def rehearse() -> int:
+    """Go through every function once without a GPU; return the exit code."""
+    global DEVICE
+    DEVICE = "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = EmulatedKernels(compile_emulated_kernels(Path(folder)))
+    kernels.configure(2, False)
+    bandwidth = copy_bytes_per_us(1)
+    rows = bench_shape(kernels, (1, 33, 64, 16, 4), "float32", bandwidth, 1)
+    judge([{**row, "channels": 384} for row in rows])
+    wrong = [f"{row['op']}: {what['error']}" for row in rows for what in row.values() if "error" in str(what)]
+    print(*wrong, sep="\n")
+    return 1 if wrong else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/op_plugin-<gpu>.json")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="Few shapes and repeats, to see that it runs.")
+    parser.add_argument("--rehearse", action="store_true", help="On the emulated device; writes nothing.")
     options = parser.parse_args()
+    if options.rehearse:
+        return rehearse()
     if not torch.cuda.is_available():
         print("This benchmark needs an NVIDIA GPU; torch sees none.", file=sys.stderr)
         return 1

@@ -35,6 +35,23 @@ def compile_device_kernels(folder: Path, architecture: int) -> Path:
     return path
 
 
+def compile_emulated_kernels(folder: Path) -> Path:
+    """Compile the kernels for the SIMT machine of ``testing/emulation``; return the library.
+
+    Raises:
+        EngineError: There is no nvcc, whose folders of CUDA's headers this needs.
+    """
+    toolkit = find_toolkit()
+    path = folder / "libtocom_emulated.so"
+    # nvcc hands C++ to the host compiler; it is here for the folders of CUDA's headers alone.
+    flags = ["-std=c++17", "-O2", "-shared", "-DTOCOM_EMULATED_DEVICE", "-cudart=none"]
+    folders = [f"-I{SOURCES / 'testing' / 'emulation'}", f"-I{SOURCES}", *(f"-I{f}" for f in toolkit.include)]
+    warnings = "-Xcompiler=-fPIC,-Wall,-Werror,-Wno-unknown-pragmas"
+    source = str(SOURCES / "testing" / "emulated_harness.cpp")
+    subprocess.run([str(toolkit.nvcc), *flags, warnings, *folders, source, "-o", str(path)], check=True)
+    return path
+
+
 class DeviceKernels:
     """Each call enqueues on the current stream and raises when a launch fails."""
 
@@ -100,6 +117,14 @@ class DeviceKernels:
         if status != 0:
             raise RuntimeError(f"token_prune: CUDA error {status}")
         return y
+
+
+class EmulatedKernels(DeviceKernels):
+    """The same on host memory."""
+
+    def configure(self, multiprocessors: int, reverse: bool) -> None:
+        """Set how many multiprocessors launches believe in, and whether threads and blocks run backwards."""
+        self._library.tocom_emulation_configure(multiprocessors, ctypes.c_bool(reverse))
 
 
 def _stream(tensor: Tensor) -> ctypes.c_void_p:

@@ -6,45 +6,28 @@ not: memory order between threads of different warps beyond barriers, speed, and
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-
 import numpy as np
 import pytest
 import torch
-from device_kernels import SOURCES, DeviceKernels
+from device_kernels import EmulatedKernels, compile_emulated_kernels
 from heads import in_heads
 from kernel_cases import match_case, prune_case
 
 from tocom.compression.merging import token_merge
 from tocom.compression.pruning import token_prune
 from tocom.errors import EngineError
-from tocom.export.op_plugin.toolchain import find_toolkit
 
 # Multiprocessors that the launch believes in decide tile sizes and rows per block; True runs everything backwards.
 MACHINES = [(2, False), (132, True)]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-class EmulatedKernels(DeviceKernels):
-    def configure(self, multiprocessors: int, reverse: bool) -> None:
-        self._library.tocom_emulation_configure(multiprocessors, ctypes.c_bool(reverse))
-
-
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> EmulatedKernels:
     try:
-        toolkit = find_toolkit()
+        return EmulatedKernels(compile_emulated_kernels(tmp_path_factory.mktemp("emulated")))
     except EngineError as error:
         pytest.skip(str(error))
-    path = tmp_path_factory.mktemp("emulated") / "libtocom_emulated.so"
-    # nvcc hands C++ to the host compiler; it is here for the folders of CUDA's headers alone.
-    flags = ["-std=c++17", "-O2", "-shared", "-DTOCOM_EMULATED_DEVICE", "-cudart=none"]
-    folders = [f"-I{SOURCES / 'testing' / 'emulation'}", f"-I{SOURCES}", *(f"-I{f}" for f in toolkit.include)]
-    warnings = "-Xcompiler=-fPIC,-Wall,-Werror,-Wno-unknown-pragmas"
-    source = str(SOURCES / "testing" / "emulated_harness.cpp")
-    subprocess.run([str(toolkit.nvcc), *flags, warnings, *folders, source, "-o", str(path)], check=True)
-    return EmulatedKernels(path)
 
 
 def on_every_machine(emulated, run):
