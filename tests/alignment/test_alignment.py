@@ -232,7 +232,7 @@ def test_the_command(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["inspect", str(out)], catch_exceptions=False)
     assert "source_degree" in ran.stdout
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert "30 images, a fifth held out" in ran.stdout
+    assert "30 images; each fifth judged" in ran.stdout
 
 
 def test_pooled_features_are_what_the_head_reads(model: VisionTransformer) -> None:

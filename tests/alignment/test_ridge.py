@@ -52,7 +52,7 @@ def test_it_closes_the_gap_of_images_that_it_never_saw() -> None:
     assert fitted.closed == pytest.approx(1 - aligned.mean() / without.mean(), abs=0.05)
 
 
-def test_the_held_out_images_are_no_part_of_their_own_figures() -> None:
+def test_no_image_is_part_of_its_own_figure() -> None:
     """As many channels as images: a fit on all of them would close the whole gap of noise."""
     generator = np.random.default_rng(1)
     wanted = generator.standard_normal((60, 60))

@@ -1,4 +1,4 @@
-"""The closed form: ridge regression towards the identity, its strength chosen on held-out images.
+"""The closed form: ridge regression towards the identity, its strength chosen on images held out.
 
 With ``A`` and ``B`` the centred features of a degree and of the source degree [images, channels], the map is
 ``y = x + (x − mean_A) W + (mean_B − mean_A)``, ``W = (AᵀA + λI)⁻¹ Aᵀ(B − A)``: ridge regression (Hoerl and Kennard,
@@ -17,25 +17,24 @@ from tocom.errors import AlignmentError
 
 __all__ = ["LEAST_IMAGES", "STRENGTHS", "FeatureMap", "feature_gaps", "fit_map"]
 
-# A fifth is held out, and says little from fewer than five images.
 LEAST_IMAGES = 25
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_HELD_OUT = 5
-# One-sided, 95 %: a map is kept where the held-out images show that it helps.
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_FOLDS = 5
+# One-sided, 95 %: a map is kept where images that it was not fitted on show that it helps.
 _Z = 1.645
 Features = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map of features, and what held-out images say of it.
+    """A map of features, and what images say of it that it was not fitted on.
 
     Attributes:
         matrix: [channels, channels]; ``y = x @ matrix + offset``. None where the map is refused: the identity.
         offset: [channels]; None with ``matrix``.
         strength: That was chosen.
-        gap: Mean of one minus cosine to the source degree's features over the held-out images, without the map.
-        aligned_gap: With the map, fitted on the other images.
+        gap: Mean of one minus cosine to the source degree's features over the images, without the map.
+        aligned_gap: With maps of that strength, each image by one that was fitted without its fifth of the images.
     """
 
     matrix: NDArray[np.float32] | None
@@ -46,7 +45,7 @@ class FeatureMap:
 
     @property
     def closed(self) -> float:
-        """Share of the held-out images' gap that the map closes; below zero where it opens it."""
+        """Share of the gap that the map closes on images that it was not fitted on; below zero where it opens it."""
         return 1 - self.aligned_gap / self.gap if self.gap > 0 else 0.0
 
     def apply(self, features: Features) -> NDArray[np.float32]:
@@ -58,13 +57,13 @@ class FeatureMap:
 def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     """Fit the map from features of a degree to those of the source degree, of the same images.
 
-    A fifth of the images, drawn by the seed, chooses the strength, and says whether the map helps: where it does not,
-    beyond what chance explains, it is refused. The map itself is then fitted on all images.
+    Each fifth of the images, drawn by the seed, is held out once. Together they choose the strength and say whether the
+    map helps: where it does not, beyond what chance explains, it is refused. The map is then fitted on all images.
 
     Args:
         found: Of the degree, [images, channels].
         wanted: Of the source degree, [images, channels].
-        seed: Of the held-out images.
+        seed: Of the fifths.
 
     Raises:
         AlignmentError: Fewer than 25 images, shapes that differ, or values that are not finite.
@@ -85,13 +84,15 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
                 f"Features of {name} are not finite for {bad.size} of {count} images, the first is image {bad[0]}. "
                 "Look for images or weights that are not finite."
             )
-    order = np.random.default_rng(seed).permutation(count)
-    held_out, rest = order[: count // _HELD_OUT], order[count // _HELD_OUT :]
-    without = feature_gaps(wanted[held_out], found[held_out])
-    fit, gaps = _Ridge(found[rest], wanted[rest]), {}
-    for strength in STRENGTHS:
-        matrix, offset = fit.solve(strength)
-        gaps[strength] = feature_gaps(wanted[held_out], found[held_out] @ matrix + offset)
+    fold = np.random.default_rng(seed).permutation(count) % _FOLDS
+    without = feature_gaps(wanted, found)
+    gaps = {strength: np.empty(count) for strength in STRENGTHS}
+    for number in range(_FOLDS):
+        held_out = fold == number
+        fit = _Ridge(found[~held_out], wanted[~held_out])
+        for strength in STRENGTHS:
+            matrix, offset = fit.solve(strength)
+            gaps[strength][held_out] = feature_gaps(wanted[held_out], found[held_out] @ matrix + offset)
     strength = min(gaps, key=lambda each: float(gaps[each].mean()))
     gain = without - gaps[strength]
     figures = strength, float(without.mean()), float(gaps[strength].mean())

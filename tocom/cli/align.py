@@ -39,7 +39,7 @@ def align(
     every: Spacing = None,
     fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the images that are held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the fifths that are held out.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -80,7 +80,7 @@ def align(
 
 
 def _table(alignment: Alignment, out: Path) -> Table:
-    table = Table(title=f"{out}: {alignment.images} images, a fifth held out for these figures")
+    table = Table(title=f"{out}: {alignment.images} images; each fifth judged by a map of the others")
     for column in ("degree", "feature gap", "aligned", "closed", "strength"):
         table.add_column(column, justify="right")
     for degree, each in alignment.maps.items():

@@ -50,7 +50,7 @@ def align(
         family: Of the degrees; None is the compensator's, without one ``every``.
         fuse: Of pruning.
         batch_size: Images per forward pass.
-        seed: Of the images that are held out.
+        seed: Of the fifths of the images that are held out in turn.
         progress: Called with the images done, and all of them.
 
     Raises:
