@@ -167,8 +167,8 @@ class ICudaEngine:
 
     def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED, "the arena serves all contexts"
-        if self.described.get("no_context"):
-            self.logger.log(ILogger.Severity.ERROR, "context refused")
+        if words := self.described.get("no_context"):
+            self.logger.log(ILogger.Severity.ERROR, words)
             return None
         return IExecutionContext(self)
 

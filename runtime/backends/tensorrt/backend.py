@@ -117,15 +117,13 @@ class TensorRtBackend:
         content = file.read_engine(self._folder.path)
         if self._runtime is None:
             raise EngineError(f"the backend of {self._bundle.path} is closed")
+        self._shared.log.take()  # what was said before is of others
         with self._device.attached():
             engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                lines = self._shared.log.take()
-                if "out of memory" in lines.lower():
-                    raise MemoryError(f"degree {degree}: {lines}")
-                raise EngineError(
-                    f"{self.name} {self._trt.__version__} cannot load {self._folder.path / file.engine.file}: {lines}. "
-                    f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}."
+                raise self._shared.log.refusal(
+                    f"{self.name} {self._trt.__version__} cannot load {self._folder.path / file.engine.file}",
+                    f"Build it again on this device: tocom build {self._bundle.path} --backend {self.name}.",
                 )
             # At least one byte: address zero would read as "not bound yet".
             self._shared.arena.ensure(max(engine.device_memory_size_v2, 1))
@@ -136,12 +134,14 @@ class TensorRtBackend:
         if self._closed:
             return
         self._closed = True
-        with self._device.attached():
-            self._shared.arena.close()
-            for stream in (self._shared.stream, self._intake):
-                self._device.release_stream(stream)
-        self._runtime = None
-        self._device.close()
+        try:
+            with self._device.attached():
+                self._runtime = None
+                self._shared.arena.close()
+                for stream in (self._shared.stream, self._intake):
+                    self._device.release_stream(stream)
+        finally:
+            self._device.close()
 
     def _file(self, degree: int) -> Sidecar:
         if degree not in self._folder.engines:

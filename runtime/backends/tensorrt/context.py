@@ -70,6 +70,7 @@ class Context:
 
     Raises:
         EngineError: TensorRT makes none.
+        MemoryError: There is no room for what TensorRT keeps of it.
     """
 
     def __init__(self, engine: tensorrt.ICudaEngine, degree: int, shared: Shared, pointers: Mapping[str, int]) -> None:
@@ -78,7 +79,7 @@ class Context:
             shared.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         if context is None:
-            raise EngineError(f"TensorRT makes no context for degree {degree}: {shared.log.take()}.")
+            raise shared.log.refusal(f"TensorRT makes no context for degree {degree}")
         self._context = context
         self._bound = 0
         self._shape: tuple[int, ...] = ()

@@ -99,13 +99,14 @@ class TensorRtEngine:
                 self._device.synchronize(self._shared.stream)
             for context in self._by_batch.values():
                 context.drop_graph()
+            # TensorRT's objects before the memory that they were given, and with the GPU current.
+            self._by_batch = {}
+            self._plain = self._engine = None
             for pointer in self._device_memory:
                 self._device.release(pointer)
             for array in self._pinned.values():
                 self._device.release_pinned(array)
         self._device_memory, self._pinned = [], {}
-        self._by_batch = {}
-        self._plain = self._engine = None
 
     def _context_for(self, batch: int) -> Context:
         """Return the context of a batch size; the one for plain runs where no graph is to be had."""
@@ -115,7 +116,7 @@ class TensorRtEngine:
         if found is None and self._captures and len(self._by_batch) < _MAX_GRAPHS:
             try:
                 found = self._by_batch[batch] = Context(self._engine, self.degree, self._shared, self._pointers)
-            except EngineError as error:
+            except (EngineError, MemoryError) as error:
                 self._give_up(error)
         return found if found is not None and self._captures else self._plain
 

@@ -79,6 +79,13 @@ class LogCapture:
 
         self.logger = Logger()
 
+    def refusal(self, what: str, cure: str = "") -> Exception:
+        """Return the error of what TensorRT refused: a MemoryError where it logged a lack of memory."""
+        lines = self.take()
+        if "out of memory" in lines.lower():
+            return MemoryError(f"{what}: {lines}")
+        return EngineError(f"{what}: {lines}. {cure}".rstrip())
+
     def take(self) -> str:
         """Return what was logged since the last call, as one line, and forget it."""
         text = "; ".join(self._lines)[:600]

@@ -304,9 +304,9 @@ EXPORT void host_cuda_fail(const char *name, int error, int skip, int times) {
     functions[i].next = error, functions[i].skip = skip, functions[i].times = times;
 }
 EXPORT void host_cuda_lose(int error) { sticky = error; }
-/* The GPU was reset: it answers again, and whatever it held is gone. */
+/* The GPU was reset: it answers again, and whatever it held is gone. Who retained the primary context still does. */
 EXPORT void host_cuda_forget(void) {
-    sticky = 0, primary.retained = 0;
+    sticky = 0;
     for (int kind = 0; kind < KINDS; kind++)
         for (int i = 0; i < block_count[kind]; i++) blocks[kind][i].live = 0;
     for (int i = 0; i < stream_count; i++) streams[i]->live = 0;

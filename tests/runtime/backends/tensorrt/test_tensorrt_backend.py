@@ -206,13 +206,17 @@ def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
 def test_what_tensorrt_logs_goes_into_the_error(bundle: SmallBundle, opened: Callable[[], TensorRtBackend]) -> None:
     folder = write_engines(bundle)
     replace_engine(folder, 0, b"no engine")
-    replace_engine(folder, 4, engine_bytes(4, no_context=True))
+    replace_engine(folder, 4, engine_bytes(4, no_context="context refused"))
     replace_engine(folder, 8, engine_bytes(8, refuses=True))
     backend = opened()
     with pytest.raises(EngineError, match="Size specified in header does not match actual size"):
         backend.load(0)
     with pytest.raises(EngineError, match="makes no context for degree 4: context refused"):
         backend.load(4)
+    for changes in ({"error": "[E] Error Code 2: OutOfMemory (out of memory)"}, {"no_context": "Cuda: out of memory"}):
+        replace_engine(folder, 4, engine_bytes(4, **changes))
+        with pytest.raises(MemoryError, match=r"degree.*4.*: .*out of memory"):
+            opened().load(4)
     engine = backend.load(8)
     for _ in range(2):
         with pytest.raises(EngineError, match="refused execute_async_v3 at degree 8: enqueue refused"):
