@@ -13,9 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom.alignment.alignment import Alignment, Binding
-from tocom.compensator.compensator import Compensator, model_name, model_sha256
+from tocom.compensator.compensator import Compensator, model_sha256
+from tocom.compression.loading.memory import from_memory
 from tocom.compression.loading.model import LoadedModel
-from tocom.compression.loading.preprocessing import input_config
 from tocom.compression.macs import count_macs
 from tocom.compression.surgery import check_supported, compress, input_tokens
 from tocom.compression.tokens import removal_schedule, token_counts
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def export(
-    model: VisionTransformer | LoadedModel,
+    model: nn.Module | LoadedModel,
     out: Path | str,
     *,
     degrees: Sequence[int],
@@ -66,7 +66,8 @@ def export(
     The model is traced at most twice (dense and compressed); each degree is then a rewrite of that graph.
 
     Args:
-        model: A dense timm Vision Transformer, or what :func:`tocom.compression.loading.model.load_model` returned.
+        model: What :func:`tocom.compression.loading.model.load_model` returned; or a dense timm Vision Transformer, one
+            in a wrapper of torch, in half precision, or of torchvision or transformers.
         out: Folder to write. It appears whole or not at all.
         degrees: Target degrees; 0 is the dense model.
         compensator: Merged at every degree other than ``source_degree``.
@@ -99,7 +100,7 @@ def export(
         ExportError: Tracing failed, or an ONNX file does not compute what torch computes.
         OutputError: The bundle cannot be written.
     """
-    loaded = model if isinstance(model, LoadedModel) else LoadedModel(model, model_name(model), "memory")
+    loaded = from_memory(model)
     vit = loaded.model
     tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
     family = named_family(family or (EVERY if compensator is None else compensator.family), depth)
@@ -122,7 +123,8 @@ def export(
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
     if features and isinstance(vit.head, nn.Identity):
         raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
-    entry = input_config(vit)
+    entry = {**loaded.input_entry, "sources": loaded.origins}
+    entry["shape"] = list(entry["shape"])
     entry["shape"][0] = fixed or "batch"
     steps = _Steps(progress, total=1 + 2 * len(degrees))
 

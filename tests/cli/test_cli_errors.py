@@ -85,7 +85,10 @@ BAD = {
     "scale NaN": (f"{EXPORT} --compensator {{four_groups}} --scale nan", "CompensatorError: .*finite"),
     "missing keys": (f"{EXPORT} --weights {{missing}}", "ModelError: .*does not fit test_vit3: missing norm.bias"),
     "unexpected keys": (f"{EXPORT} --weights {{unexpected}}", "ModelError: .*unexpected fc.weight"),
-    "another image size": (f"{EXPORT} --image-size 96", "ModelError: .*pos_embed has shape"),
+    "an image size that the patch does not divide": (
+        f"{EXPORT} --image-size 90",
+        "ModelError: .*multiple of the patch, 16",
+    ),
     "no checkpoint": (f"{EXPORT} --weights {{none}}", "ModelError: .*does not exist"),
     "checkpoint of text": (f"{EXPORT} --weights {{text}}", "ModelError: .*Cannot read the checkpoint"),
     "no folder of images": (f"{EXPORT} --check-images {{none}}", "DataError: .*No image folder"),

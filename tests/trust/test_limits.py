@@ -153,4 +153,4 @@ def test_nothing_unpickles_or_evaluates() -> None:
                 assert options.get("weights_only") == "True", source
             assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load"), source
             assert options.get("allow_pickle") != "True", source
-    assert sorted(found) == ["checkpoint.py", "model.py"]
+    assert sorted(found) == ["checkpoint.py", "files.py"]

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
+from tocom.cli.model_options import (
+    Adapter,
+    Crop,
+    CropMode,
+    ImageSize,
+    InChans,
+    Interpolation,
+    Mean,
+    ModelKwargs,
+    ModelName,
+    MoreKwargs,
+    NumClasses,
+    Std,
+    WeightsKey,
+    load,
+)
 from tocom.cli.options import MergeBlocks, Spacing, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
@@ -24,13 +40,22 @@ def register(app: typer.Typer) -> None:
 
 
 def align(
-    model: Annotated[str, typer.Option(help="timm model name.")],
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 4,8,16 or first:last:step.")],
     out: Annotated[Path, typer.Option(help="Alignment to write (.safetensors).")],
+    model: ModelName = None,
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    weights_key: WeightsKey = None,
+    adapter: Adapter = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    model_kwargs: ModelKwargs = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with.")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
     source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
@@ -41,12 +66,11 @@ def align(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the fifths that are held out.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a map of the features of each degree to those of the source degree: 50 images or more, no labels."""
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading.model import load_model
-    from tocom.compression.loading.preprocessing import input_config
     from tocom.system.files import check_writable
     from tocom.training.align import align as run
     from tocom.training.distributed import choose_device
@@ -55,8 +79,21 @@ def align(
     wanted = parse_degrees(degrees)
     check_writable(out.parent)
     place = choose_device(device)
-    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
-    files = ImageFiles(images, input_config(loaded.model))
+    options: dict[str, Any] = {
+        "adapter": adapter,
+        "weights_key": weights_key,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "in_chans": in_chans,
+        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop": crop,
+        "crop_mode": crop_mode,
+    }
+    loaded = load(model, weights=weights, **options)
+    files = ImageFiles(images, loaded.input_entry)
     with steps() as progress:
         found = run(
             loaded.model.to(place),

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
+from tocom.cli.model_options import (
+    Adapter,
+    Crop,
+    CropMode,
+    ImageSize,
+    InChans,
+    Interpolation,
+    Mean,
+    ModelKwargs,
+    ModelName,
+    MoreKwargs,
+    NumClasses,
+    Std,
+    WeightsKey,
+    load,
+    print_loaded,
+)
 from tocom.cli.options import parse_degrees
 from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
     from tocom.compensator.compensator import Compensator
+    from tocom.compression.loading.model import LoadedModel
     from tocom.evaluation.answers import Scores
     from tocom.evaluation.pairs import Evaluation
 
@@ -30,9 +46,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="timm model name.")],
     images: Annotated[Path, typer.Option(help="Test images, one subfolder per class; with --schedules any.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    model: ModelName = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file.")] = None,
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
@@ -61,13 +77,23 @@ def evaluate(
     keep_scale: Annotated[
         bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
     ] = False,
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    weights_key: WeightsKey = None,
+    adapter: Adapter = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    model_kwargs: ModelKwargs = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
     answers: Annotated[Path | None, typer.Option(help="CSV file for what is answered to each test image.")] = None,
+    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure accuracy and feature gap with and without a compensator, and say which degrees to use.
@@ -75,8 +101,6 @@ def evaluate(
     The scale and the verdicts come from held-out images; the figures are of the others.
     """
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading.model import load_model
-    from tocom.compression.loading.preprocessing import input_config
     from tocom.evaluation.held_out import split_samples
     from tocom.evaluation.pairs import evaluate as run
     from tocom.images import class_folders
@@ -90,15 +114,24 @@ def evaluate(
     place = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
-    loaded = {
-        degree: load_model(model, weights=file, num_classes=num_classes, image_size=image_size)
-        for degree, file in files.items()
+    options: dict[str, Any] = {
+        "adapter": adapter,
+        "weights_key": weights_key,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "in_chans": in_chans,
+        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop": crop,
+        "crop_mode": crop_mode,
     }
+    loaded = {degree: load(model, weights=file, **options) for degree, file in files.items()}
     first = next(iter(loaded.values()))
     if schedules:
-        _compare(
-            first.model.to(place), images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json
-        )
+        first.model.to(place)
+        _compare(first, images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json)
         return
     test, kept = class_folders(images, first.labels, classes=first.model.num_classes), []
     if held_out is not None:
@@ -109,7 +142,7 @@ def evaluate(
         result = run(
             {degree: each.model.to(place) for degree, each in loaded.items()},
             part,
-            input_config(first.model),
+            first.input_entry,
             test=test,
             held_out=kept,
             targets=parse_degrees(degrees),
@@ -120,7 +153,8 @@ def evaluate(
             progress=progress,
         )
     split = f"{held_out_share} of every class, seed {seed}" if kept and held_out is None else None
-    origin = {"weights": {str(degree): file for degree, file in files.items()}, "split": split}
+    origin: dict[str, Any] = {"weights": {str(degree): file for degree, file in files.items()}, "split": split}
+    origin["input"] = {**first.input_entry, "sources": first.origins}
     result = dataclasses.replace(result, provenance={**result.provenance, **origin})
     if out is not None:
         from tocom.evaluation.chart import draw_chart
@@ -134,6 +168,8 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
         return
+    for each in loaded.values():
+        print_loaded(each)
     output.print(_table(result))
     if part is not None:
         output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
@@ -174,7 +210,7 @@ def _write_answers(path: Path, result: Evaluation, images: list[Path]) -> None:
 
 
 def _compare(
-    model: VisionTransformer,
+    loaded: LoadedModel,
     images: Path,
     degrees: list[int],
     method: str,
@@ -184,7 +220,6 @@ def _compare(
     as_json: bool,
 ) -> None:
     """Print, and where asked write, how families of schedules compare."""
-    from tocom.compression.loading.preprocessing import input_config
     from tocom.evaluation.families import compare_families, suggest_family
     from tocom.formats.bundle import Bundle
     from tocom.formats.profile import Profile, find_profiles
@@ -198,10 +233,10 @@ def _compare(
             raise RequestError(f"The bundle {path} has no profile. Make one on the device: tocom calibrate {path}")
         entries = Profile.load(profiles[-1]).degrees
         latencies[bundle.manifest["family"]] = {degree: each.latency.p50_ms for degree, each in entries.items()}
-    files = ImageFiles(images, input_config(model))
+    files = ImageFiles(images, loaded.input_entry)
     with steps() as progress:
         rows = compare_families(
-            model,
+            loaded.model,
             files,
             degrees=degrees,
             families=list(latencies) or None,

@@ -9,6 +9,24 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
+from tocom.cli.model_options import (
+    Adapter,
+    Crop,
+    CropMode,
+    ImageSize,
+    InChans,
+    Interpolation,
+    Mean,
+    ModelKwargs,
+    ModelName,
+    MoreKwargs,
+    NumClasses,
+    Std,
+    WeightsKey,
+    load,
+    print_loaded,
+    read_labels,
+)
 from tocom.cli.options import MergeBlocks, Spacing, parse_batch, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
@@ -24,14 +42,23 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[str, typer.Option(help="timm model name.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
+    model: ModelName = None,
     weights: Annotated[
-        str, typer.Option(help="Checkpoint file, 'pretrained' (timm's hub), or 'random' (for timing only).")
+        str, typer.Option(help="Checkpoint (file or folder), 'pretrained' (timm's hub), or 'random' (for timing only).")
     ] = "pretrained",
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    weights_key: WeightsKey = None,
+    adapter: Adapter = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    model_kwargs: ModelKwargs = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
     alignment: Annotated[Path | None, typer.Option(help="Alignment file, fitted with the same options.")] = None,
@@ -43,29 +70,41 @@ def export(
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
     batch: Annotated[str, typer.Option(help="Batch: N, or min:opt:max.")] = "1",
-    labels: Annotated[Path | None, typer.Option(help="Text file with one class name per line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: text with one per line, or JSON.")] = None,
     check: Annotated[bool, typer.Option(help="Compare every degree with torch.")] = True,
     check_images: Annotated[Path | None, typer.Option(help="Images for the check; default: synthetic ones.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a bundle: one ONNX file per degree, the compensator merged in, weights stored once."""
     wanted, sizes = parse_degrees(degrees), parse_batch(batch)
-    names = _read_labels(labels)
+    names = None if labels is None else read_labels(labels)
 
     import numpy as np
 
     from tocom.alignment.alignment import Alignment
     from tocom.compensator.compensator import Compensator
-    from tocom.compression.loading.model import load_model
-    from tocom.compression.loading.preprocessing import input_config
     from tocom.export import export as run
     from tocom.training.image_files import ImageFiles
 
-    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
+    options: dict[str, Any] = {
+        "adapter": adapter,
+        "weights_key": weights_key,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "in_chans": in_chans,
+        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop": crop,
+        "crop_mode": crop_mode,
+    }
+    loaded = load(model, weights=weights, **options)
     images = None
     if check_images is not None:
-        files = ImageFiles(check_images, input_config(loaded.model))
+        files = ImageFiles(check_images, loaded.input_entry)
         images = np.stack([files[index].numpy() for index in range(min(len(files), 8))])
     with steps() as progress:
         bundle = run(
@@ -92,6 +131,7 @@ def export(
         print_json(bundle.manifest)
     else:
         output.print(bundle_table(bundle))
+        print_loaded(loaded)
 
 
 def bundle_table(bundle: Bundle) -> Table:
@@ -114,14 +154,3 @@ def bundle_table(bundle: Bundle) -> Table:
     total = sum(file["size"] for file in manifest["files"].values())
     table.caption = f"{total / 2**20:.1f} MiB in all; weights stand once"
     return table
-
-
-def _read_labels(path: Path | None) -> list[str] | None:
-    from tocom.errors import DataError
-
-    if path is None:
-        return None
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read the labels {path}: {error}. It must be text, one class name per line.") from error

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
+from tocom.cli.model_options import describe_input
 from tocom.errors import RequestError
 
 __all__ = ["register"]
@@ -33,6 +34,9 @@ def inspect(
             print_json(bundle.manifest)
         else:
             output.print(bundle_table(bundle))
+            entry = bundle.manifest["input"]
+            for line in describe_input(entry, entry.get("sources", {})):
+                output.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     if not path.exists():
         raise RequestError(

@@ -6,12 +6,28 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tocom.cli.app import console, output, print_json
+from tocom.cli.model_options import (
+    Adapter,
+    Crop,
+    CropMode,
+    ImageSize,
+    InChans,
+    Interpolation,
+    Mean,
+    ModelKwargs,
+    ModelName,
+    MoreKwargs,
+    NumClasses,
+    Std,
+    WeightsKey,
+    load,
+)
 from tocom.cli.options import MergeBlocks, Spacing, parse_family
 from tocom.errors import RequestError
 
@@ -29,12 +45,21 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    model: Annotated[str, typer.Option(help="timm model name.")],
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     out: Annotated[Path, typer.Option(help="Compensator to write (.safetensors).")],
+    model: ModelName = None,
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the head; default: the checkpoint's.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the image in pixels; default: the model's.")] = None,
+    weights_key: WeightsKey = None,
+    adapter: Adapter = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    model_kwargs: ModelKwargs = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
     groups: Annotated[int, typer.Option(help="Degrees 0 to this many will be within reach.")] = 16,
     rank: Annotated[int, typer.Option(help="Rank of each degree step.")] = 2,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
@@ -70,14 +95,13 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads between steps.")] = 0,
     scalars: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the compensator's metadata as JSON.")] = False,
 ) -> None:
     """Train a compensator by self-distillation: no labels, the backbone stays frozen.
 
     On several processes: torchrun --nproc-per-node 2 --no-python tocom train …
     """
-    from tocom.compression.loading.model import load_model
-    from tocom.compression.loading.preprocessing import input_config
     from tocom.formats.families import EVERY
     from tocom.system.files import check_writable
     from tocom.training.config import TrainingConfig
@@ -88,7 +112,20 @@ def train(
     if unreadable not in ("skip", "fail"):
         raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")
     check_writable(out.parent)
-    loaded = load_model(model, weights=weights, num_classes=num_classes, image_size=image_size)
+    options: dict[str, Any] = {
+        "adapter": adapter,
+        "weights_key": weights_key,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "in_chans": in_chans,
+        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "crop": crop,
+        "crop_mode": crop_mode,
+    }
+    loaded = load(model, weights=weights, **options)
     config = TrainingConfig(
         groups=groups,
         rank=rank,
@@ -108,7 +145,7 @@ def train(
         flip=flip,
         seed=seed,
     )
-    files = ImageFiles(images, input_config(loaded.model))
+    files = ImageFiles(images, loaded.input_entry)
     place = choose_device(device)
     with joined(place) as processes, _progress(shown=processes.first) as progress:
         compensator = run(

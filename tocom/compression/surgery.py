@@ -15,6 +15,7 @@ from torch import nn
 
 from tocom.alignment.alignment import AlignedDropout, Alignment, Binding
 from tocom.compensator.compensator import Compensator
+from tocom.compression.attention import SplitProjection
 from tocom.compression.blocks import CompressedBlocks, replace_child
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import CompensatorError, DegreeError, ModelError
@@ -184,4 +185,11 @@ def check_supported(model: nn.Module) -> None:
             raise ModelError(
                 f"{name} is not supported: the attention of block {index} is a {type(block.attn).__name__}, not timm's "
                 "plain Attention."
+            )
+        # Only q and v differ by degree, so export takes this layer apart: one of another type would be lost in silence.
+        if type(block.attn.qkv) not in (nn.Linear, SplitProjection):
+            raise ModelError(
+                f"{name} is not supported: attn.qkv of block {index} is a {type(block.attn.qkv).__name__} of "
+                f"{type(block.attn.qkv).__module__.partition('.')[0]}, not a plain nn.Linear. Merge an adapter into "
+                "the weights (peft: model.merge_and_unload()), remove parametrizations and quantization."
             )

@@ -72,7 +72,7 @@ def check_manifest(path: Path, manifest: Any) -> None:
             f"{path}: batch must be 1 ≤ min ≤ opt ≤ max ≤ {_MAX_COUNT}. Got {_shown(smallest)}, {_shown(optimal)}, "
             f"{_shown(largest)}. Export anew."
         )
-    _check_input(path, manifest["input"], largest, version)
+    _check_input(path, manifest["input"], largest)
     labels = manifest.get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle anew.")
@@ -171,7 +171,7 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _check_input(path: Path, entry: dict[str, Any], largest_batch: int, version: int) -> None:
+def _check_input(path: Path, entry: dict[str, Any], largest_batch: int) -> None:
     for key, kind in (("shape", list), ("mean", list), ("std", list), ("interpolation", str)):
         _expect(path, entry, key, kind)
     shape, mean, std = entry["shape"], entry["mean"], entry["std"]
@@ -192,7 +192,7 @@ def _check_input(path: Path, entry: dict[str, Any], largest_batch: int, version:
         )
     if not (_is_number(crop) and 0 < crop <= 1):
         raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {_shown(crop)}. Export anew.")
-    if version > 1 and entry.get("crop_mode") not in CROP_MODES:
+    if entry.get("crop_mode") not in CROP_MODES:
         raise BundleError(
             f"{path}: input.crop_mode must be one of {', '.join(CROP_MODES)}. Got {_shown(entry.get('crop_mode'))}. "
             "Export anew."

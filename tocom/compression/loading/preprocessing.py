@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tocom.errors import ModelError, RequestError
 from tocom.formats.manifest import CROP_MODES, INTERPOLATIONS
 
-__all__ = ["FIELDS", "Preprocessing", "describe_input", "input_config", "resolve_input", "timm_preprocessing"]
+__all__ = ["FIELDS", "Preprocessing", "input_config", "resolve_input", "timm_preprocessing"]
 
 FIELDS = ("mean", "std", "interpolation", "crop", "crop_mode")
 
@@ -126,15 +126,6 @@ def resolve_input(
         "crop": float(entry["crop"]),
         "crop_mode": str(entry["crop_mode"]),
     }, origins
-
-
-def describe_input(entry: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
-    """Return one line per value of an ``input`` entry: what it is, and where it comes from."""
-    _, channels, height, width = entry["shape"]
-    values = {"size": f"{channels} × {height} × {width}", **{field: entry[field] for field in FIELDS}}
-    return [
-        f"{field.replace('_', ' ')} {value} ({origins.get(field, 'the bundle')})" for field, value in values.items()
-    ]
 
 
 def _is_number(value: Any) -> bool:
