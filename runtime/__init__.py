@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tocom.runtime.policy.latency import LatencyModel, ModelConfig
     from tocom.runtime.result import RankedClass, Result
     from tocom.runtime.runtime import Runtime, State
-    from tocom.runtime.stream import Frame
+    from tocom.runtime.stream import Frame, Streams
 
 _HOMES = {
     "Candidate": "tocom.runtime.policy.choice",
@@ -28,6 +28,7 @@ _HOMES = {
     "Result": "tocom.runtime.result",
     "Runtime": "tocom.runtime.runtime",
     "State": "tocom.runtime.runtime",
+    "Streams": "tocom.runtime.stream",
     "choose": "tocom.runtime.policy.choice",
     "frontier": "tocom.runtime.policy.choice",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "Result",
     "Runtime",
     "State",
+    "Streams",
     "choose",
     "frontier",
 ]

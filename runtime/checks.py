@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from tocom.errors import EngineError, RequestError
 from tocom.runtime.backends.arrays import DeviceImages
 
-__all__ = ["check_budget", "check_deadline", "check_images", "check_open_options", "check_outputs", "check_timeout"]
+__all__ = [
+    "check_budget",
+    "check_deadline",
+    "check_images",
+    "check_open_options",
+    "check_outputs",
+    "check_rate",
+    "check_timeout",
+]
 
 
 def check_budget(budget_ms: Any) -> float:
@@ -45,6 +53,17 @@ def check_deadline(deadline: Any, budget_ms: Any = None) -> float:
     raise RequestError(
         f"The 'deadline' parameter must be a time in seconds, as time.monotonic() gives it. Got {deadline!r} instead."
     )
+
+
+def check_rate(fps: Any) -> float | None:
+    """Return frames per second, or None.
+
+    Raises:
+        RequestError: It is no finite number greater than 0.
+    """
+    if fps is None or (not isinstance(fps, bool) and isinstance(fps, (int, float)) and 0 < fps < math.inf):
+        return fps
+    raise RequestError(f"The 'fps' parameter must be a number greater than 0. Got {fps!r} instead.")
 
 
 def check_open_options(**options: Any) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +18,25 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.errors import DegreeError, EngineError, RequestError, TocomError
+from tocom.errors import DegreeError, RequestError, TocomError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 from tocom.formats.signatures import load_public_keys
 from tocom.runtime.backends.base import Backend
-from tocom.runtime.checks import check_budget, check_deadline, check_open_options, check_outputs, check_timeout
+from tocom.runtime.checks import (
+    check_budget,
+    check_deadline,
+    check_open_options,
+    check_outputs,
+    check_timeout,
+)
 from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.runtime.lifecycle import keep_for_ever, track
 from tocom.runtime.policy.choice import Decision
 from tocom.runtime.policy.controller import Controller, ControllerConfig
 from tocom.runtime.preprocessing import prepare
 from tocom.runtime.result import Result
-from tocom.runtime.stats import Counters
-from tocom.runtime.stream import Frame, stream_frames
+from tocom.runtime.streaming import Streaming
 from tocom.runtime.submission import Submission, SubmissionQueue
 
 __all__ = ["Runtime", "State"]
@@ -50,7 +55,7 @@ class State(enum.Enum):
     FORKED = "forked"
 
 
-class Runtime:
+class Runtime(Streaming):
     """Engines of one bundle, resident; answers each request with the most accurate degree within its budget.
 
     Thread-safe: any thread may call any method at any time. One inference runs at a time; the time that a call waits
@@ -68,12 +73,11 @@ class Runtime:
     ) -> None:
         self._active = engine_set
         self._options = options
-        self._clock = clock
+        super().__init__(clock)
         self._state = State.LOADED
         # A signal's handler runs on a thread that may hold them, and calls close() or stats().
         self._lock = threading.RLock()
         self._reload_lock = threading.RLock()
-        self._counters = Counters()
         self._queue = SubmissionQueue(self._answer_submission, queue_limit)
         self._hooks: tuple[Hook, ...] = ()
         track(self)
@@ -289,46 +293,22 @@ class Runtime:
             deadline = check_deadline(deadline, budget_ms)
         elif budget_ms is not None:
             deadline = start + check_budget(budget_ms) / 1e3
-        return self._queue.put(self._active.check(images), deadline=deadline, start=start)
+        images = self._active.check(images)
+        token = self._load.arrive(None, start, math.inf if deadline is None else deadline)
+        try:
+            future = self._queue.put(images, deadline=deadline, start=start, token=token)
+        except RequestError:
+            self._load.start(token)
+            raise
+        # Cancelled before its turn, it waits no more.
+        future.add_done_callback(lambda _: self._load.start(token))
+        return future
 
     async def infer_async(
         self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
     ) -> Result:
         """Await an answer without blocking the event loop; arguments and errors as for :meth:`submit`."""
         return await asyncio.wrap_future(self.submit(images, budget_ms, deadline=deadline))
-
-    def stream(
-        self,
-        frames: Iterable[NDArray[np.float32]],
-        *,
-        fps: float | None = None,
-        budget_ms: float | None = None,
-    ) -> Iterator[Frame]:
-        """Answer frames of a camera or a file; while one is answered, only the newest waits, older ones are dropped.
-
-        Args:
-            frames: Images as for :meth:`infer`, one after another; read on a thread of its own.
-            fps: Rate at which to read a source that does not block, such as a list; also sets the budget.
-            budget_ms: Milliseconds from a frame's arrival to its answer; None takes 1000/fps, or no limit.
-
-        Yields:
-            The answer, the frame's index, and how many were dropped so far.
-
-        Raises:
-            RequestError: ``fps`` or ``budget_ms`` is out of its range.
-        """
-        if fps is not None and not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
-            raise RequestError(f"The 'fps' parameter must be a number greater than 0. Got {fps!r} instead.")
-        budget = check_budget(budget_ms) if budget_ms is not None else 1e3 / fps if fps is not None else None
-
-        def answer(images: NDArray[np.float32], arrived: float) -> Result:
-            return self._answer(images, arrived, budget, None)
-
-        def count(dropped: int) -> None:
-            with self._lock:
-                self._counters.frames_dropped += dropped
-
-        return stream_frames(frames, answer, fps=fps, on_drop=count, clock=self._clock)
 
     def add_hook(self, hook: Hook) -> None:
         """Call ``hook`` with every result, on the thread that made it. What a hook raises is logged, not raised."""
@@ -424,11 +404,42 @@ class Runtime:
 
     def _answer_submission(self, entry: Submission) -> Result:
         budget = (entry.deadline - entry.start) * 1e3 if entry.budgeted else None
-        return self._answer(entry.images, entry.start, budget, None)
+        return self._answer(entry.images, entry.start, budget, None, (None, entry.token))
 
-    def _answer(self, images: NDArray[np.float32], start: float, budget_ms: float | None, degree: int | None) -> Result:
-        """Answer images that arrived at ``start``; only a deadline can make the budget zero or less."""
+    def _answer(
+        self,
+        images: NDArray[np.float32],
+        start: float,
+        budget_ms: float | None,
+        degree: int | None,
+        place: tuple[Hashable, int] | None = None,
+    ) -> Result:
+        """Answer images that arrived at ``start``; only a deadline can make the budget zero or less.
+
+        ``place`` is the request's source and its token in the load, where it has one already.
+        """
+        if place is None:
+            caller = threading.get_ident()
+            due = math.inf if budget_ms is None else start + budget_ms / 1e3
+            place = caller, self._load.arrive(caller, start, due)
+        try:
+            return self._answer_in_turn(images, start, budget_ms, degree, place)
+        except TocomError as error:
+            self._counters.fail(error)
+            raise
+        finally:
+            self._load.start(place[1])
+
+    def _answer_in_turn(
+        self,
+        images: NDArray[np.float32],
+        start: float,
+        budget_ms: float | None,
+        degree: int | None,
+        place: tuple[Hashable, int],
+    ) -> Result:
         with self._lock:
+            self._load.start(place[1])
             active = self._active
             controller = active.controller
             if self._state is not State.WARM or controller is None:
@@ -441,18 +452,15 @@ class Runtime:
             batch = len(images)
             left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
             if degree is None:
-                decision = controller.decide(left_ms, batch)
+                share_ms = self._load.share_ms(place[0], begin, left_ms, controller, batch)
+                decision = controller.decide(share_ms, batch)
             else:
                 decision = _pinned(active, controller, batch, left_ms, degree)
             taken = decision.degree
-            try:
-                outputs = active.engines[taken].run(images)
-                check_outputs(outputs, images, taken)
-                if asked < batch:
-                    outputs = {name: values[:asked] for name, values in outputs.items()}
-            except EngineError:
-                self._counters.failures += 1
-                raise
+            outputs = active.engines[taken].run(images)
+            check_outputs(outputs, images, taken)
+            if asked < batch:
+                outputs = {name: values[:asked] for name, values in outputs.items()}
             end = max(self._clock(), begin)
             latency_ms = (end - start) * 1e3
             met = budget_ms is None or latency_ms <= budget_ms

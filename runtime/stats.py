@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from typing import Any
+
+from tocom.errors import BudgetError, EngineError
 
 __all__ = ["Counters"]
 
@@ -12,7 +15,7 @@ _RECENT = 1000
 
 
 class Counters:
-    """What was answered so far. Not thread-safe: the runtime holds its lock."""
+    """What was answered so far. The runtime holds its lock, but for :meth:`drop` and :meth:`fail`."""
 
     def __init__(self) -> None:
         self.answers: dict[int, int] = {}
@@ -21,9 +24,26 @@ class Counters:
         self.budgeted = 0
         self.switches = 0
         self.failures = 0
+        self.refusals = 0
         self.reloads = 0
-        self.frames_dropped = 0
+        # Readers drop and requests fail beside the one that runs, and a signal's handler may come in between.
+        self._lock = threading.RLock()
+        self.dropped: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+
+    def drop(self, source: str) -> None:
+        """Count a frame that a newer one of its source replaced, or that could not be read."""
+        with self._lock:
+            self.dropped[source] = self.dropped.get(source, 0) + 1
+
+    def fail(self, error: Exception) -> None:
+        """Count a request that was not answered, by the kind of its error."""
+        kind = type(error).__name__
+        with self._lock:
+            self.errors[kind] = self.errors.get(kind, 0) + 1
+            self.failures += isinstance(error, EngineError)
+            self.refusals += isinstance(error, BudgetError)
 
     def record(
         self,
@@ -56,7 +76,10 @@ class Counters:
             "switches": self.switches,
             "failures": self.failures,
             "reloads": self.reloads,
-            "frames_dropped": self.frames_dropped,
+            "refusals": self.refusals,
+            "errors": dict(sorted(list(self.errors.items()))),
+            "frames_dropped": sum(list(self.dropped.values())),
+            "dropped": dict(sorted(list(self.dropped.items()))),
             "latency_ms": _quantiles([latency_ms for latency_ms, _ in self._recent]),
             "queue_ms": _quantiles([queue_ms for _, queue_ms in self._recent]),
         }

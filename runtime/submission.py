@@ -25,6 +25,7 @@ class Submission:
     images: Any = field(compare=False)
     budgeted: bool = field(compare=False)
     start: float = field(compare=False)
+    token: int = field(compare=False)
     future: Future[Result] = field(compare=False)
 
 
@@ -46,7 +47,7 @@ class SubmissionQueue:
         self._running: Submission | None = None
         self._thread: threading.Thread | None = None
 
-    def put(self, images: Any, *, deadline: float | None, start: float) -> Future[Result]:
+    def put(self, images: Any, *, deadline: float | None, start: float, token: int) -> Future[Result]:
         """Queue a request; return the future of its answer.
 
         Raises:
@@ -67,6 +68,7 @@ class SubmissionQueue:
                 images,
                 deadline is not None,
                 start,
+                token,
                 future,
             )
             heapq.heappush(self._heap, entry)

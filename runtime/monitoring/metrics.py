@@ -24,8 +24,12 @@ _COUNTERS = {
     "infeasible": "Requests whose budget no degree was expected to meet",
     "switches": "Changes of degree between two requests",
     "failures": "Requests that the device failed",
+    "refusals": "Requests refused because no degree was expected to meet their budget",
     "reloads": "Bundles swapped while serving",
-    "frames_dropped": "Frames of streams that a newer frame replaced",
+}
+_LABELLED = {
+    "errors": ("Requests that ended in an error, by its kind", "kind"),
+    "dropped": ("Frames that a newer one of their source replaced, or that could not be read", "source"),
 }
 
 
@@ -60,6 +64,13 @@ class RuntimeCollector:
         for key, text in _COUNTERS.items():
             counter = core.CounterMetricFamily(f"tocom_{key}", text, labels=["runtime"])
             counter.add_metric([self._name], stats[key])
+            yield counter
+        for key, (text, label) in _LABELLED.items():
+            counter = core.CounterMetricFamily(
+                f"tocom_{'frames_dropped' if key == 'dropped' else key}", text, labels=["runtime", label]
+            )
+            for value, count in stats[key].items():
+                counter.add_metric([self._name, value], count)
             yield counter
         for key, text in (("latency_ms", "Recent latency"), ("queue_ms", "Recent time spent queueing")):
             gauge = core.GaugeMetricFamily(

@@ -116,6 +116,14 @@ class Controller:
                 return Decision(slower.degree, slower.latency_ms * factor, True)
         return decision
 
+    def tail(self, misses: float = 1.0) -> float:
+        """Return the policy's quantile of a latency over its median, with this share of the misses that it allows."""
+        return self.model.tail(1.0 - misses * (1.0 - self.config.quantile))
+
+    def fastest_ms(self, batch: int = 1) -> float:
+        """Return the predicted latency of the fastest degree at the policy's quantile, milliseconds."""
+        return self._frontier(batch)[-1].latency_ms * self.model.drift * self.tail()
+
     def predict(self, degree: int, batch: int = 1) -> float:
         """Return the predicted latency of a degree at the policy's quantile, milliseconds."""
         return self.model.predict_ms(degree, self.config.quantile, batch)

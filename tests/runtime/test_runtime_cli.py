@@ -205,3 +205,25 @@ def test_a_memory_limit(app: typer.Typer, labelled: SmallBundle, folder: Path) -
     done = runner.invoke(app, ["run", str(labelled.path), "--images", str(folder), "--memory-limit-mib", "1"])
     assert isinstance(done.exception, EngineError)
     assert "No degree fits" in str(done.exception)
+
+
+def test_several_videos(app: typer.Typer, labelled: SmallBundle, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    for name in ("left", "right"):
+        writer = cv2.VideoWriter(str(tmp_path / f"{name}.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (32, 32))
+        for value in range(4):
+            writer.write(np.full((32, 32, 3), value * 40, np.uint8))
+        writer.release()
+    videos = [word for name in ("left", "right") for word in ("--video", str(tmp_path / f"{name}.avi"))]
+    for options, rate in (([], None), (["--fps", "50"], 50)):
+        done = runner.invoke(app, ["run", str(labelled.path), *videos, "--json", *options])
+        assert done.exit_code == 0, done.output
+        content = json.loads(done.stdout)
+        shown = [answer["image"] for answer in content["answers"]]
+        assert len(shown) + content["summary"]["dropped"] == 8
+        for name in ("left", "right"):
+            assert f"{tmp_path}/{name}.avi frame 3" in shown
+        if rate is None:
+            assert content["summary"]["dropped"] == 0
+    twice = runner.invoke(app, ["run", str(labelled.path), *videos[:2], *videos[:2]])
+    assert isinstance(twice.exception, RequestError)

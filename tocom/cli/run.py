@@ -148,16 +148,24 @@ def _answers(
                 except DataError as error:
                     yield source.name, name, error, 0
         return
-    (source,) = sources
-    names: dict[int, str] = {}
+    names: dict[tuple[str, int], str] = {}
 
-    def frames() -> Iterator[Any]:
+    def frames(source: Source) -> Iterator[Any]:
         for index, (name, image) in enumerate(source.items):
-            names[index] = name
-            yield _prepared(runtime, image)
+            names[source.name, index] = name
+            yield image
 
-    for frame in runtime.stream(frames(), fps=fps, budget_ms=budget_ms):
-        yield source.name, names.pop(frame.index), frame.result, frame.dropped
+    # A file that runs beside cameras runs at its own rate.
+    rates = {source.name: rate for source in sources if (rate := fps or source.fps) is not None}
+    streams = runtime.streams(
+        {source.name: frames(source) for source in sources},
+        fps=rates,
+        budget_ms=None if budget_ms is None else dict.fromkeys((source.name for source in sources), budget_ms),
+        degree=degree,
+        order="bgr",
+    )
+    for frame in streams:
+        yield frame.source, names.pop((frame.source, frame.index)), frame.result, frame.dropped
 
 
 def _prepared(runtime: Runtime, image: Any) -> Any:

@@ -1,0 +1,218 @@
+"""Several cameras on one device, simulated: the policy beside pinned degrees and the best that one could have done.
+
+    python benchmarks/cameras.py --out benchmarks/results/cameras.json
+
+No model runs: the runtime's own controller and load decide at the times of a simulated clock. An inference takes what
+a device would: its degree's median times noise and slow swings that all degrees share. Of each camera the newest frame
+waits; a frame that is replaced, or answered late, missed its deadline, one period after its arrival. The oracle knows
+every inference's time beforehand, meets as many deadlines as can be met, and then is as accurate as can be (dynamic
+programming over the finish time in steps of a quarter millisecond, in order of arrival).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.formats.profile import Latency
+from tocom.runtime.policy.controller import Controller
+from tocom.runtime.policy.load import Load
+
+# Medians relative to the dense model and accuracies of a DeiT-S with its compensator, as docs/results.md measures them.
+COST = {0: 1.0, 4: 0.86, 8: 0.72, 12: 0.59, 16: 0.48}
+ACCURACY = {0: 0.798, 4: 0.796, 8: 0.792, 12: 0.783, 16: 0.763}
+NOISE = 0.02
+SWING = 0.02
+STEP_S = 0.25e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one way of choosing came to.
+
+    Attributes:
+        met: Share of all frames answered within a period of their arrival.
+        accuracy: Mean accuracy of the degrees of the answered frames.
+        right: Mean over all frames of the accuracy where the deadline was met, else 0.
+    """
+
+    met: float
+    accuracy: float
+    right: float
+
+
+def speeds(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the factor on each inference's time: lognormal noise, and a swing of the device over hundreds of them."""
+    noise = np.exp(NOISE * generator.standard_normal(count))
+    swing = np.exp(SWING * np.sin(np.arange(count) / generator.uniform(150, 400) + generator.uniform(0, 6)))
+    return noise * swing
+
+
+def arrivals(cameras: int, frames: int, period_s: float, *, staggered: bool) -> list[tuple[float, int]]:
+    """Return when which camera gives a frame, in order."""
+    late = period_s / cameras if staggered else 1e-6
+    return sorted((beat * period_s + place * late, place) for beat in range(frames) for place in range(cameras))
+
+
+def serve(
+    events: list[tuple[float, int]],
+    cameras: int,
+    period_s: float,
+    base_ms: float,
+    speed: NDArray[np.float64],
+    pinned: int | None,
+) -> Run:
+    """Serve all frames by the policy, or at a pinned degree."""
+    load = Load()
+    base = {degree: base_ms * cost for degree, cost in COST.items()}
+    controller = Controller(
+        {d: Latency(400, ms, ms * 1.026, ms * 1.033, ms * 1.047) for d, ms in base.items()}, ACCURACY
+    )
+    for camera in range(cameras):
+        load.expect(camera, period_s)
+    slots: dict[int, tuple[float, float, int]] = {}  # arrival, when the turn is due, token
+    now, place, turn = 0.0, 0, 0
+    met, taken = 0, []
+
+    def read(until: float) -> None:
+        nonlocal place
+        while place < len(events) and events[place][0] <= until:
+            arrival, camera = events[place]
+            place += 1
+            token = load.arrive(camera, arrival, arrival + period_s)
+            due = arrival + period_s
+            if camera in slots:
+                load.start(slots[camera][2])
+                due = slots[camera][1]
+            slots[camera] = arrival, due, token
+
+    while True:
+        read(now)
+        if not slots:
+            if place == len(events):
+                break
+            now = events[place][0]
+            continue
+        camera = min(slots, key=lambda each: slots[each][1])
+        arrival, _, token = slots.pop(camera)
+        load.start(token)
+        left_ms = (arrival + period_s - now) * 1e3
+        degree = pinned
+        if degree is None:
+            share = load.share_ms(camera, now, left_ms, controller)
+            degree = controller.decide(share).degree
+        took_ms = base[degree] * speed[turn]
+        turn += 1
+        now += took_ms / 1e3
+        in_time = now <= arrival + period_s
+        controller.observe(degree, took_ms, in_time, pinned=pinned is not None)
+        met += in_time
+        taken.append((degree, in_time))
+    accuracies = [ACCURACY[degree] for degree, _ in taken]
+    right = sum(ACCURACY[degree] for degree, in_time in taken if in_time)
+    return Run(met / len(events), float(np.mean(accuracies)), right / len(events))
+
+
+def oracle(
+    events: list[tuple[float, int]], period_s: float, base_ms: float, speed: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the share of deadlines met and the accuracy over all frames of who knows the future."""
+    # Best sum by how long after this frame's arrival the device is busy, in steps; a missed frame costs more than any
+    # choice of degrees could bring.
+    width = round(period_s / STEP_S) + 1
+    best = np.full(width, -np.inf)
+    best[0] = 0.0
+    bonus = 1e6
+    for turn, (arrival, _) in enumerate(events):
+        after = best.copy()  # not answered at all
+        for degree, cost in COST.items():
+            took = int(np.ceil(base_ms * cost * speed[turn] / 1e3 / STEP_S))
+            if took < width:
+                after[took:] = np.maximum(after[took:], best[: width - took] + bonus + ACCURACY[degree])
+        following = events[turn + 1][0] if turn + 1 < len(events) else arrival
+        gone = int((following - arrival) / STEP_S)
+        best = np.full(width, -np.inf)
+        best[: width - gone] = after[gone:]
+        best[0] = max(best[0], after[: gone + 1].max())
+    total = float(best.max())
+    met = int(total // bonus)
+    return met / len(events), (total - bonus * met) / len(events)
+
+
+def compare(cameras: int, *, staggered: bool, room: float, seeds: int, seconds: float) -> dict[str, object]:
+    """Compare all ways for some cameras.
+
+    Args:
+        cameras: How many.
+        staggered: They take turns, rather than all at once.
+        room: What the period leaves of the time that all cameras take at degree 8.
+        seeds: Repetitions, each with other times.
+        seconds: Of each camera.
+    """
+    base_ms = 30.0
+    period_s = cameras * base_ms * COST[8] * room / 1e3
+    frames = round(seconds / period_s)
+    events = arrivals(cameras, frames, period_s, staggered=staggered)
+    ways: dict[str, list[Run]] = {"policy": [], **{str(degree): [] for degree in COST}}
+    best = []
+    for seed in range(seeds):
+        speed = speeds(len(events), np.random.default_rng(seed))
+        for way, runs in ways.items():
+            pinned = None if way == "policy" else int(way)
+            runs.append(serve(events, cameras, period_s, base_ms, speed, pinned))
+        best.append(oracle(events, period_s, base_ms, speed))
+    mean = {
+        way: {
+            "met": float(np.mean([run.met for run in runs])),
+            "accuracy": float(np.mean([run.accuracy for run in runs])),
+            "right": float(np.mean([run.right for run in runs])),
+            "least_met": min(run.met for run in runs),
+        }
+        for way, runs in ways.items()
+    }
+    good = [way for way, each in mean.items() if way != "policy" and each["met"] >= 0.99]
+    return {
+        "cameras": cameras,
+        "staggered": staggered,
+        "fps": 1 / period_s,
+        "ways": mean,
+        "best_pinned": max(good, key=lambda way: mean[way]["accuracy"]) if good else None,
+        "oracle": {"met": float(np.mean([met for met, _ in best])), "right": float(np.mean([a for _, a in best]))},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    found = []
+    for cameras in (2, 4, 8):
+        for staggered in (False, True):
+            for room in (1.02, 1.1, 1.18):
+                each = compare(cameras, staggered=staggered, room=room, seeds=options.seeds, seconds=options.seconds)
+                found.append({**each, "room": room})
+                policy, pinned = each["ways"]["policy"], each["best_pinned"]  # type: ignore[index]
+                beside = each["ways"][pinned] if pinned else None  # type: ignore[index]
+                print(
+                    f"{cameras} cameras, {'staggered' if staggered else 'in phase'}, {each['fps']:.1f} fps: policy met "
+                    f"{policy['met']:.2%} (least {policy['least_met']:.2%}) at {policy['accuracy']:.4f}; "
+                    f"best pinned {pinned}: "
+                    + (f"{beside['met']:.2%} at {beside['accuracy']:.4f}" if beside else "none")
+                    + f"; oracle {each['oracle']['met']:.2%}, {each['oracle']['right']:.4f}",  # type: ignore[index]
+                    flush=True,
+                )
+    if options.out is not None:
+        content = {"machine": platform.machine(), "seeds": options.seeds, "seconds": options.seconds, "runs": found}
+        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The load: whose answers are due when, so that no request takes the time that another one needs.
+
+What waits is known. What comes is expected of sources that keep a rhythm, as cameras do: a thread that calls again and
+again, or a stream. A request's share is the longest time that it may take if all others take as long:
+
+- each of them must still be in time, behind those that are due before it, and
+- with two sources or more, all together must not ask for more time than there is.
+
+Of one request alone the share is all that is left of its budget.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Load"]
+
+# Distance between two arrivals, relative to the usual one, up to which a source keeps its rhythm.
+_REGULAR = 0.4
+_ENOUGH = 3
+_MOST_BEATS = 3
+_RATE = 0.2
+_SURER = 0.2
+_MOST_SOURCES = 256
+
+
+@dataclass(slots=True)
+class _Rhythm:
+    last: float
+    budget_s: float
+    period_s: float = 0.0
+    regular: int = 0
+
+    def arrive(self, now: float, budget_s: float) -> None:
+        distance, self.last, self.budget_s = now - self.last, now, budget_s
+        if not 0.0 < distance < math.inf:
+            return
+        # A frame or two that were lost on the way leave a gap of as many periods, and the rhythm as it is.
+        beats = round(distance / self.period_s) if self.period_s else 1
+        distance /= beats if 1 <= beats <= _MOST_BEATS else 1
+        if self.period_s and abs(distance / self.period_s - 1.0) <= _REGULAR:
+            self.regular += 1
+            self.period_s += _RATE * (distance - self.period_s)
+        else:
+            self.regular, self.period_s = 0, distance
+
+    def is_kept(self, now: float) -> bool:
+        return self.regular >= _ENOUGH and now - self.last < 3.0 * self.period_s and self.budget_s < math.inf
+
+
+class Predictor(Protocol):
+    """What the load asks of the controller."""
+
+    def tail(self, misses: float = 1.0) -> float:
+        """Return the policy's quantile of a latency over its median, with this share of the misses it allows."""
+
+    def fastest_ms(self, batch: int = 1) -> float:
+        """Return the predicted latency of the fastest degree at the policy's quantile, milliseconds."""
+
+
+class Load:
+    """Requests that wait, and the rhythm of those who ask. Times are seconds of one monotonic clock.
+
+    :meth:`arrive` and :meth:`start` may be called by any thread; :meth:`share_ms` by one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, float] = {}
+        self._sources: dict[Hashable, _Rhythm] = {}
+        self._tokens = itertools.count()
+
+    def arrive(self, source: Hashable, now: float, deadline: float) -> int:
+        """Note a request that waits from now on; return what :meth:`start` takes.
+
+        Args:
+            source: Who asks; None for one who keeps no rhythm.
+            now: The request's arrival.
+            deadline: When its answer is due; infinity without a budget.
+        """
+        if source is not None:
+            rhythm = self._sources.get(source)
+            if rhythm is None:
+                if len(self._sources) >= _MOST_SOURCES:
+                    self._sources.clear()
+                self._sources[source] = _Rhythm(now, deadline - now)
+            else:
+                rhythm.arrive(now, deadline - now)
+        token = next(self._tokens)
+        self._waiting[token] = deadline
+        return token
+
+    def expect(self, source: Hashable, period_s: float) -> None:
+        """Note that a source will ask in a rhythm that is known beforehand."""
+        self._sources[source] = _Rhythm(-math.inf, math.inf, period_s, _ENOUGH)
+
+    def forget(self, source: Hashable) -> None:
+        """Note that a source will not ask any more."""
+        self._sources.pop(source, None)
+
+    def start(self, token: int) -> None:
+        """Note that a request does not wait any more: it runs, or was dropped."""
+        self._waiting.pop(token, None)
+
+    def share_ms(self, source: Hashable, now: float, left_ms: float, predictor: Predictor, batch: int = 1) -> float:
+        """Return how long a request may take that starts now, milliseconds.
+
+        Never less than the fastest degree takes; and who cannot be in time even with that takes nothing from the
+        others.
+
+        Args:
+            source: Who asks.
+            now: The present time.
+            left_ms: What is left of its budget.
+            predictor: Knows how long an inference takes, and how sure that is.
+            batch: Images in the request.
+        """
+        waiting, rhythms = self._waiting, self._sources
+        if not waiting and len(rhythms) < 2:
+            return left_ms
+        tail, fastest_ms = predictor.tail(), predictor.fastest_ms(batch)
+        until = now + left_ms / 1e3
+        due = [deadline for deadline in list(waiting.values()) if deadline < math.inf]
+        rate, kept = 0.0, 0
+        for name, rhythm in list(rhythms.items()):
+            if not rhythm.is_kept(now):
+                continue
+            rate += 1.0 / rhythm.period_s
+            kept += 1
+            arrival = rhythm.last + rhythm.period_s
+            if name != source and now - 0.5 * rhythm.period_s < arrival < until:
+                due.append(max(arrival, now) + rhythm.budget_s)
+        # Who is late makes the next one late as well: with others about, a request has to be surer to be in time.
+        share = left_ms * tail / predictor.tail(_SURER) if due or kept > 1 else left_ms
+        before = 1
+        for deadline in sorted(due):
+            slack = (deadline - now) * 1e3
+            if slack >= (before + 1) * fastest_ms:
+                share = min(share, slack * tail / (tail + before))
+                before += 1
+        if kept > 1:
+            share = min(share, 1e3 * tail / rate)
+        return max(share, min(left_ms, fastest_ms))

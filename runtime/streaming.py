@@ -1,0 +1,160 @@
+"""``Runtime.stream`` and ``Runtime.streams``: the runtime's part of camera loops."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tocom.errors import RequestError
+from tocom.runtime.checks import check_budget, check_rate
+from tocom.runtime.engine_set import EngineSet
+from tocom.runtime.policy.controller import Controller
+from tocom.runtime.policy.load import Load
+from tocom.runtime.result import Result
+from tocom.runtime.stats import Counters
+from tocom.runtime.stream import Frame, Streams, Waiting
+
+__all__ = ["Streaming"]
+
+log = logging.getLogger("tocom.runtime")
+
+
+class Streaming(ABC):
+    """What answers frames: the half of a runtime that knows of sources."""
+
+    _active: EngineSet
+    _clock: Callable[[], float]
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counters = Counters()
+        self._load = Load()
+
+    @abstractmethod
+    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[np.float32]:
+        """See :meth:`Runtime.preprocess`."""
+
+    @abstractmethod
+    def _answer(
+        self,
+        images: Any,
+        start: float,
+        budget_ms: float | None,
+        degree: int | None,
+        place: tuple[Hashable, int] | None = None,
+    ) -> Result: ...
+
+    def stream(
+        self,
+        frames: Iterable[Any],
+        *,
+        fps: float | None = None,
+        budget_ms: float | None = None,
+        degree: int | None = None,
+        order: str = "rgb",
+    ) -> Iterator[Frame]:
+        """Answer frames of a camera or a file; while one is answered, only the newest waits, older ones are dropped.
+
+        Args:
+            frames: What :meth:`infer` or :meth:`preprocess` takes, one after another; read on a thread of its own.
+            fps: Rate at which to read a source that does not block, such as a list; also sets the budget.
+            budget_ms: Milliseconds from a frame's arrival to its answer; None takes 1000/fps, or no limit.
+            degree: Run this degree whatever the budget.
+            order: Of the channels of arrays, as for :meth:`preprocess`.
+
+        Yields:
+            The answer, the frame's index, and how many were dropped so far.
+
+        Raises:
+            RequestError: ``fps`` or ``budget_ms`` is out of its range.
+        """
+        return iter(self.streams({"": frames}, fps=fps, budget_ms=budget_ms, degree=degree, order=order))
+
+    def streams(
+        self,
+        sources: Mapping[str, Iterable[Any]] | Sequence[tuple[str, Iterable[Any]]],
+        *,
+        fps: float | Mapping[str, float] | None = None,
+        budget_ms: float | Mapping[str, float] | None = None,
+        degree: int | None = None,
+        order: str = "rgb",
+    ) -> Streams:
+        """Answer frames of several cameras, for ``for`` or ``async for``: of each source the newest frame waits.
+
+        The most urgent frame is answered first, at a degree that lets all waiting and expected ones be in time. A
+        source that ends or raises leaves the others going; what was raised is raised when all have ended.
+
+        Args:
+            sources: The frames of each source by its name; as for :meth:`stream`.
+            fps: As for :meth:`stream`, for all or by name.
+            budget_ms: As for :meth:`stream`, for all or by name.
+            degree: Run this degree whatever the budget.
+            order: Of the channels of arrays, as for :meth:`preprocess`.
+
+        Returns:
+            What gives the answers; :attr:`Frame.source` names whose each is.
+
+        Raises:
+            RequestError: No source, two of one name, or ``fps`` or ``budget_ms`` is out of its range.
+        """
+        pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
+        named = dict(pairs)
+        if not named or len(named) < len(pairs):
+            raise RequestError(
+                f"The 'sources' parameter must hold sources of different names. Got {[name for name, _ in pairs]!r}."
+            )
+        rates = {name: check_rate(_of(fps, name)) for name in named}
+        budgets = {name: _budget_of(_of(budget_ms, name), rates[name]) for name in named}
+        _warn_of_too_many(self._active.controller, rates)
+
+        def answer(frame: Waiting) -> Result:
+            return self._answer(frame.images, frame.arrived, frame.budget_ms, degree, (frame.asker, frame.token))
+
+        def prepared(given: Any) -> Any:
+            is_ready = getattr(given, "ndim", 0) == 4 or not isinstance(given, (np.ndarray, bytes, str, Path, list))
+            return given if is_ready and not hasattr(given, "getexif") else self.preprocess(given, order=order)
+
+        return Streams(
+            named,
+            answer,
+            prepare=prepared,
+            rates=rates,
+            budgets=budgets,
+            load=self._load,
+            on_drop=self._counters.drop,
+            clock=self._clock,
+        )
+
+
+def _warn_of_too_many(controller: Controller | None, rates: Mapping[str, float | None]) -> None:
+    """Say when not even the fastest degree can answer every frame, and at which rate it could."""
+    asked = sum(rate or 0.0 for rate in rates.values())
+    if controller is None or not asked:
+        return
+    fastest_ms = controller.fastest_ms()
+    if asked * fastest_ms > 1e3:
+        log.warning(
+            "%d sources ask for %.1f frames a second, the fastest degree answers %.1f: frames will be dropped. "
+            "At most %.1f frames a second from each fit; export higher degrees, or run fewer sources.",
+            len(rates),
+            asked,
+            1e3 / fastest_ms,
+            1e3 / fastest_ms / len(rates),
+        )
+
+
+def _of(value: float | Mapping[str, float] | None, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else value
+
+
+def _budget_of(budget_ms: Any, rate: float | None) -> float | None:
+    if budget_ms is not None:
+        return check_budget(budget_ms)
+    return None if rate is None else 1e3 / rate
