@@ -1,0 +1,64 @@
+"""A picture's bytes in, its classes out, within the budget that the request names: a service of forty lines.
+
+    python examples/http_service.py mine/bundle --port 8080
+    curl --data-binary @part.jpg -H "X-Budget-Ms: 20" http://localhost:8080/
+
+A budget that no degree meets, and a device that fails, are 503; bytes that are no picture, and a wrong budget, are 400.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tocom.errors import BudgetError, DataError, EngineError, RequestError
+from tocom.runtime import Runtime
+
+MOST_BYTES = 20 << 20
+
+
+class Handler(BaseHTTPRequestHandler):
+    runtime: Runtime
+
+    def do_POST(self) -> None:
+        try:
+            size = int(self.headers.get("Content-Length", 0))
+            if not 0 < size <= MOST_BYTES:
+                raise RequestError(f"Send 1 to {MOST_BYTES} bytes of a picture. Got {size}.")
+            images = self.runtime.preprocess(self.rfile.read(size))
+            budget_ms = self.headers.get("X-Budget-Ms")
+            result = self.runtime.infer(images, None if budget_ms is None else float(budget_ms))
+        except (BudgetError, EngineError) as error:
+            self.reply(503, {"error": str(error)})
+        except (DataError, ValueError) as error:
+            self.reply(400, {"error": str(error)})
+        else:
+            top = [{"class": c.index, "label": c.label, "probability": c.probability} for c in result.top(5)]
+            self.reply(200, {"top": top, "degree": result.degree, "latency_ms": result.latency_ms})
+
+    def reply(self, code: int, content: dict[str, Any]) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--port", type=int, default=8080)
+    options = parser.parse_args()
+    with (
+        Runtime.open(options.bundle, on_infeasible="raise") as Handler.runtime,
+        ThreadingHTTPServer(("127.0.0.1", options.port), Handler) as server,
+    ):
+        print(f"serving on port {server.server_port}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
