@@ -5,8 +5,9 @@ It needs numpy alone; a backend is imported when a bundle is opened.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tocom.system.dependencies import lazy_names
 
 if TYPE_CHECKING:
     from tocom.runtime.policy.choice import Candidate, Decision, choose, frontier
@@ -51,10 +52,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tocom.runtime' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

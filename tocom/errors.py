@@ -13,6 +13,7 @@ TocomError
 ├── BudgetError (TimeoutError)       no degree meets the budget, and the caller asked to raise
 ├── CalibrationError (RuntimeError)  a measurement cannot be taken or used
 ├── RequestError (ValueError)        an argument of a call is out of its range
+├── DependencyError (ImportError)    a package is missing, too old, or broken
 └── OutputError (OSError)            an output cannot be written
 
 A message says what is wrong, where, what was expected, what was got, and what to do. Each class also derives from
@@ -29,6 +30,7 @@ __all__ = [
     "CompensatorError",
     "DataError",
     "DegreeError",
+    "DependencyError",
     "EngineError",
     "ExportError",
     "ModelError",
@@ -102,6 +104,10 @@ class CalibrationError(TocomError, RuntimeError):
 
 class RequestError(TocomError, ValueError):
     """Raised when an argument of a call is out of its range."""
+
+
+class DependencyError(TocomError, ImportError):
+    """Raised when a package that tocom needs is missing, too old, or cannot be imported."""
 
 
 class OutputError(TocomError, OSError):

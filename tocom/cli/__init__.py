@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
-from tocom.cli.app import app, console
 from tocom.errors import TocomError
+from tocom.system.dependencies import explain
 
 __all__ = ["main"]
 
@@ -46,9 +46,11 @@ def main() -> None:
         # A name of any bytes, and any character, on a terminal of any encoding.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for verb in VERBS:
-        import_module(f"tocom.cli.{verb}").register(app)
     try:
+        # Imported here: typer and rich may be what is missing.
+        app = import_module("tocom.cli.app").app
+        for verb in VERBS:
+            import_module(f"tocom.cli.{verb}").register(app)
         with _cleaning_up_when_told_to_end():
             app()
     except TocomError as error:
@@ -59,17 +61,24 @@ def main() -> None:
         # Whoever read the answers has gone, as head does: not to be met again when Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        _fail(str(TocomError(f"{error.filename or 'the system'}: {error.strerror or error}. Check that it is there.")))
     except SystemExit as end:
         if end.code in _INTERRUPTED:  # typer turns Ctrl-C into 130
-            console.print(f"{_INTERRUPTED[end.code]}; nothing half-written was left behind")
+            sys.stderr.write(f"{_INTERRUPTED[end.code]}; nothing half-written was left behind\n")
+        raise
+    except Exception as error:
+        if told := explain(error):
+            _fail(f"{type(told).__name__}: {told}")
+        if isinstance(error, OSError):
+            what = f"{error.filename or 'the system'}: {error.strerror or error}. Check that it is there."
+            _fail(str(TocomError(what)))
         raise
 
 
 def _fail(message: str) -> NoReturn:
-    console.print("error:", style="bold red", end=" ")
-    console.print(message, soft_wrap=True)
+    # Written without rich, which may be what is missing.
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    mark = "\033[1;31merror:\033[0m" if coloured else "error:"
+    sys.stderr.write(f"{mark} {message}\n")
     sys.exit(1)
 
 
