@@ -7,6 +7,7 @@ size are captured into one CUDA graph the second time that batch size comes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,25 +66,34 @@ class TensorRtBackend:
                 f"--backend {name}."
             )
         self._trt = import_tensorrt(name) if trt is None else trt
-        self._device = open_device() if device is None else device
         self._closed = False
         try:
-            described = dict(self._device.describe())
-            self.device: Mapping[str, str] = {**described, name: str(self._trt.__version__)}
-            self._folder: EngineFolder = find_engines(bundle, name, str(self._trt.__version__), described)
-            log = LogCapture(self._trt)
-            with self._device.attached():
-                try:
-                    self._runtime: tensorrt.Runtime | None = self._trt.Runtime(log.logger)
-                except TypeError as error:  # what pybind11 makes of a null pointer
-                    raise EngineError(f"{name} does not start on {described['gpu']}: {log.take()}.") from error
-                self._load_op_plugin(self._runtime, log)
-                self._shared = Shared(self._device, self._device.create_stream(), Arena(self._device), log, self._trt)
-                # Other libraries let this one wait for them, from any thread, whatever ours is recording.
-                self._intake = self._device.create_stream()
-        except BaseException:
-            self._device.close()
-            raise
+            self._device = open_device() if device is None else device
+            try:
+                self._start()
+            except BaseException:
+                with contextlib.suppress(EngineError):  # of a device that is lost: the first error says more
+                    self._device.close()
+                raise
+        except MemoryError as error:
+            raise EngineError(
+                f"{name} has no room to start: {error}. Free memory of the GPU: 'nvidia-smi' shows who holds it."
+            ) from error
+
+    def _start(self) -> None:
+        described = dict(self._device.describe())
+        self.device: Mapping[str, str] = {**described, self.name: str(self._trt.__version__)}
+        self._folder: EngineFolder = find_engines(self._bundle, self.name, str(self._trt.__version__), described)
+        log = LogCapture(self._trt)
+        with self._device.attached():
+            try:
+                self._runtime: tensorrt.Runtime | None = self._trt.Runtime(log.logger)
+            except TypeError as error:  # what pybind11 makes of a null pointer
+                raise EngineError(f"{self.name} does not start on {described['gpu']}: {log.take()}.") from error
+            self._load_op_plugin(self._runtime, log)
+            self._shared = Shared(self._device, self._device.create_stream(), Arena(self._device), log, self._trt)
+            # Other libraries let this one wait for them, from any thread, whatever ours is recording.
+            self._intake = self._device.create_stream()
 
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs: engines keep their weights in device memory, each its own copy.

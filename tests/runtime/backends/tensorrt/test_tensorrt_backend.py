@@ -195,6 +195,19 @@ def test_a_driver_older_than_the_library_is_told(bundle: SmallBundle, opened: Ca
         opened().load(0)
 
 
+@pytest.mark.parametrize("symbol", ["cuDevicePrimaryCtxRetain", "cuEventCreate", "cuStreamCreate"])
+@pytest.mark.fault("no GPU memory left to start with", outcome="EngineError in one line; `auto` takes the next backend")
+def test_a_gpu_without_room_to_start_is_told(
+    bundle: SmallBundle, cuda: HostCuda, trt: ScriptedTensorRt, monkeypatch: pytest.MonkeyPatch, symbol: str
+) -> None:
+    write_engines(bundle)
+    monkeypatch.setattr(LibcudaDevice.__init__, "__defaults__", (0, cuda.path))
+    cuda.fail_next(symbol, OUT_OF_MEMORY)
+    with pytest.raises(EngineError, match=rf"tensorrt has no room to start: {symbol} failed: out of memory"):
+        TensorRtBackend(Bundle(bundle.path), name="tensorrt", trt=trt)
+    assert cuda.is_clean()
+
+
 def test_auto_falls_back_and_says_why(bundle: SmallBundle) -> None:
     write_engines(bundle)
     put_references(bundle.path, bundle.reference)
