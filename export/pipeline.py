@@ -22,6 +22,7 @@ from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.graph.alignment import Placement
 from tocom.export.graph.check import CheckResult, check_onnx, sample_images, torch_answers
+from tocom.export.graph.half import HalfPlan, magnitudes, plan_half
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree, make_retargetable
 from tocom.export.graph.trace import DTYPES, trace
@@ -128,7 +129,27 @@ def export(
     entry["shape"][0] = fixed or "batch"
     steps = _Steps(progress, total=1 + 2 * len(degrees))
 
+    given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
+    references = ReferenceImages(given, entry, values=_values(vit, features=features), degrees=len(degrees))
+
+    def reference_at(degree: int) -> nn.Module:
+        return compress(
+            vit,
+            degree,
+            method=method,
+            family=family,
+            fuse=fuse,
+            compensator=compensator,
+            source_degree=source_degree,
+            scale=scale,
+            alignment=alignment,
+        )
+
     with _evaluating(vit), atomic_folder(out, overwrite=overwrite) as folder:
+        plan = HalfPlan()
+        if precision == "fp16":
+            ends = sorted({degrees[0], degrees[-1]})
+            plan = plan_half([magnitudes(reference_at(degree), references.images) for degree in ends], vit)
         schedules = {degree: removal_schedule(tokens, depth, degree, prefix, family) for degree in degrees}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
@@ -143,6 +164,7 @@ def export(
                     fuse=fuse,
                     features=features,
                     precision=precision,
+                    plan=plan,
                 )
                 for compressed in sorted({degree > 0 for degree in degrees})
             }
@@ -155,7 +177,8 @@ def export(
                     prefix=prefix,
                     family=family,
                     batch=fixed,
-                    precision=precision,
+                    # Tokens are merged and pruned in the residual sum's type.
+                    precision="fp32" if plan else precision,
                 )
                 weights = projection_weights(
                     vit,
@@ -164,30 +187,18 @@ def export(
                     source=source_degree,
                     target=degree,
                     scale=scale,
+                    wide=plan.attention,
                 )
                 weights |= placement.weights(proto.graph, degree, precision=precision)
                 _put_weights(proto, store, weights)
                 onnx.save(proto, folder / _file_name(degree))
                 outputs = proto.graph.output
-        given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
-        values = sum(output.type.tensor_type.shape.dim[-1].dim_value for output in outputs)
-        references = ReferenceImages(given, entry, values=values, degrees=len(degrees))
         results: dict[int, CheckResult] = {}
         expected: dict[int, np.ndarray] = {}
         conclusive: dict[int, np.ndarray] = {}
         for degree in degrees:
             steps.next(f"checking degree {degree} against torch" if check else f"reference answers of degree {degree}")
-            reference = compress(
-                vit,
-                degree,
-                method=method,
-                family=family,
-                fuse=fuse,
-                compensator=compensator,
-                source_degree=source_degree,
-                scale=scale,
-                alignment=alignment,
-            )
+            reference = reference_at(degree)
             parts = torch_answers(reference, references.images, features=features)
             expected[degree] = np.concatenate(parts, axis=-1)
             decided = np.ones(len(references.images), dtype=bool)
@@ -231,6 +242,7 @@ def export(
             "compensator": _describe(compensator, scale),
             "alignment": None if alignment is None else alignment.describe(),
             "precision": precision,
+            "kept_in_float32": [kept.to_json() for kept in plan.kept],
             "batch": {"min": minimum, "opt": optimum, "max": maximum},
             "input": entry,
             "outputs": [
@@ -332,6 +344,12 @@ def _check_request(
     return list(degrees)
 
 
+def _values(vit: VisionTransformer, *, features: bool) -> int:
+    """Return how many values the outputs of one image have."""
+    own = vit.head.out_features if isinstance(vit.head, nn.Linear) else vit.num_features
+    return int(own + (vit.num_features if features else 0))
+
+
 def _template(
     vit: VisionTransformer,
     store: WeightStore,
@@ -343,12 +361,20 @@ def _template(
     fuse: bool,
     features: bool,
     precision: str,
+    plan: HalfPlan,
 ) -> onnx.ModelProto:
     template = trace(
-        vit, compressed=compressed, method=method, family=family, fuse=fuse, features=features, precision=precision
+        vit,
+        compressed=compressed,
+        method=method,
+        family=family,
+        fuse=fuse,
+        features=features,
+        precision=precision,
+        plan=plan,
     )
     make_retargetable(template)
-    placeholders = {*projection_weights(vit, precision=precision), *changing}
+    placeholders = {*projection_weights(vit, precision=precision, wide=plan.attention), *changing}
     for tensor in template.graph.initializer:
         if tensor.name in placeholders:
             tensor.ClearField("raw_data")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tocom.errors import ExportError
+from tocom.export.graph.half_arithmetic import run_in_half
 from tocom.export.graph.trace import DTYPES, answers
 from tocom.formats.references import allowed_differences
 
@@ -26,6 +27,8 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
 # Float32 sums taken in another order are off by about this share, eight units in the last place: far too little to hide
 # a wrong graph, since it moves outputs by a hundredth of the tolerance unless tokens change.
 _JITTER, _JITTERED = 2.0**-20, 8
+# Images in half arithmetic; each takes seconds.
+_HALF_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,37 @@ def check_onnx(
                 f"({precision}). The bundle was not written. Please report the model's name and the versions of torch, "
                 "onnx and onnxruntime; --no-check exports without this comparison."
             )
+    if precision == "fp16":
+        _check_half_arithmetic(path, images, expected, allowed, np.flatnonzero(~undecided), batch)
     if undecided.all():
         raise ExportError(
             f"{path.name} could not be checked: on all {len(images)} images rounding alone makes torch choose other "
             "tokens. Check on real images (--check-images FOLDER)."
         )
     return CheckResult(float(difference[~undecided].max()), undecided)
+
+
+def _check_half_arithmetic(
+    path: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray, decided: np.ndarray, batch: int | None
+) -> None:
+    """Run the file on a few images where every op rounds, and overflows, as half precision does.
+
+    Raises:
+        ExportError: An answer is not finite, or differs by more than is allowed on every image.
+    """
+    places = decided[:_HALF_IMAGES]
+    if not len(places):
+        return
+    got = run_in_half(path, images[places], batch=batch)
+    differences = np.abs(got - expected[places])
+    # Where every op rounds, a near-tie may fall otherwise on one image; a wrong graph is wrong on all.
+    if not np.isfinite(got).all() or not (differences <= allowed).all(axis=1).any():
+        worst = "not finite" if not np.isfinite(got).all() else f"off by {differences.max():.3g}"
+        raise ExportError(
+            f"{path.name} is {worst} in half arithmetic, though ONNX Runtime, which computes in float32 in between, is "
+            "right. The bundle was not written. Export with --precision bf16 or fp32, give other --check-images, and "
+            "please report the model's name."
+        )
 
 
 def _is_undecided(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -22,8 +24,11 @@ def projection_weights(
     source: int = 0,
     target: int = 0,
     scale: float | None = None,
+    wide: Collection[int] = (),
 ) -> dict[str, onnx.TensorProto]:
     """Return the initializers of q and v at a degree: ``W + s · ToCom(source → target)`` in float32, then cast.
+
+    Those of the blocks in ``wide`` stay in float32.
 
     The attention's scale stands in q's weights, as :func:`tocom.export.graph.trace.trace` folds it into q's bias.
     """
@@ -41,7 +46,7 @@ def projection_weights(
             if name == "q" and isinstance(block.attn.q_norm, nn.Identity):
                 weight = weight * block.attn.scale
             key = projection_name(index, name, "weight")
-            tensors[key] = to_onnx(weight.t().contiguous(), key, precision)
+            tensors[key] = to_onnx(weight.t().contiguous(), key, "fp32" if index in wide else precision)
     return tensors
 
 

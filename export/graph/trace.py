@@ -27,6 +27,7 @@ from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import ExportError
 from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
+from tocom.export.graph.half import HalfPlan, widen
 from tocom.formats.families import EVERY
 
 __all__ = ["DTYPES", "answers", "projection_name", "trace"]
@@ -62,6 +63,7 @@ def trace(
     fuse: bool = False,
     features: bool = False,
     precision: str = "fp32",
+    plan: HalfPlan | None = None,
 ) -> onnx.ModelProto:
     """Trace a model to ONNX with a symbolic batch.
 
@@ -73,6 +75,7 @@ def trace(
         fuse: With ``prune``: fuse the removed tokens.
         features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
         precision: Type of weights and activations; the input and output stay float32.
+        plan: What stays wide in half precision.
 
     Returns:
         Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``, or both. q, k
@@ -86,7 +89,7 @@ def trace(
     removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features)
+    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features, plan=plan)
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
     names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
     batch = torch.export.Dim("batch")
@@ -121,11 +124,13 @@ _WRAPPER = "model."
 class _Typed(nn.Module):
     """A model computing in one float type behind float32 input and outputs."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool, plan: HalfPlan | None = None) -> None:
         super().__init__()
         self.model, self.image_dtype, self.features = model, dtype, features
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
+        if plan:
+            widen(self.model, model, plan)
         if dtype == torch.bfloat16:
             # ONNX knows no convolution in bfloat16 before opset 22.
             self.image_dtype = torch.float32

@@ -153,4 +153,6 @@ def bundle_table(bundle: Bundle) -> Table:
         )
     total = sum(file["size"] for file in manifest["files"].values())
     table.caption = f"{total / 2**20:.1f} MiB in all; weights stand once"
+    for kept in manifest.get("kept_in_float32", []):
+        table.caption += f"\nblock {kept['block']}: the {kept['what']} reaches {kept['largest']:.3g}: {kept['how']}"
     return table

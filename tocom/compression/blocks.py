@@ -131,7 +131,7 @@ class CompressedBlocks(nn.Module):
             size = torch.ones(x.shape[0], x.shape[1], 1, dtype=torch.float32, device=x.device)
         else:
             size = sizes[0]
-        x, *merged = merge(x, k, size, r, self.prefix)
+        x, *merged = merge(x, k.to(x.dtype), size, r, self.prefix)  # of another type where the sum alone is wide
         return x, tuple(merged)
 
 
