@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.calibration.accuracy.answers import collect_answers, read_samples
-from tocom.calibration.accuracy.intervals import check_interval
+from tocom.calibration.accuracy.intervals import check_above_chance, check_interval
 from tocom.calibration.accuracy.precisions import compare_precisions
 from tocom.calibration.device_state.energy import measure_energy
 from tocom.calibration.device_state.opening import open_reader
@@ -66,6 +66,7 @@ def calibrate(
     Raises:
         BundleError: The bundle is missing or was changed.
         DataError: The images cannot be read or used, or are too few for ``interval_points``.
+        CalibrationError: No degree is told to be more accurate than chance, on 30 labelled images or more.
         EngineError: A degree cannot be loaded or run.
         RequestError: ``against`` is of another model, or of the same precision.
         OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.
@@ -83,6 +84,8 @@ def calibrate(
         answers = None if images is None else collect_answers(runtime, images, progress=progress)
         accuracy = {} if answers is None else answers.accuracy()
         agreement = {} if answers is None or answers.labels is None else answers.agreement()
+        if accuracy and (classes := runtime.bundle.classes) is not None and classes > 1:
+            check_above_chance(accuracy, classes)
         if interval_points is not None and accuracy:
             check_interval(accuracy, interval_points)
         identity = identity_of(runtime.bundle, runtime.backend)
@@ -134,6 +137,7 @@ def calibrate(
                 "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "tocom": __version__,
                 "seed": seed,
+                "reference_answers": runtime.stats()["answers_checked"],
                 **run.described(),
             },
             device_state=run.state,

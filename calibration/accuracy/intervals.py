@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tocom.errors import DataError, RequestError
+from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.profile import Accuracy
 
-__all__ = ["check_interval", "images_needed", "wilson_interval"]
+__all__ = ["check_above_chance", "check_interval", "images_needed", "wilson_interval"]
 
 _Z_95 = 1.959963984540054
+_TELLING_IMAGES = 30
 
 
 def wilson_interval(right: int, count: int, z: float = _Z_95) -> tuple[float, float]:
@@ -52,6 +53,22 @@ def images_needed(share: float, half_width: float) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if half(middle) > half_width else (low, middle)
     return high
+
+
+def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:
+    """Raise CalibrationError when no degree is told to be better than guessing one of ``classes`` classes.
+
+    Fewer than 30 images, or accuracies without labels, tell nothing.
+    """
+    best = max(accuracy, key=lambda degree: accuracy[degree].value)
+    entry = accuracy[best]
+    if entry.kind == "top1" and entry.count >= _TELLING_IMAGES and entry.low <= 1 / classes:
+        raise CalibrationError(
+            f"The most accurate degree, {best}, is right on {entry.value:.1%} of {entry.count} images (95 % interval "
+            f"{entry.low:.1%} … {entry.high:.1%}), and guessing one of {classes} classes on {1 / classes:.1%}: that is "
+            "no accuracy. The weights are random, the folders' names stand for other classes, or the images are of "
+            "another task. Compare with 'tocom inspect', or calibrate latency alone (no --images)."
+        )
 
 
 def check_interval(accuracy: Mapping[int, Accuracy], points: float) -> None:

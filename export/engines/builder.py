@@ -11,14 +11,16 @@ from typing import Any
 
 from tocom.errors import EngineError, RequestError, TocomError
 from tocom.export.engines.backend import PORTABLE, BackendFound, Device, find_backend, find_device
+from tocom.export.engines.ladder import rungs
 from tocom.export.engines.process import Job, build_engines
-from tocom.export.engines.record import Plan, current, library_name, write_record
+from tocom.export.engines.record import Plan, current, library_name, make_record
 from tocom.export.engines.source import OnnxSource, read_source
+from tocom.export.engines.trial import run_trial
 from tocom.export.op_plugin.library import OpPluginLibrary, build_library, check_library, read_library
 from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import engine_name
-from tocom.formats.sidecar import Sidecar, read_sidecar
+from tocom.formats.sidecar import EngineAnswers, Sidecar, read_sidecar, write_sidecar
 from tocom.system.files import atomic_path, sha256_file
 from tocom.system.locks import exclusive, remove_leftovers
 from tocom.system.sealed_library import hold_library
@@ -149,6 +151,7 @@ def build(
         records, built = _build_missing(
             plans,
             folder,
+            tell,
             timing_cache=cache,
             progress=progress or (lambda what, done, total: None),
             timeout_s=timeout_s,
@@ -191,7 +194,9 @@ def _check_precision(bundle: Bundle, sources: dict[int, OnnxSource], device: Dev
         )
 
 
-def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[dict[int, Sidecar], tuple[int, ...]]:
+def _build_missing(
+    plans: Sequence[Plan], folder: Path, tell: Callable[[str], None], **how: Any
+) -> tuple[dict[int, Sidecar], tuple[int, ...]]:
     """Return all sidecars, ascending by degree, and the degrees that were built."""
     remove_leftovers(folder)
     found = {plan.degree: current(plan) for plan in plans}
@@ -201,30 +206,83 @@ def _build_missing(plans: Sequence[Plan], folder: Path, **how: Any) -> tuple[dic
         return records, ()
 
     def keep(degree: int, facts: dict[str, Any]) -> None:
-        records[degree] = write_record(stale[degree], facts)
+        records[degree] = make_record(stale[degree], facts)
+        write_sidecar(stale[degree].sidecar, records[degree])
 
     # An engine that is being replaced has no valid sidecar until the new one stands.
     for plan in stale.values():
         plan.sidecar.unlink(missing_ok=True)
         (folder / engine_name(plan.degree, compact=not plan.options.compact)).unlink(missing_ok=True)
-    # The op plugin is loaded for all jobs of a child or for none; degrees without ops build the same either way.
     library = next((plan.library for plan in stale.values() if plan.library is not None), None)
     if library is not None and not plans[0].options.embed_op_plugin:
         _copy_library(library, folder)
     try:
-        build_engines(
-            plans[0].backend,
-            [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in stale.values()],
-            plans[0].options,
-            op_plugin=library,
-            compute_capabilities=PORTABLE if plans[0].device is None else (),
-            on_done=keep,
-            **how,
-        )
+        if plans[0].device is None:
+            _run_builder(list(stale.values()), keep, **how)
+        else:
+            records |= _build_right(list(stale.values()), tell, **how)
     finally:
         remove_leftovers(folder)  # a child that was killed cannot
     _drop_unused_libraries(folder)
     return dict(sorted(records.items())), tuple(stale)
+
+
+def _run_builder(plans: Sequence[Plan], on_done: Callable[[int, dict[str, Any]], object], **how: Any) -> None:
+    """Build engines of equal options in one child process."""
+    # The op plugin is loaded for all jobs of a child or for none; degrees without ops build the same either way.
+    build_engines(
+        plans[0].backend,
+        [Job(plan.degree, plan.source.path, plan.engine, plan.source.op_nodes) for plan in plans],
+        plans[0].options,
+        op_plugin=next((plan.library for plan in plans if plan.library is not None), None),
+        compute_capabilities=PORTABLE if plans[0].device is None else (),
+        on_done=on_done,
+        **how,
+    )
+
+
+def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any) -> dict[int, Sidecar]:
+    """Build engines on their device, one by one, until each answers rightly; write and return the sidecars.
+
+    Raises:
+        EngineError: A degree answers wrongly however it is built, or cannot be built as asked. Those that are right
+            are kept.
+    """
+    records, wrong = {}, []
+    for plan in plans:
+        tried: list[str] = []
+        for name, options in rungs(plan.options, has_ops=plan.source.op_nodes > 0, precision=plan.bundle.precision):
+            attempt = replace(plan, options=options, library=None if options.lowering == "native" else plan.library)
+            built: dict[int, dict[str, Any]] = {}
+            try:
+                _run_builder([attempt], built.__setitem__, **how)
+            except EngineError as error:
+                if not tried:
+                    raise
+                found = str(error)
+            else:
+                sidecar = make_record(attempt, built[plan.degree])
+                trial = run_trial(plan.bundle.path, plan.folder, sidecar, timeout_s=how.get("timeout_s"))
+                if trial.is_right:
+                    asked = plan.made_from()["options"] if tried else None
+                    answers = EngineAnswers("right", trial.difference, trial.allowed, trial.cosine, tuple(tried), asked)
+                    records[plan.degree] = replace(sidecar, answers=answers)
+                    write_sidecar(plan.sidecar, records[plan.degree])
+                    tell(f"degree {plan.degree}, {name}: answers rightly ({trial.found})")
+                    break
+                found = trial.found
+            tried.append(f"{name}: {found}")
+            tell(f"degree {plan.degree}, {name}: not kept, {found}")
+        else:
+            plan.engine.unlink(missing_ok=True)
+            wrong.append(f"degree {plan.degree}: {'; '.join(tried)}")
+    if wrong:
+        raise EngineError(
+            f"{plans[0].backend.name} {plans[0].backend.version} answers wrongly however it is built, so these engines "
+            f"are not kept: {'. '.join(wrong)}. Serve with another backend, or another version of this one; "
+            f"'tocom check {plans[0].bundle.path}' compares them."
+        )
+    return records
 
 
 def _library(

@@ -26,7 +26,7 @@ from tocom.formats.typed_json import as_dataclass
 from tocom.system.files import sha256_file
 from tocom.version import __version__
 
-__all__ = ["Plan", "current", "library_name", "write_record"]
+__all__ = ["Plan", "current", "library_name", "make_record"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,13 @@ def current(plan: Plan) -> Sidecar | None:
         sidecar, _ = read_sidecar(plan.sidecar)
     except EngineError:
         return None
-    if any(getattr(sidecar, name) != value for name, value in plan.made_from().items()):
+    wanted = plan.made_from()
+    if sidecar.answers.asked is not None:
+        # Built otherwise than asked, because that answered wrongly: asked the same again, it is what there is.
+        del wanted["op_plugin"]
+        if sidecar.answers.asked != wanted.pop("options"):
+            return None
+    if any(getattr(sidecar, name) != value for name, value in wanted.items()):
         return None
     if sidecar.mismatch(plan.bundle) is not None and sidecar.onnx.content_sha256 != plan.source.content_sha256():
         return None
@@ -127,8 +133,8 @@ def current(plan: Plan) -> Sidecar | None:
     return sidecar
 
 
-def write_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
-    """Write the sidecar of an engine that was just built, and return it.
+def make_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
+    """Return the sidecar of an engine that was just built.
 
     Args:
         plan: What was built.
@@ -136,7 +142,7 @@ def write_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
     """
     stored = {name: built[name] for name in ("sha256", "size_bytes", "content_bytes", "device_memory_bytes")}
     told = ("inputs", "outputs", "layers", "op_plugin_layers", "tensors_dynamic_beyond_batch", "build_seconds")
-    sidecar = as_dataclass(
+    return as_dataclass(
         Sidecar,
         {
             **plan.made_from(),
@@ -149,8 +155,6 @@ def write_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
             "engine": {"file": plan.engine.name, "modified_ns": plan.engine.stat().st_mtime_ns, **stored},
         },
     )
-    write_sidecar(plan.sidecar, sidecar)
-    return sidecar
 
 
 def _is_whole(engine: Path, stored: StoredEngine) -> bool:

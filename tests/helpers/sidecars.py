@@ -16,7 +16,8 @@ __all__ = ["sidecar_json"]
 
 def sidecar_json(bundle: Path, degree: int, engine: Path, content_bytes: int, changes: Mapping[str, Any]) -> str:
     """Return the sidecar of an engine's file as JSON; ``changes`` replace members, and those of ``options``."""
-    files = json.loads((bundle / "bundle.json").read_text())["files"]
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    files, batch = manifest["files"], manifest["batch"]
     onnx = f"degree-{degree:02d}.onnx"
     stored = engine.read_bytes()
     content = Sidecar(
@@ -29,7 +30,7 @@ def sidecar_json(bundle: Path, degree: int, engine: Path, content_bytes: int, ch
         backend_version="10.13.2",
         gpu="Scripted GPU",
         compute_capabilities=("8.7",),
-        options=BuildOptions(),
+        options=BuildOptions(batch=tuple(batch[name] for name in ("min", "opt", "max"))),
         op_plugin=None,
         onnx=OnnxFiles(onnx, files[onnx]["sha256"], files["weights.bin"]["sha256"], "0" * 64),
         engine=StoredEngine(engine.name, hashlib.sha256(stored).hexdigest(), len(stored), content_bytes, 0, None),

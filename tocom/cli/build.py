@@ -98,7 +98,7 @@ def build(
             }
         )
         return
-    table = Table("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "")
+    table = Table("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "answers", "")
     for degree, sidecar in engines.records.items():
         table.add_row(
             str(degree),
@@ -107,6 +107,7 @@ def build(
             str(sidecar.op_plugin_layers),
             f"{sidecar.engine.size_bytes / 1e6:.1f}",
             f"{sidecar.build_seconds:.1f}",
+            sidecar.answers.state,
             "built" if degree in engines.built else "current",
         )
     console.print(table)

@@ -19,7 +19,17 @@ from tocom.formats.sealed_json import parse_json
 from tocom.formats.typed_json import as_dataclass
 from tocom.system.files import open_regular, write_json
 
-__all__ = ["EngineTensor", "OnnxFiles", "OpPluginFile", "Sidecar", "StoredEngine", "read_sidecar", "write_sidecar"]
+__all__ = [
+    "EngineAnswers",
+    "EngineTensor",
+    "OnnxFiles",
+    "OpPluginFile",
+    "Sidecar",
+    "StoredEngine",
+    "read_sidecar",
+    "sidecar_of",
+    "write_sidecar",
+]
 
 _VERSION = 1
 _MAX_BYTES = 4 << 20
@@ -81,6 +91,27 @@ class StoredEngine:
 
 
 @dataclass(frozen=True)
+class EngineAnswers:
+    """What the engine answered to the bundle's reference images when it was built.
+
+    Attributes:
+        state: ``right``, or ``not run`` where it was built without a GPU.
+        difference: Largest difference to a reference answer.
+        allowed: Most that it may be.
+        cosine: Smallest cosine.
+        tried: The ways to build it that answered wrongly, in their order, and what they answered.
+        asked: The options that were asked for, where others had to be taken.
+    """
+
+    state: str = "not run"
+    difference: float | None = None
+    allowed: float | None = None
+    cosine: float | None = None
+    tried: tuple[str, ...] = ()
+    asked: BuildOptions | None = None
+
+
+@dataclass(frozen=True)
 class Sidecar:
     """What one engine is.
 
@@ -104,6 +135,7 @@ class Sidecar:
         op_plugin_layers: Those of the op plugin.
         tensors_dynamic_beyond_batch: Tensors of which more than the batch is free; 0 is right.
         build_seconds: Time that the build took.
+        answers: Whether it answered rightly when it was built.
     """
 
     created_by: str
@@ -125,6 +157,7 @@ class Sidecar:
     op_plugin_layers: int
     tensors_dynamic_beyond_batch: int
     build_seconds: float
+    answers: EngineAnswers = EngineAnswers()
 
     def __post_init__(self) -> None:
         for name in (self.engine.file, self.op_plugin.file if self.op_plugin else None):
@@ -178,15 +211,22 @@ def read_sidecar(path: Path) -> tuple[Sidecar, str]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        content = parse_json(data)
-        version = content.get("schema_version") if isinstance(content, Mapping) else None
-        if version != _VERSION:
-            raise ValueError(f"it has version {str(version)[:80]!r}, this tocom reads {_VERSION}")
-        members = {name: value for name, value in content.items() if name != "schema_version"}
-        return as_dataclass(Sidecar, members), hashlib.sha256(data).hexdigest()
+        return sidecar_of(parse_json(data)), hashlib.sha256(data).hexdigest()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EngineError(f"{path} is not a readable sidecar of an engine ({reason}). Build it again.") from error
+
+
+def sidecar_of(content: Any) -> Sidecar:
+    """Return the sidecar that JSON content describes.
+
+    Raises:
+        ValueError: It is of another version, or describes none.
+    """
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if version != _VERSION:
+        raise ValueError(f"it has version {str(version)[:80]!r}, this tocom reads {_VERSION}")
+    return as_dataclass(Sidecar, {name: value for name, value in content.items() if name != "schema_version"})
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:

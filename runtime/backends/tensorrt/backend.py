@@ -25,6 +25,7 @@ from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.select import open_device
 from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
 from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
+from tocom.runtime.backends.tensorrt.fixed_batch import FixedBatchEngine
 from tocom.runtime.backends.tensorrt.library import LogCapture, import_tensorrt
 from tocom.runtime.memory.needs import Need, needs_of
 from tocom.system.sealed_library import hold_library
@@ -42,6 +43,7 @@ class TensorRtBackend:
         bundle: The bundle.
         name: ``tensorrt`` or ``tensorrt-rtx``.
         reason: Why this backend was chosen.
+        engines: The engines to load; None looks for those that fit beside the bundle.
         trt: TensorRT's module; given by tests, imported otherwise.
         device: The GPU; given by tests, opened otherwise.
 
@@ -54,13 +56,20 @@ class TensorRtBackend:
     timeout_s: float | None = DEVICE_TIMEOUT_S
 
     def __init__(
-        self, bundle: Bundle, *, name: str, reason: str = "", trt: Any = None, device: Device | None = None
+        self,
+        bundle: Bundle,
+        *,
+        name: str,
+        reason: str = "",
+        engines: EngineFolder | None = None,
+        trt: Any = None,
+        device: Device | None = None,
     ) -> None:
         self.name = name
         self.reason = reason
         self._bundle = bundle
         # In this order each check is cheaper than the next: most machines without engines import nothing.
-        if not any_engines(bundle, name):
+        if engines is None and not any_engines(bundle, name):
             raise EngineError(
                 f"{bundle.path} has no {name} engines. Build them on this device: tocom build {bundle.path} "
                 f"--backend {name}."
@@ -70,7 +79,7 @@ class TensorRtBackend:
         try:
             self._device = open_device() if device is None else device
             try:
-                self._start()
+                self._start(engines)
             except BaseException:
                 with contextlib.suppress(EngineError):  # of a device that is lost: the first error says more
                     self._device.close()
@@ -80,10 +89,11 @@ class TensorRtBackend:
                 f"{name} has no room to start: {error}. Free memory of the GPU: 'nvidia-smi' shows who holds it."
             ) from error
 
-    def _start(self) -> None:
+    def _start(self, engines: EngineFolder | None) -> None:
         described = dict(self._device.describe())
         self.device: Mapping[str, str] = {**described, self.name: str(self._trt.__version__)}
-        self._folder: EngineFolder = find_engines(self._bundle, self.name, str(self._trt.__version__), described)
+        version = str(self._trt.__version__)
+        self._folder: EngineFolder = engines or find_engines(self._bundle, self.name, version, described)
         log = LogCapture(self._trt)
         with self._device.attached():
             try:
@@ -121,7 +131,7 @@ class TensorRtBackend:
         for degree in degrees:
             self._file(degree)
 
-    def load(self, degree: int) -> TensorRtEngine:
+    def load(self, degree: int) -> TensorRtEngine | FixedBatchEngine:
         """Deserialize an engine whose hash was checked, and grow the arena to what it needs."""
         file = self._file(degree)
         content = file.read_engine(self._folder.path)
@@ -137,7 +147,10 @@ class TensorRtBackend:
                 )
             # At least one byte: address zero would read as "not bound yet".
             self._shared.arena.ensure(max(engine.device_memory_size_v2, 1))
-            return TensorRtEngine(degree, engine, self._shared, self._bundle.batch[2])
+            loaded = TensorRtEngine(degree, engine, self._shared, self._bundle.batch[2])
+        least, _, most = file.options.batch
+        narrower = least > self._bundle.batch[0] or most < self._bundle.batch[2]
+        return FixedBatchEngine(loaded, least, most) if narrower else loaded
 
     def close(self) -> None:
         """Release the arena, the stream and the GPU. More than once is fine."""

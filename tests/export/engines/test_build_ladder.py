@@ -1,0 +1,204 @@
+"""What a build tries when an engine answers wrongly: each rung after a wrong one, on the scripted TensorRT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from host_cuda import HostCuda
+from scripted_engines import ScriptedTensorRt, engine_bytes, reference
+from small_bundles import SmallBundle, images_of, put_references, write_small_bundle
+from small_vits import small_vit
+
+from tocom.errors import EngineError
+from tocom.export import export
+from tocom.export.engines import builder, trial
+from tocom.export.engines.backend import BackendFound, Device
+from tocom.export.engines.ladder import rungs
+from tocom.export.engines.process import Job, build_engines
+from tocom.export.engines.trial import Trial, run_trial
+from tocom.formats.build_options import BuildOptions
+from tocom.formats.bundle import MANIFEST_NAME, Bundle
+from tocom.formats.sealed_json import write_sealed_json
+from tocom.formats.sidecar import EngineAnswers, Sidecar, read_sidecar
+from tocom.runtime import Runtime
+from tocom.runtime.backends import select
+from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
+from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
+from tocom.runtime.trial import try_engine
+
+GPU = Device("Host GPU 0", (8, 7))
+IsWrong = Callable[[BuildOptions], bool]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> SmallBundle:
+    """A half-precision bundle of one degree, by its manifest; what runs is the scripted device."""
+    small = write_small_bundle(tmp_path / "bundle", degrees=(8,), batch=(1, 2, 4))
+    put_references(small.path, reference)
+    manifest = {**json.loads((small.path / MANIFEST_NAME).read_text()), "precision": "fp16"}
+    del manifest["sha256"]
+    write_sealed_json(small.path / MANIFEST_NAME, manifest)
+    return small
+
+
+@pytest.fixture
+def build_where(monkeypatch: pytest.MonkeyPatch, bundle: SmallBundle) -> Callable[[IsWrong], tuple[Any, list[str]]]:
+    """Build on a scripted TensorRT whose engines answer zeros where ``is_wrong(options)``."""
+    cuda = HostCuda()
+    trt = ScriptedTensorRt(cuda, version="10.3.0")
+
+    def backend(found: Bundle, threads: int | None, reason: str) -> TensorRtBackend:
+        del threads
+        return TensorRtBackend(found, name="tensorrt", reason=reason, trt=trt, device=LibcudaDevice(path=cuda.path))
+
+    monkeypatch.setitem(select._OPENERS, "tensorrt", backend)
+    monkeypatch.setattr(builder, "find_backend", lambda name: BackendFound("tensorrt", "10.3.0", "tensorrt"))
+    monkeypatch.setattr(builder, "find_device", lambda: GPU)
+
+    def tried(path: Path, folder: Path, sidecar: Sidecar, *, timeout_s: float | None) -> Trial:
+        del timeout_s
+        assert not (folder / "degree-08.json").exists(), "no sidecar before the engine answered rightly"
+        return Trial(**try_engine(Bundle(path), folder, sidecar, trt=trt, device=LibcudaDevice(path=cuda.path)))
+
+    monkeypatch.setattr(builder, "run_trial", tried)
+
+    def build(is_wrong: IsWrong, **asked: Any) -> tuple[Any, list[str]]:
+        def compiled(_: Any, jobs: Sequence[Job], options: BuildOptions, *, on_done: Any, **how: Any) -> None:
+            for job in jobs:
+                content = engine_bytes(job.degree, **({"wrong": "zeros"} if is_wrong(options) else {}))
+                job.engine.write_bytes(content)
+                import hashlib
+
+                facts = {
+                    "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
+                    "content_bytes": len(content), "device_memory_bytes": None, "inputs": [], "outputs": [],
+                    "layers": 3, "op_plugin_layers": 0, "tensors_dynamic_beyond_batch": 0, "build_seconds": 0.1,
+                }  # fmt: skip
+                on_done(job.degree, facts)
+
+        monkeypatch.setattr(builder, "build_engines", compiled)
+        lines: list[str] = []
+        return builder.build(bundle.path, backend="tensorrt", say=lines.append, **asked), lines
+
+    return build
+
+
+LADDER: dict[str, IsWrong] = {
+    "as asked": lambda options: False,
+    "fixed batch 2": lambda options: options.batch != (2, 2, 2),
+    "optimization level 1": lambda options: options.optimization_level != 1,
+    "layer norm, softmax and the residual sum in float32": lambda options: options.float32 == "none",
+    "all of it in float32": lambda options: options.float32 != "all",
+}
+
+
+@pytest.mark.fault(
+    "an engine that answers wrongly when it is built",
+    outcome="`tocom build` tries other ways in a fixed order and keeps the first that is right; the sidecar says which",
+)
+@pytest.mark.parametrize("right", LADDER)
+def test_each_rung_is_taken_when_the_one_before_is_wrong(
+    bundle: SmallBundle, build_where: Callable[..., tuple[Any, list[str]]], right: str
+) -> None:
+    engines, lines = build_where(LADDER[right])
+    wrong = list(LADDER)[: list(LADDER).index(right)]
+    told = [line for line in lines if line.startswith("degree 8, ")]
+    assert [line.split(": ")[0] for line in told] == [f"degree 8, {name}" for name in (*wrong, right)]
+    assert all("not kept, batch " in line and "largest difference" in line for line in told[:-1])
+    answers = engines.records[8].answers
+    assert (answers.state, [each.split(": ")[0] for each in answers.tried]) == ("right", wrong)
+    assert answers.difference < answers.allowed
+    assert read_sidecar(engines.folder / "degree-08.json")[0] == engines.records[8]
+    # Asked the same again, what was kept is current; and whatever its batch range is, every batch size is served.
+    again, _ = build_where(LADDER[right])
+    assert again.built == ()
+    with Runtime.open(bundle.path, "tensorrt") as runtime:
+        for batch in (1, 3, 4):
+            images = images_of(batch)
+            np.testing.assert_allclose(runtime.infer(images).outputs["logits"], reference(images, 8), rtol=1e-5)
+
+
+@pytest.mark.fault(
+    "an engine that answers wrongly however it is built",
+    outcome="EngineError with what each way answered; neither engine nor sidecar stays",
+)
+def test_no_rung_is_right(build_where: Callable[..., tuple[Any, list[str]]], bundle: SmallBundle) -> None:
+    with pytest.raises(EngineError, match="answers wrongly however it is built") as error:
+        build_where(lambda options: True)
+    assert all(name in str(error.value) for name in LADDER)
+    assert not list((bundle.path / "engines").glob("*/degree-*"))
+
+
+def test_the_rungs_of_a_degree_with_ops_and_of_a_float32_bundle() -> None:
+    options = BuildOptions(batch=(1, 2, 4), optimization_level=1)
+    found = dict(rungs(options, has_ops=True, precision="fp32"))
+    assert list(found) == ["as asked", "fixed batch 2", "native lowering", "optimization level 4"]
+    last = found["optimization level 4"]
+    assert (last.batch, last.lowering, last.float32) == ((2, 2, 2), "native", "none")
+    assert list(rungs(BuildOptions(lowering="native"), has_ops=True, precision="fp32"))[1][0] == "optimization level 1"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "found"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 20, "SIGSEGV"),
+        ("import time; time.sleep(60)", 0.5, "did not answer within 0.5 s"),
+        ("import sys; sys.exit('no room')", 20, "no room"),
+    ],
+)
+def test_an_engine_that_ends_its_process_is_wrong(program: str, seconds: float, found: str, tmp_path: Path) -> None:
+    class Any_:
+        def to_json(self) -> dict[str, Any]:
+            return {}
+
+    tried = run_trial(tmp_path, tmp_path, Any_(), timeout_s=seconds, worker=("-c", program))  # type: ignore[arg-type]
+    assert not tried.is_right
+    assert found in tried.found
+
+
+def test_the_child_runs_the_runtime_s_own_module(tmp_path: Path, bundle: SmallBundle) -> None:
+    from sidecars import sidecar_json
+
+    engine = bundle.path / "degree-08.engine"
+    engine.write_bytes(b"{}")
+    content = json.loads(sidecar_json(bundle.path, 8, engine, 2, {}))
+    from tocom.formats.sidecar import sidecar_of
+
+    tried = run_trial(bundle.path, bundle.path, sidecar_of(content), timeout_s=60)
+    assert not tried.is_right
+    assert "ensor" in tried.found, "it says that TensorRT, or a GPU, is missing here"
+    assert trial._WORKER == ("-m", "tocom.runtime.trial")
+    assert sys.executable
+
+
+def test_without_a_gpu_the_sidecar_says_not_run() -> None:
+    assert EngineAnswers().state == "not run"
+
+
+@pytest.mark.parametrize("which", ["fragile", "all"])
+def test_tensorrt_rtx_builds_what_was_widened(rtx: BackendFound, tmp_path: Path, which: str) -> None:
+    exported = export(small_vit(num_classes=3), tmp_path / "bundle", degrees=[2], precision="fp16", check=False)
+    model = onnx.load(exported.onnx_path(2), load_external_data=False)
+    done: dict[int, dict[str, Any]] = {}
+    layers = {}
+    for mode in ("none", which):
+        build_engines(
+            rtx,
+            [Job(2, exported.onnx_path(2), tmp_path / f"{mode}.engine", 1)],
+            BuildOptions(lowering="native", float32=mode),
+            op_plugin=None,
+            compute_capabilities=("8.6",),
+            timing_cache=tmp_path / "timing.cache",
+            on_done=done.__setitem__,
+            progress=lambda *_: None,
+        )
+        layers[mode] = done[2]["layers"]
+    assert layers[which] > layers["none"] > len(model.graph.node) / 2
+    assert (tmp_path / f"{which}.engine").stat().st_size > 0
