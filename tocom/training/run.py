@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,15 @@ from tocom.training.checkpoint import load_checkpoint, restore_rng, rng_state, s
 from tocom.training.distillation import Distillation, draw_degrees
 from tocom.training.distributed import Processes
 from tocom.training.image_order import batches, fingerprint, unreadable_between
+from tocom.training.interrupts import Interrupts
 from tocom.training.reports import StepReport, scalars
 
 if TYPE_CHECKING:
     from tocom.training.config import TrainingConfig
 
 __all__ = ["Places", "Run"]
+
+log = logging.getLogger("tocom.training")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Run:
 
         Raises:
             TrainingError: See :func:`tocom.training.trainer.train`.
+            KeyboardInterrupt: Ctrl-C came, after the step and the checkpoint; SIGTERM does as it would have without us.
         """
         config, count = self.config, len(self.images)  # type: ignore[arg-type]
         distill: nn.Module = Distillation(
@@ -133,9 +138,26 @@ class Run:
             workers=workers,
             processes=self.processes,
         )
+        with Interrupts() as interrupts:
+            self._train(distill, feed, interrupts, count, progress)
+        if interrupts.noted is not None:  # and its handler returned: a run that was cut off is none that ended
+            raise TrainingError(f"The training was interrupted at step {self._done} of {config.steps}.")
+        self.compensator.share_dropout(None)
+        self.unreadable = set().union(*self.processes.gather(self.unreadable))
+
+    def _train(
+        self,
+        distill: nn.Module,
+        feed: Iterable[tuple[Tensor, Tensor, Tensor]],
+        interrupts: Interrupts,
+        count: int,
+        progress: Callable[[StepReport], None] | None,
+    ) -> None:
+        """Make the steps, up to the last or to a signal; behind that one, too, the checkpoint is saved."""
+        config = self.config
         begin, first = time.perf_counter(), self._done
         with scalars(self.places.scalars if self.processes.first else None, first) as record:
-            for drawn, read, images in feed:
+            for drawn, read, images in self._until_interrupted(feed, interrupts):
                 self.unreadable |= unreadable_between(drawn, read, count)
                 source, target = draw_degrees(
                     config.seed, self._done, config.groups, config.source_degree, far=config.far_targets
@@ -163,8 +185,35 @@ class Run:
                 record(report)
                 if progress is not None and self.processes.first:
                     progress(report)
-        self.compensator.share_dropout(None)
-        self.unreadable = set().union(*self.processes.gather(self.unreadable))
+
+    def _until_interrupted(
+        self, feed: Iterable[tuple[Tensor, Tensor, Tensor]], interrupts: Interrupts
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches up to the last, or until a signal came to any process: then save, which all do together."""
+        batches_ = iter(feed)
+        while True:
+            came = {interrupts.noted} - {None}
+            if self.processes.count > 1:
+                came = set().union(*self.processes.gather(came))
+            if not came:
+                try:
+                    yield next(batches_)
+                    continue
+                except StopIteration:
+                    return
+                except Exception:  # Ctrl-C goes to the processes that read the images, too
+                    if interrupts.noted is None or self.processes.count > 1:
+                        raise
+            self._save()
+            interrupts.noted = interrupts.noted or came.pop()
+            kept = self.places.checkpoint
+            log.warning(
+                "interrupted at step %d of %d%s",
+                self._done,
+                self.config.steps,
+                f"; {kept} holds it: go on with --resume" if kept is not None else ", and no --checkpoint keeps it",
+            )
+            return
 
     def step(
         self, distill: nn.Module, numbers: Tensor, images: Tensor, source: int, target: int
