@@ -56,7 +56,7 @@ def test_every_module_of_the_four_parts_is_in_the_wheel(names: set[str]) -> None
 def test_data_stands_beside_the_modules(names: set[str]) -> None:
     assert "tocom/py.typed" in names
     assert "tocom/calibration/report/report.html.j2" in names
-    assert {path.name for path in (ROOT / "tocom" / "schemas").glob("*.json")} == {
+    assert {path.name for path in (ROOT / "tocom" / "formats" / "schemas").glob("*.json")} == {
         name.rsplit("/", 1)[1] for name in names if name.startswith("tocom/formats/schemas/") and name.endswith(".json")
     }
 
