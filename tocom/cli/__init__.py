@@ -34,6 +34,7 @@ VERBS = (
     "run",
     "bench",
     "inspect",
+    "relabel",
     "sign",
     "verify",
     "doctor",

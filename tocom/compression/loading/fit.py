@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -107,8 +109,7 @@ def npz_classes(path: Path) -> int:
     Raises:
         ModelError: It is no archive of arrays.
     """
-    with _open_npz(path) as arrays:
-        return next((arrays[key].shape[-1] for key in arrays.files if key.endswith("head/bias")), 0)
+    return next((shape[-1] for key, shape in _npz_shapes(path).items() if key.endswith("head/bias")), 0)
 
 
 def fit_npz(model: VisionTransformer, name: str, path: Path) -> str:
@@ -117,9 +118,9 @@ def fit_npz(model: VisionTransformer, name: str, path: Path) -> str:
     Raises:
         ModelError: It is of another layout or size.
     """
-    with _open_npz(path) as arrays:
-        keys = list(arrays.files)
-        stacked = next((arrays[key].shape[0] for key in keys if "encoderblock/LayerNorm_0/scale" in key), None)
+    shapes = _npz_shapes(path)
+    keys = list(shapes)
+    stacked = next((shape[0] for key, shape in shapes.items() if "encoderblock/LayerNorm_0/scale" in key), None)
     depth = stacked or len({key.split("encoderblock_")[1].split("/")[0] for key in keys if "encoderblock_" in key})
     if depth and depth != len(model.blocks):
         raise ModelError(f"The checkpoint {path} has {depth} blocks, {name} has {len(model.blocks)}. Check the name.")
@@ -134,13 +135,13 @@ def fit_npz(model: VisionTransformer, name: str, path: Path) -> str:
     return "Google's JAX weights"
 
 
-def _open_npz(path: Path) -> np.lib.npyio.NpzFile:
+def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array, not an archive of them")
-        return arrays
-    except (OSError, ValueError, EOFError) as error:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key].shape for key in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"Cannot read the checkpoint {path}: {first_line(error)}. Copy it again.") from error
 
 
