@@ -15,7 +15,7 @@ from tocom.formats.families import EVERY
 
 __all__ = ["at_degree", "make_retargetable"]
 
-# ONNX IR version 10 is what TensorRT 10.3 and ONNX Runtime 1.20 read.
+# ONNX IR version 10 is what TensorRT 10.3 and ONNX Runtime 1.21 read.
 _IR_VERSION = 10
 # Stands for the logarithm of sizes that are all one, before any block merged.
 _LOG_OF_ONES = "log of ones"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +166,13 @@ def test_the_command_line_says_it_in_one_line(
     assert done.stderr.startswith(f"error: DependencyError: {line}"), done.stderr
     assert done.stderr.count("\n") == 1
     assert "pip install --upgrade '" in done.stderr
+
+
+def test_a_deprecation_is_an_error_where_our_own_modules_cause_it() -> None:
+    source = "import warnings; warnings.warn('old', DeprecationWarning)"
+    for ours in ("tocom.part", "test_part", "conftest"):
+        with pytest.raises(DeprecationWarning):
+            exec(source, {"__name__": ours})
+    with warnings.catch_warnings(record=True) as shown:
+        exec(source, {"__name__": "timm.part"})
+    assert [str(each.message) for each in shown] == ["old"]
