@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from tocom.export.engines.backend import find_backend, link_libraries
-from tocom.export.engines.source import without_functions
 from tocom.export.op_plugin.library import build_library
+from tocom.formats.onnx.summary import without_functions
 
 LINKED = "TOCOM_BLOCK_LAYERS_LINKED"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,10 @@ from tocom.formats.references import REFERENCES_NAME
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
+from tocom.system.progress import Progress
 from tocom.version import __version__
 
 __all__ = ["export"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def export(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tocom.errors import EngineError, RequestError
 from tocom.runtime.backends.arrays import DeviceImages
+from tocom.system.numbers import is_integer
 
 __all__ = [
     "check_budget",
@@ -73,7 +74,7 @@ def check_open_options(**options: Any) -> None:
         RequestError: One is neither.
     """
     for name, value in options.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and not is_integer(value, 1):
             raise RequestError(f"The {name!r} parameter must be an integer >= 1. Got {value!r} instead.")
 
 

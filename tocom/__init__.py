@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 for _name in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
     os.environ.setdefault(_name, "1")
 
-# No module may have the name of what it is the home of: importing it would put the module in the name's place.
 _HOMES = {
     "Alignment": "tocom.alignment.alignment",
     "Bundle": "tocom.formats.bundle",

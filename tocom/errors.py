@@ -118,3 +118,13 @@ class OutputError(TocomError, OSError):
     """
 
     unsaved: object = None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error without its full stop, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def one_line(error: BaseException) -> str:
+    """Return all of another library's error in one line, cut after 400 characters."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from tocom.formats.references import Agreement, References, read_references
 from tocom.runtime.answers import batches_to_check, check_engine
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.runtime.backends.select import BACKENDS, open_backend
+from tocom.system.progress import Progress
 
 __all__ = ["BackendAgreement", "DegreeAgreement", "check", "references_of"]
 
-Progress = Callable[[str, int, int], None]
 # Answers images of the user's own that no reference exists for, once it has given the bundle's.
 _JUDGE = "onnxruntime"
 

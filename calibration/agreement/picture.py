@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tocom.calibration.agreement.check import BackendAgreement
-from tocom.errors import RequestError
-from tocom.system.files import atomic_path
+from tocom.system.drawing import picture
 
 __all__ = ["draw_agreement"]
 
@@ -31,43 +30,41 @@ def draw_agreement(found: Sequence[BackendAgreement], title: str, path: Path) ->
         RequestError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RequestError("The picture needs matplotlib: pip install 'tocom[plots]'.") from error
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    used = [each for each in found if each.degrees]
-    degrees = sorted({row.degree for each in used for row in each.degrees})
-    panels = ("largest difference / allowed", "1 − smallest cosine")
-    for panel, label in enumerate(panels):
-        axes = figure.add_subplot(1, 2, panel + 1)
-        for place, each in enumerate(used):
-            colour, marker = _STYLES[place % len(_STYLES)]
-            shift = 0.25 * (place - (len(used) - 1) / 2)
-            for row in each.degrees:
-                x, y = degrees.index(row.degree) + shift, _value(row, panel)
-                axes.plot(x, y, marker, color=colour, markersize=8, markerfacecolor=colour if row.is_right else "none")
-            axes.plot([], [], marker, color=colour, label=f"{each.name} {each.version}")
-        axes.plot(
-            [], [], "o", color="black", markerfacecolor="none", label="hollow: wrong; at the upper edge: not finite"
-        )
-        axes.set(
-            yscale="log", xlabel="degree", ylabel=label, xticks=range(len(degrees)), ylim=(_LEAST / 3, _MOST[panel] * 3)
-        )
-        axes.set_xticklabels([str(degree) for degree in degrees])
-        axes.margins(x=0.2)
-        axes.grid(visible=True, axis="y", alpha=0.3)
-        if panel == 0:
-            axes.axhline(1, color="#b03030", linewidth=1)
-            axes.annotate("allowed", (0, 1), xycoords=("axes fraction", "data"), xytext=(4, 3),
-                          textcoords="offset points", color="#b03030", fontsize=8)  # fmt: skip
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1), frameon=False)
-    figure.suptitle(title)
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=130)
+    with picture(path, 9.5, 4.2) as figure:
+        used = [each for each in found if each.degrees]
+        degrees = sorted({row.degree for each in used for row in each.degrees})
+        panels = ("largest difference / allowed", "1 − smallest cosine")
+        for panel, label in enumerate(panels):
+            axes = figure.add_subplot(1, 2, panel + 1)
+            for place, each in enumerate(used):
+                colour, marker = _STYLES[place % len(_STYLES)]
+                shift = 0.25 * (place - (len(used) - 1) / 2)
+                for row in each.degrees:
+                    x, y = degrees.index(row.degree) + shift, _value(row, panel)
+                    axes.plot(
+                        x, y, marker, color=colour, markersize=8, markerfacecolor=colour if row.is_right else "none"
+                    )
+                axes.plot([], [], marker, color=colour, label=f"{each.name} {each.version}")
+            axes.plot(
+                [], [], "o", color="black", markerfacecolor="none", label="hollow: wrong; at the upper edge: not finite"
+            )
+            axes.set(
+                yscale="log",
+                xlabel="degree",
+                ylabel=label,
+                xticks=range(len(degrees)),
+                ylim=(_LEAST / 3, _MOST[panel] * 3),
+            )
+            axes.set_xticklabels([str(degree) for degree in degrees])
+            axes.margins(x=0.2)
+            axes.grid(visible=True, axis="y", alpha=0.3)
+            if panel == 0:
+                axes.axhline(1, color="#b03030", linewidth=1)
+                axes.annotate("allowed", (0, 1), xycoords=("axes fraction", "data"), xytext=(4, 3),
+                              textcoords="offset points", color="#b03030", fontsize=8)  # fmt: skip
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1), frameon=False)
+        figure.suptitle(title)
 
 
 def _value(row: object, panel: int) -> float:

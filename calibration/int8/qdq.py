@@ -14,11 +14,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+
+from tocom.system.cpu import cpu_facts
 
 __all__ = ["Layer", "Range", "Scheme", "default_scheme", "quantizable_layers", "with_qdq"]
 
@@ -70,10 +71,7 @@ def default_scheme() -> Scheme:
     """Return what fits ONNX Runtime on this processor."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return Scheme()
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return Scheme(reduce_range=True)
+    flags = " ".join(cpu_facts("flags"))
     return Scheme(reduce_range="avx512_vnni" not in flags and "avx_vnni" not in flags)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from tocom.formats.manifest import SCHEMA_VERSION
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore, tensor_bytes
 from tocom.system.files import atomic_folder, sha256_file
+from tocom.system.progress import Progress
 from tocom.version import __version__
 
 __all__ = ["quantize", "split_images"]
 
-Progress = Callable[[str, int, int], None]
 # protobuf's own limit of a message; candidates are tried with their weights inside.
 _MOST_BYTES = 2**31 - 1
 

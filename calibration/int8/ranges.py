@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tocom.calibration.int8.qdq import Range, quantizable_layers
-from tocom.errors import EngineError
+from tocom.errors import EngineError, first_line
 
 __all__ = ["collect_ranges", "open_session"]
 
@@ -36,8 +36,7 @@ def open_session(model: bytes, folder: Path, threads: int | None = None) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EngineError(f"ONNX Runtime cannot load the model while quantizing: {first[:400]}") from error
+        raise EngineError(f"ONNX Runtime cannot load the model while quantizing: {first_line(error)}") from error
 
 
 def _activations_of(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tocom.errors import EngineError, TocomError
+from tocom.errors import EngineError, TocomError, one_line
 from tocom.formats.bundle import Bundle
 from tocom.system.files import scratch_folder
 
@@ -99,7 +99,7 @@ def block_times(
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             if isinstance(error, TocomError):
                 raise
-            raise EngineError(f"ONNX Runtime cannot profile the degrees: {' '.join(str(error).split())}") from error
+            raise EngineError(f"ONNX Runtime cannot profile the degrees: {one_line(error)}") from error
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from tocom.calibration.latency.steady import WARMUP_RULE, Steadiness, judge
 from tocom.errors import RequestError
 from tocom.formats.measurements import Latency, StateLog
 from tocom.runtime import Runtime
+from tocom.system.numbers import is_integer
+from tocom.system.progress import Progress
 
 __all__ = ["LatencyRun", "Progress", "measure_latency", "opened", "run_latency"]
 
-Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done, and the steps in all."""
 
 _JUDGE_EVERY = 10
@@ -111,7 +112,7 @@ def run_latency(
         RequestError: ``samples``, ``tolerance`` or ``batch`` is out of its range.
         EngineError: A degree does not run.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+    if not is_integer(samples, 1):
         raise RequestError(f"The 'samples' parameter must be an integer >= 1. Got {samples!r} instead.")
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from tocom.errors import RequestError
 from tocom.runtime import Runtime
+from tocom.system.numbers import is_integer
 
 __all__ = ["bench"]
 
@@ -47,7 +48,7 @@ def bench(
     for name, value in (("duration_s", duration_s), ("warmup_s", warmup_s)):
         if not 0 <= value < float("inf") or (name == "duration_s" and value == 0):
             raise RequestError(f"The {name!r} parameter must be a number of seconds. Got {value!r} instead.")
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+    if not is_integer(concurrency, 1):
         raise RequestError(f"The 'concurrency' parameter must be an integer >= 1. Got {concurrency!r} instead.")
     shape = (batch, *runtime.bundle.image_shape)
     images = np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -23,11 +23,11 @@ from tocom.formats.engine import engine_name
 from tocom.formats.sidecar import EngineAnswers, Sidecar, read_sidecar, write_sidecar
 from tocom.system.files import atomic_path, sha256_file
 from tocom.system.locks import exclusive, remove_leftovers
+from tocom.system.progress import Progress, silent
 from tocom.system.sealed_library import hold_library
 
 __all__ = ["TIMEOUT_S", "EngineSet", "build", "engine_folder"]
 
-Progress = Callable[[str, int, int], None]
 # A large model takes tens of minutes on a Jetson; an hour for one engine is a hang.
 TIMEOUT_S = 3600.0
 _AMPERE = (8, 0)
@@ -153,7 +153,7 @@ def build(
             folder,
             tell,
             timing_cache=cache,
-            progress=progress or (lambda what, done, total: None),
+            progress=progress or silent,
             timeout_s=timeout_s,
             memory_limit_mib=memory_limit_mib,
         )

@@ -21,10 +21,10 @@ from tocom.formats.build_options import BuildOptions
 from tocom.formats.engine import SELF_REGISTER
 from tocom.system.child_process import LOOK_EVERY_S, Limits, how_it_ended, tail
 from tocom.system.files import scratch_folder
+from tocom.system.progress import Progress
 
 __all__ = ["Job", "build_engines"]
 
-Progress = Callable[[str, int, int], None]
 _WORKER = "tocom.export.engines.worker"
 # The op plugin writes to standard error where TensorRT gave it no logger (common/errors.cpp).
 _OP_PLUGIN_PREFIX = "tocom op plugin: "

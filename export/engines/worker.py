@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tocom.errors import EngineError, OutputError
 from tocom.export.engines.precision import widen_network
-from tocom.export.engines.source import OP_VERSION, op_nodes, without_functions
+from tocom.export.engines.source import OP_VERSION
 from tocom.formats.engine import pack_engine
+from tocom.formats.onnx.summary import op_nodes, without_functions
 from tocom.system.files import atomic_path, sha256_file
 from tocom.system.sealed_library import hold_library
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tocom.errors import ExportError
+from tocom.errors import ExportError, first_line
 from tocom.export.graph.half_arithmetic import run_in_half
 from tocom.export.graph.trace import DTYPES, answers
 from tocom.formats.references import allowed_differences
@@ -109,10 +109,9 @@ def check_onnx(
         parts = [session.run(None, {"images": part}) for part in np.split(padded, count // step)]
         got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])[: len(images)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first} The bundle was not written; "
-            "--no-check exports without the comparison, for other runtimes."
+            f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first_line(error)}. The bundle was not "
+            "written; --no-check exports without the comparison, for other runtimes."
         ) from error
     expected_parts = expected_parts or torch_answers(model, images, features=features)
     expected = np.concatenate(expected_parts, axis=-1)

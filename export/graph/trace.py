@@ -25,7 +25,7 @@ from tocom.compression.attention import SplitProjection
 from tocom.compression.blocks import CompressedBlocks, replace_child
 from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
-from tocom.errors import ExportError
+from tocom.errors import ExportError, first_line
 from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
 from tocom.export.graph.half import HalfPlan, widen
 from tocom.formats.families import EVERY
@@ -107,8 +107,7 @@ def trace(
                 verbose=False,
             )
     except Exception as error:  # torch.export and the ONNX exporter raise all kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"torch could not trace {type(model).__name__} to ONNX: {first}") from error
+        raise ExportError(f"torch could not trace {type(model).__name__} to ONNX: {first_line(error)}") from error
     assert exported is not None  # dynamo=True always returns a program
     proto = exported.model_proto
     for tensor in proto.graph.initializer:

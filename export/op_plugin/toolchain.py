@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tocom.errors import EngineError, RequestError
+from tocom.errors import EngineError, RequestError, first_line
 
 __all__ = ["Headers", "Toolkit", "default_architectures", "find_headers", "find_toolkit", "select_architectures"]
 
@@ -81,7 +81,7 @@ def find_toolkit(nvcc: Path | str | None = None) -> Toolkit:
         try:
             return _ask_toolkit(path, found)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            tried.append(f"{path} ({_reason(error)})")
+            tried.append(f"{path} ({first_line(error)})")
     raise EngineError(
         f"No usable nvcc found. Looked at: {'; '.join(tried) or 'PATH'}. Install the CUDA toolkit (12.0 or newer), "
         "or the wheels nvidia-cuda-nvcc, nvidia-cuda-crt, nvidia-nvvm, nvidia-cuda-runtime and nvidia-cuda-cccl, or "
@@ -226,7 +226,3 @@ def _package_folders(name: str) -> list[Path]:
 
 def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

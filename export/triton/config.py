@@ -2,7 +2,7 @@
 
 Facts from Triton's model_config.proto and the sources of its onnxruntime and tensorrt backends: batching needs a first
 dimension that is free in the model, and leaves it out of ``dims``; a model whose batch is fixed says
-``max_batch_size: 0`` and writes it there. Field numbers below are those of onnx.proto, which never change.
+``max_batch_size: 0`` and writes it there.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tocom.errors import BundleError, EngineError
-from tocom.formats.onnx.wire import read_fields, read_number
+from tocom.formats.onnx.summary import values
 from tocom.formats.sidecar import EngineTensor
 
 __all__ = ["Tensor", "TritonModel", "engine_tensors", "onnx_tensors"]
 
-_MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 11, 12
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_TYPE, _TENSOR_SHAPE = 1, 2, 1, 1, 2
-_SHAPE_DIM, _DIM_VALUE = 1, 1
 # TensorProto.DataType, and TensorRT's DataType as the sidecar writes it.
 _ONNX_TYPES = {1: "FP32", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "FP16", 16: "BF16"}
 _ENGINE_TYPES = {
@@ -136,16 +133,13 @@ def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Te
     Raises:
         BundleError: It is no ONNX file, or a type has no name in Triton.
     """
-    found: dict[int, list[Tensor]] = {_GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
     try:
-        for number, _, graph in read_fields(model):
-            if number == _MODEL_GRAPH:
-                for kind, _, value in read_fields(graph):
-                    if kind in found:
-                        found[kind].append(_onnx_tensor(value))
+        inputs, outputs = (
+            tuple(Tensor(each.name, _ONNX_TYPES[each.kind], each.shape) for each in group) for group in values(model)
+        )
     except (ValueError, KeyError) as error:
         raise BundleError(f"{where} has an input or output that Triton cannot take ({error}). Export anew.") from error
-    return tuple(found[_GRAPH_INPUT]), tuple(found[_GRAPH_OUTPUT])
+    return inputs, outputs
 
 
 def engine_tensors(described: Sequence[EngineTensor]) -> tuple[Tensor, ...]:
@@ -164,19 +158,6 @@ def engine_tensors(described: Sequence[EngineTensor]) -> tuple[Tensor, ...]:
             )
         tensors.append(Tensor(entry.name, data_type, entry.shape))
     return tuple(tensors)
-
-
-def _onnx_tensor(value: bytes) -> Tensor:
-    fields = {number: content for number, _, content in read_fields(value)}
-    types = {number: content for number, _, content in read_fields(fields[_VALUE_TYPE])}
-    tensor = {number: content for number, _, content in read_fields(types[_TYPE_TENSOR])}
-    shape = []
-    for number, _, dim in read_fields(tensor[_TENSOR_SHAPE]):
-        if number == _SHAPE_DIM:
-            # A dimension without a value has a name: it is free.
-            known = [read_number(content) for kind, _, content in read_fields(dim) if kind == _DIM_VALUE]
-            shape.append(known[0] if known else -1)
-    return Tensor(fields[_VALUE_NAME].decode(), _ONNX_TYPES[read_number(tensor[_TENSOR_TYPE])], tuple(shape))
 
 
 def _block(name: str, lines: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tocom.export.triton.readme import readme
 from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import external_places
 from tocom.system.files import atomic_folder
+from tocom.system.progress import Progress, silent
 
 __all__ = ["TritonRepository", "write_triton_repository"]
 
@@ -25,8 +26,6 @@ _BACKENDS = ("auto", "tensorrt", "onnxruntime")
 _VERSION = "1"
 _LABELS = "labels.txt"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def write_triton_repository(
             f"{bundle.path} has no engine of degree {', '.join(map(str, missing))}. Build it, or take the degrees "
             f"{', '.join(map(str, engine_of))}."
         )
-    tell = progress or (lambda what, done, total: None)
+    tell = progress or silent
     models: dict[int, TritonModel] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         for index, degree in enumerate(chosen):

@@ -22,6 +22,7 @@ from tocom.errors import CompensatorError, DegreeError
 from tocom.formats.families import EVERY, named_family
 from tocom.formats.methods import check_method
 from tocom.system.files import sha256_file
+from tocom.system.numbers import is_integer
 
 __all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
 
@@ -153,7 +154,7 @@ class Compensator(nn.Module):
     def check_degrees(self, *degrees: int) -> None:
         """Raise CompensatorError unless all degrees are within 0 … ``groups``."""
         for degree in degrees:
-            if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= self.groups:
+            if not is_integer(degree, 0, self.groups):
                 raise CompensatorError(
                     f"The compensator has {self.groups} groups: it reaches degrees 0 to {self.groups}. Got degree "
                     f"{degree!r}. Train one with 'groups' of at least {degree}, or choose a smaller degree."

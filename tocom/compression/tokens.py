@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tocom.errors import DegreeError
 from tocom.formats.families import EVERY, family_shares
+from tocom.system.numbers import is_integer
 
 __all__ = ["largest_degree", "removable", "removal_schedule", "token_counts"]
 
@@ -59,7 +60,7 @@ def removal_schedule(
     if isinstance(degree, Sequence) and not isinstance(degree, str):
         return _per_block(tokens, depth, degree, prefix, family)
     most = largest_degree(tokens, depth, prefix, family)
-    if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= most:
+    if not is_integer(degree, 0, most):
         first = next(index for index, share in enumerate(shares) if share)
         times = (
             "" if shares[first] == 1 else f", and block {first} of {family!r} takes {shares[first]} times the degree"
@@ -83,7 +84,7 @@ def _per_block(tokens: int, depth: int, counts: Sequence[int], prefix: int, fami
         )
     for index, count in enumerate(counts):
         cap = removable(tokens, prefix)
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= cap:
+        if not is_integer(count, 0, cap):
             raise DegreeError(
                 f"Block {index} is to remove {count!r} of {tokens} tokens with {prefix} protected; it can remove 0 to "
                 f"{cap}. Change its number, or those before it."

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tocom.errors import RequestError
 from tocom.evaluation.pairs import Evaluation
-from tocom.system.files import atomic_path
+from tocom.system.drawing import picture
 
 __all__ = ["draw_chart"]
 
@@ -29,11 +28,6 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
         RequestError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RequestError("The chart needs matplotlib: pip install 'tocom[plots]'.") from error
     source = evaluation.pairs[0].source
     targets = [pair.target for pair in evaluation.pairs if pair.target != source]
     has_classes = evaluation.pairs[0].without.accuracy is not None
@@ -43,27 +37,28 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
     dense = next((each for (_, target, _), each in evaluation.answers.items() if target == source), None)
     if dense is None:  # without the source degree among the targets there is nothing to compare errors with
         panels = panels[-1:]
-    figure = Figure(figsize=(4.6 * len(panels) + 0.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for index, (label, differences) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), index + 1)
-        axes.axhline(0, color="#8a8a8a", lw=1)
-        for compensated, name, colour, shift in _SERIES:
-            known = [target for target in targets if (source, target, compensated) in evaluation.answers]
-            if not known:
-                continue
-            values = [differences(evaluation.answers[source, target, compensated], dense) for target in known]
-            means = [float(each.mean()) for each in values]
-            halves = [_Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values]
-            places = [targets.index(target) + shift for target in known]
-            axes.errorbar(places, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
-        axes.set(xlabel="target degree", ylabel=label, xticks=range(len(targets)))
-        axes.set_xticklabels([str(target) for target in targets])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
-        axes.legend(fontsize=8)
-    count = evaluation.images["test"]
-    title = f"{evaluation.provenance['model']}, {evaluation.method}, scale {evaluation.scale}: against degree {source}"
-    figure.suptitle(f"{title}, {count} test images, 95 % intervals", fontsize=10)
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=130)
+    with picture(path, 4.6 * len(panels) + 0.4, 3.6) as figure:
+        for index, (label, differences) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), index + 1)
+            axes.axhline(0, color="#8a8a8a", lw=1)
+            for compensated, name, colour, shift in _SERIES:
+                known = [target for target in targets if (source, target, compensated) in evaluation.answers]
+                if not known:
+                    continue
+                values = [differences(evaluation.answers[source, target, compensated], dense) for target in known]
+                means = [float(each.mean()) for each in values]
+                halves = [
+                    _Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values
+                ]
+                places = [targets.index(target) + shift for target in known]
+                axes.errorbar(places, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
+            axes.set(xlabel="target degree", ylabel=label, xticks=range(len(targets)))
+            axes.set_xticklabels([str(target) for target in targets])
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", alpha=0.25)
+            axes.legend(fontsize=8)
+        count = evaluation.images["test"]
+        title = (
+            f"{evaluation.provenance['model']}, {evaluation.method}, scale {evaluation.scale}: against degree {source}"
+        )
+        figure.suptitle(f"{title}, {count} test images, 95 % intervals", fontsize=10)

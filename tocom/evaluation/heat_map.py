@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tocom.errors import RequestError
 from tocom.evaluation.answers import Scores
 from tocom.evaluation.pairs import Evaluation
-from tocom.system.files import atomic_path
+from tocom.system.drawing import picture
 
 __all__ = ["draw"]
 
@@ -25,11 +24,6 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         RequestError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RequestError("The heat map needs matplotlib: pip install 'tocom[plots]'.") from error
     has_accuracy = evaluation.pairs[0].without.accuracy is not None
 
     def value(scores: Scores) -> float:
@@ -44,29 +38,26 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     sign = 1 if has_accuracy else -1
     gain = [[sign * (b - a) for a, b in zip(*rows, strict=True)] for rows in zip(without, compensated, strict=True)]
 
-    figure = Figure(figsize=(3 + 2.4 * len(targets), 1.6 + 0.6 * len(sources)), layout="constrained")
-    FigureCanvasAgg(figure)
-    everything = [number for row in (*without, *compensated) for number in row]
-    widest = max(max(abs(number) for row in gain for number in row), 1e-9)
-    what = "accuracy, %" if has_accuracy else "feature gap · 1000"
-    panels = (
-        ("without compensator", without, "viridis", (min(everything), max(everything))),
-        ("with compensator", compensated, "viridis", (min(everything), max(everything))),
-        ("gain", gain, "RdBu", (-widest, widest)),
-    )
-    for place, (title, values, colours, (least, most)) in enumerate(panels):
-        axes = figure.add_subplot(1, 3, place + 1)
-        axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
-        axes.set(title=title, xlabel="target degree", xticks=range(len(targets)), yticks=range(len(sources)))
-        axes.set_xticklabels([str(target) for target in targets])
-        axes.set_yticklabels([str(source) for source in sources])
-        if place == 0:
-            axes.set_ylabel("source degree")
-        for y, row in enumerate(values):
-            for x, number in enumerate(row):
-                text = f"{number:+.2f}" if title == "gain" else f"{number:.2f}"
-                axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=_BEHIND)
-    count = evaluation.images["test"]
-    figure.suptitle(f"{what}, {count} test images, {evaluation.method}, scale {evaluation.scale}", fontsize=10)
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=130)
+    with picture(path, 3 + 2.4 * len(targets), 1.6 + 0.6 * len(sources)) as figure:
+        everything = [number for row in (*without, *compensated) for number in row]
+        widest = max(max(abs(number) for row in gain for number in row), 1e-9)
+        what = "accuracy, %" if has_accuracy else "feature gap · 1000"
+        panels = (
+            ("without compensator", without, "viridis", (min(everything), max(everything))),
+            ("with compensator", compensated, "viridis", (min(everything), max(everything))),
+            ("gain", gain, "RdBu", (-widest, widest)),
+        )
+        for place, (title, values, colours, (least, most)) in enumerate(panels):
+            axes = figure.add_subplot(1, 3, place + 1)
+            axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
+            axes.set(title=title, xlabel="target degree", xticks=range(len(targets)), yticks=range(len(sources)))
+            axes.set_xticklabels([str(target) for target in targets])
+            axes.set_yticklabels([str(source) for source in sources])
+            if place == 0:
+                axes.set_ylabel("source degree")
+            for y, row in enumerate(values):
+                for x, number in enumerate(row):
+                    text = f"{number:+.2f}" if title == "gain" else f"{number:.2f}"
+                    axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=_BEHIND)
+        count = evaluation.images["test"]
+        figure.suptitle(f"{what}, {count} test images, {evaluation.method}, scale {evaluation.scale}", fontsize=10)

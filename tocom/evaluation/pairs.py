@@ -21,13 +21,13 @@ from tocom.evaluation.answers import Answers, Scores, answers_of
 from tocom.evaluation.held_out import Samples, check_apart
 from tocom.evaluation.verdict import FEWEST_IMAGES, Verdict, give_verdicts
 from tocom.formats.families import EVERY
+from tocom.system.progress import Progress
 from tocom.training.image_files import ImageFiles
 
 __all__ = ["SCALES", "Evaluation", "Pair", "evaluate"]
 
 # None at all, and what the paper chooses from: ToCom, arXiv 2408.06798, section 4.
 SCALES = (0.0, 0.05, 0.08, 0.1, 0.12, 0.15)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

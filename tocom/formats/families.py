@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tocom.errors import DegreeError
+from tocom.system.numbers import is_integer
 
 __all__ = ["EVERY", "every_nth", "family_shares", "named_family", "spaced_family"]
 
@@ -33,7 +34,7 @@ def spaced_family(merge_blocks: Iterable[int], depth: int) -> str:
     if not blocks:
         raise DegreeError("A spaced family must name at least one block that removes tokens. Got none.")
     for block in blocks:
-        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth:
+        if not is_integer(block, 0, depth - 1):
             raise DegreeError(
                 f"A spaced family must name blocks of the model, which has {depth}: 0 to {depth - 1}. Got {block!r}."
             )
@@ -48,7 +49,7 @@ def every_nth(spacing: int, depth: int) -> str:
     Raises:
         DegreeError: The spacing is not from 1 (``every``) to the depth.
     """
-    if isinstance(spacing, bool) or not isinstance(spacing, int) or not 1 <= spacing <= depth:
+    if not is_integer(spacing, 1, depth):
         raise DegreeError(
             f"The spacing of a family must be an integer from 1 to {depth}, the model's blocks. Got {spacing!r}."
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import BundleError
+from tocom.system.numbers import is_integer
 
 __all__ = ["CROP_MODES", "INTERPOLATIONS", "MANIFEST_NAME", "SCHEMA_VERSION", "check_manifest"]
 
@@ -211,7 +212,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_COUNT
+    return is_integer(value, 1, _MAX_COUNT)
 
 
 def _expect(path: Path, mapping: Any, key: str, kind: type) -> None:

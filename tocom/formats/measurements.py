@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tocom.errors import CalibrationError
+from tocom.system.numbers import is_integer
 
 __all__ = [
     "ACCURACY_KINDS",
@@ -66,7 +67,7 @@ class Latency:
                 raise CalibrationError(f"An interval must be of {', '.join(QUANTILES)}, low and high. Got {name!r}.")
             if not 0 < interval[0] <= getattr(self, f"{name}_ms") <= interval[1]:
                 raise CalibrationError(f"The interval of {name} must hold 0 < low <= {name} <= high. Got {interval}.")
-        if isinstance(self.outliers, bool) or not isinstance(self.outliers, int) or not 0 <= self.outliers < self.count:
+        if not is_integer(self.outliers, 0, self.count - 1):
             raise CalibrationError(f"'outliers' must be an integer in 0 … count - 1. Got {self.outliers!r}.")
         if self.max_ms is not None and not (is_number(self.max_ms) and self.max_ms >= self.p99_ms):
             raise CalibrationError(f"'max_ms' must be a number that is at least the p99. Got {self.max_ms!r}.")
@@ -224,9 +225,7 @@ class DegreeProfile:
     def __post_init__(self) -> None:
         if self.agreement is not None and self.agreement.kind != "agreement":
             raise CalibrationError(f"'agreement' must be of that kind. Got {self.agreement.kind!r}.")
-        if self.dominated_by is not None and (
-            isinstance(self.dominated_by, bool) or not isinstance(self.dominated_by, int)
-        ):
+        if self.dominated_by is not None and not is_integer(self.dominated_by, 0):
             raise CalibrationError(f"'dominated_by' must be a degree. Got {self.dominated_by!r}.")
 
     def to_json(self) -> dict[str, Any]:
@@ -261,7 +260,7 @@ def is_number(value: Any) -> bool:
 
 def check_count(name: str, value: Any) -> None:
     """Raise CalibrationError unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_integer(value, 1):
         raise CalibrationError(f"{name!r} must be an integer >= 1. Got {value!r}.")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from tocom.errors import CalibrationError
 from tocom.formats.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
 from tocom.formats.sealed_json import parse_sealed, write_sealed_json
+from tocom.system.numbers import is_integer
 
 __all__ = [
     "PROFILES_FOLDER",
@@ -132,12 +133,12 @@ class Profile:
             degrees: dict[int, DegreeProfile] = {}
             for entry in content["degrees"]:
                 degree = entry["degree"]
-                if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0 or degree in degrees:
+                if not is_integer(degree, 0) or degree in degrees:
                     raise CalibrationError(f"degree {degree!r} is no integer >= 0, or is twice there.")
                 degrees[degree] = DegreeProfile.from_json(entry)
             texts = {key: _text(content, key) for key in ("backend", "precision", "model", "interval")}
             threads, state = content["threads"], content["device_state"]
-            if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+            if not is_integer(threads, 0):
                 raise CalibrationError(f"'threads' must be an integer >= 0. Got {threads!r}.")
             profile = cls(
                 device={str(key): str(value) for key, value in content["device"].items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tocom.system.files import atomic_path
+from tocom.system.drawing import picture
 
 __all__ = ["draw"]
 
@@ -19,19 +19,13 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         figures: Content of ``figures.json``.
         path: The file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.1))
-    _accuracy(figure.add_subplot(grid[0, 0]), figures)
-    _gap(figure.add_subplot(grid[0, 1]), figures)
-    _stream(figure.add_subplot(grid[1, :]), figures)
-    machine = figures["machine"]
-    figure.suptitle(f"ViT-S/14 on solar cells, {machine['cores']} cores of {machine['processor']}", fontsize=12)
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=130)
+    with picture(path, 12, 7.5) as figure:
+        grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.1))
+        _accuracy(figure.add_subplot(grid[0, 0]), figures)
+        _gap(figure.add_subplot(grid[0, 1]), figures)
+        _stream(figure.add_subplot(grid[1, :]), figures)
+        machine = figures["machine"]
+        figure.suptitle(f"ViT-S/14 on solar cells, {machine['cores']} cores of {machine['processor']}", fontsize=12)
 
 
 def _accuracy(axes: Any, figures: dict[str, Any]) -> None:

@@ -34,14 +34,15 @@ from tocom.quickstart.head import fit_head
 from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.runtime import Runtime
+from tocom.system.cpu import cpu_identity
 from tocom.system.files import check_writable, write_json
+from tocom.system.progress import Progress
 from tocom.training.config import TrainingConfig
 from tocom.training.image_files import ImageFiles
 from tocom.training.trainer import train
 
 __all__ = ["QuickstartConfig", "quickstart"]
 
-Progress = Callable[[str, int, int], None]
 # ToCom tries these at use and keeps the best on held-out data.
 _SCALES = (0.08, 0.1, 0.12)
 
@@ -284,10 +285,8 @@ def _choose_scale(
 
 
 def _machine(backend: str) -> dict[str, str]:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
-        "processor": (names or [platform.processor() or platform.machine()])[0],
+        "processor": cpu_identity()["processor"],
         "cores": str(len(os.sched_getaffinity(0))),
         "backend": backend,
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tocom.system.cgroups import cpu_quota
 
-__all__ = ["cpu_identity", "power_mode", "usable_cores"]
+__all__ = ["cpu_facts", "cpu_identity", "power_mode", "usable_cores"]
 
 _GOVERNORS = "devices/system/cpu/cpufreq/policy*/scaling_governor"
 
@@ -68,16 +68,15 @@ def _read(path: Path) -> str:
         return ""
 
 
+def cpu_facts(*keys: str) -> list[str]:
+    """Return the lines of ``/proc/cpuinfo`` under these keys, in their order, each once; none without that file."""
+    lines = list(dict.fromkeys(_read(Path("/proc/cpuinfo")).splitlines()))
+    return [line for key in keys for line in lines if line.startswith(key) and ":" in line]
+
+
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for key in ("model name", "Model", "Hardware"):
-        for line in lines:
-            if line.startswith(key) and ":" in line:
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    named = cpu_facts("model name", "Model", "Hardware")
+    return named[0].split(":", 1)[1].strip() if named else platform.processor() or "unknown"
 
 
 def _nvpmodel() -> str | None:

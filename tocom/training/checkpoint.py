@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tocom.errors import OutputError, TrainingError
+from tocom.errors import OutputError, TrainingError, first_line
 from tocom.system.files import atomic_path
 
 __all__ = ["FORMAT", "VERSION", "load_checkpoint", "restore_rng", "rng_state", "save_checkpoint"]
@@ -49,9 +49,9 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingError(
-            f"Cannot read the checkpoint {path}: {reason} It must be written by tocom train. Remove it to start anew."
+            f"Cannot read the checkpoint {path}: {first_line(error)}. It must be written by tocom train. Remove it "
+            "to start again."
         ) from error
     found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, VERSION):

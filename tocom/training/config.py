@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tocom.errors import RequestError
 from tocom.formats.families import EVERY
 from tocom.formats.methods import check_method
+from tocom.system.numbers import is_integer
 from tocom.training.distillation import LOSSES, PRECISIONS
 
 __all__ = ["TrainingConfig"]
@@ -77,7 +78,7 @@ class TrainingConfig:
         check_method(self.method)
         for name in ("groups", "rank", "steps", "batch_size", "accumulation"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value, 1):
                 raise RequestError(f"The {name!r} parameter must be a positive integer. Got {value!r} instead.")
         for name, least in (
             ("learning_rate", None),

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tocom.errors import RequestError, TrainingError
+from tocom.errors import RequestError, TrainingError, first_line
 
 __all__ = ["Processes", "choose_device", "joined"]
 
@@ -80,8 +80,9 @@ def choose_device(name: str = "auto") -> torch.device:
             device = torch.device("cuda", local)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RequestError(f"The 'device' parameter must be auto, cpu or cuda. Got {name!r}: {reason}") from error
+        raise RequestError(
+            f"The 'device' parameter must be auto, cpu or cuda. Got {name!r}: {first_line(error)}"
+        ) from error
     return device
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tocom.errors import EngineError, OutputError
+from tocom.errors import EngineError, OutputError, one_line
 from tocom.formats.bundle import Bundle
 from tocom.runtime.backends.arrays import host_array
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
@@ -50,7 +50,7 @@ class OnnxRuntimeEngine:
         try:
             values = self.session.run(self._names, {self._input: images})
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
-            raise EngineError(f"ONNX Runtime failed at degree {self.degree}: {_one_line(error)}") from error
+            raise EngineError(f"ONNX Runtime failed at degree {self.degree}: {one_line(error)}") from error
         return dict(zip(self._names, values, strict=True))
 
     def is_settled(self, batch: int) -> bool:
@@ -216,9 +216,9 @@ class OnnxRuntimeBackend:
             return self._ort.InferenceSession(model, options, providers=self._providers)
         except Exception as error:  # see OnnxRuntimeEngine.run
             if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "Failed to allocate" in str(error):
-                raise MemoryError(f"degree {degree} does not fit: {_one_line(error)}") from error
+                raise MemoryError(f"degree {degree} does not fit: {one_line(error)}") from error
             raise EngineError(
-                f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {_one_line(error)} "
+                f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {one_line(error)} "
                 "Check the bundle with 'tocom verify', or export it anew."
             ) from error
 
@@ -235,7 +235,3 @@ def _shared_arena(ort: Any) -> bool:
             log.debug("no arena of our own: %s", error)
         _arena_registered = True
     return _arena_registered
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]

@@ -37,7 +37,7 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import rewrite_external_data
 from tocom.formats.sealed_json import parse_json
 from tocom.system.cache import cache_folder
-from tocom.system.cpu import usable_cores
+from tocom.system.cpu import cpu_facts, usable_cores
 from tocom.system.files import FileState, atomic_folder, file_state, open_regular, write_json
 from tocom.system.locks import exclusive
 
@@ -275,11 +275,6 @@ def _moved(key: str, value: str, entries: dict[str, str], source: Any, store: _B
 
 def _processor_identity() -> str:
     """Return what decides the packed layout: architecture, processor and its instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    keys = ("model name", "flags", "Features", "CPU part")
-    facts = sorted({line for line in lines if line.startswith(keys)})
+    facts = cpu_facts("model name", "flags", "Features", "CPU part")
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     return f"{platform.machine()} {digest}"

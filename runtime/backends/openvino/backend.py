@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.errors import BundleError, EngineError
+from tocom.errors import BundleError, EngineError, one_line
 from tocom.formats.bundle import Bundle
 from tocom.runtime.backends.arrays import host_array
 from tocom.runtime.backends.openvino.model import readable_model
@@ -53,7 +53,7 @@ class OpenVinoEngine:
             values = self._infer(self._tensor(images, shared_memory=flags.c_contiguous and flags.writeable))
             return {name: values[place] for name, place in self._places}
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
-            raise EngineError(f"OpenVINO failed at degree {self.degree}: {_one_line(error)}") from error
+            raise EngineError(f"OpenVINO failed at degree {self.degree}: {one_line(error)}") from error
 
     def is_settled(self, batch: int) -> bool:
         """Every run is the same."""
@@ -99,7 +99,7 @@ class OpenVinoBackend:
         except RuntimeError as error:
             if isinstance(error, EngineError):
                 raise
-            raise EngineError(f"OpenVINO {self._version} does not start: {_one_line(error)}") from error
+            raise EngineError(f"OpenVINO {self._version} does not start: {one_line(error)}") from error
         self._bundle = bundle
         self._needs: dict[int, Need] = {}
         self._weights: dict[str, mmap.mmap] = {}
@@ -131,7 +131,7 @@ class OpenVinoBackend:
             if isinstance(error, BundleError):
                 raise
             path = self._bundle.onnx_path(degree)
-            raise BundleError(f"{path} cannot be read ({_one_line(error)}). Export the bundle anew.") from error
+            raise BundleError(f"{path} cannot be read ({one_line(error)}). Export the bundle anew.") from error
         try:
             compiled = self._core.compile_model(self._read(model, weights, degree), "CPU", self._options())
             engine = OpenVinoEngine(compiled, self._openvino.Tensor, degree, self._bundle.output_names)
@@ -139,9 +139,9 @@ class OpenVinoBackend:
             if isinstance(error, EngineError):
                 raise
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_ROOM):
-                raise MemoryError(f"degree {degree} does not fit: {_one_line(error)}") from error
+                raise MemoryError(f"degree {degree} does not fit: {one_line(error)}") from error
             raise EngineError(
-                f"OpenVINO {self._version} cannot load degree {degree} of {self._bundle.path}: {_one_line(error)} "
+                f"OpenVINO {self._version} cannot load degree {degree} of {self._bundle.path}: {one_line(error)} "
                 "Check the bundle with 'tocom verify', or take another backend."
             ) from error
         for mapped in self._weights.values():
@@ -197,7 +197,3 @@ class OpenVinoBackend:
 
 def _closed(*_: Any, **__: Any) -> Any:
     raise EngineError("the engine is closed")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]

@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tocom.compression.loading.files import first_line
 from tocom.compression.loading.readers.hugging_face_vit import canonical
-from tocom.errors import ModelError
+from tocom.errors import ModelError, first_line
 
 __all__ = ["merge_adapter"]
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tocom.errors import ModelError
+from tocom.errors import ModelError, first_line
 
-__all__ = ["Opened", "first_line", "open_checkpoint"]
+__all__ = ["Opened", "open_checkpoint"]
 
 # Weights that a folder of each library holds, the first that is there.
 _WEIGHTS = (
@@ -80,11 +80,6 @@ def open_checkpoint(path: Path) -> Opened:
         )
     sidecars = {name: _read_json(path.parent / name) for name in _SIDECARS if path.name in _WEIGHTS}
     return _open_file(path, {name: content for name, content in sidecars.items() if content})
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _open_folder(path: Path) -> Opened:

@@ -13,9 +13,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from tocom.compression.loading.files import first_line
 from tocom.compression.loading.readers.part import Found
-from tocom.errors import ModelError
+from tocom.errors import ModelError, first_line
 
 __all__ = ["check_finite", "fit", "fit_npz", "npz_classes", "side_of_positions"]
 

@@ -13,14 +13,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from tocom.compression.loading.adapters import merge_adapter
-from tocom.compression.loading.files import Opened, first_line, open_checkpoint
+from tocom.compression.loading.files import Opened, open_checkpoint
 from tocom.compression.loading.fit import check_finite, fit, fit_npz, npz_classes, side_of_positions
 from tocom.compression.loading.preprocessing import Preprocessing, resolve_input
 from tocom.compression.loading.readers.part import Found
 from tocom.compression.loading.recognise import recognise
 from tocom.compression.loading.sidecars import labels_of, preprocessing_of
 from tocom.compression.surgery import check_supported
-from tocom.errors import ModelError, RequestError
+from tocom.errors import ModelError, RequestError, first_line
 
 __all__ = ["LoadedModel", "load_model", "load_opened"]
 

@@ -6,14 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tocom.formats.onnx.wire import LENGTH_DELIMITED, delimited, read_fields, read_number, read_varint
-
-_GRAPH, _INITIALIZER, _DIMS, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 1, 13, 1, 2
+from tocom.formats.onnx import fields
+from tocom.formats.onnx.wire import LENGTH_DELIMITED, Message, delimited, read_fields, read_number, read_varint
 
 __all__ = ["Place", "Tensor", "external_places", "read_tensors", "rewrite_external_data"]
-
-_DATA_TYPE = 2
-
 
 # Bits of an element, by TensorProto.DataType; strings (8) cannot lie outside the file.
 _BITS = {
@@ -25,29 +21,23 @@ _BITS = {
     **dict.fromkeys((21, 22, 23), 4),
     **dict.fromkeys((25, 26), 2),
 }
-
-
 # Which fields of which message lead to a tensor: also those in subgraphs, functions, attributes and sparse tensors.
 _CHILDREN = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
+    "model": {fields.MODEL_GRAPH: "graph", fields.MODEL_TRAINING: "training", fields.MODEL_FUNCTION: "function"},
+    "training": dict.fromkeys((fields.TRAINING_INITIALIZATION, fields.TRAINING_ALGORITHM), "graph"),
+    "graph": {fields.GRAPH_NODE: "node", fields.GRAPH_INITIALIZER: "tensor", fields.GRAPH_SPARSE: "sparse"},
+    "function": {fields.FUNCTION_NODE: "node", fields.FUNCTION_ATTRIBUTE: "attribute"},
+    "node": {fields.NODE_ATTRIBUTE: "attribute"},
+    "attribute": {
+        **dict.fromkeys((fields.ATTRIBUTE_TENSOR, fields.ATTRIBUTE_TENSORS), "tensor"),
+        **dict.fromkeys((fields.ATTRIBUTE_GRAPH, fields.ATTRIBUTE_GRAPHS), "graph"),
+        **dict.fromkeys((fields.ATTRIBUTE_SPARSE, fields.ATTRIBUTE_SPARSES), "sparse"),
+    },
+    "sparse": dict.fromkeys((fields.SPARSE_VALUES, fields.SPARSE_INDICES), "tensor"),
 }
-
-
 _MAX_TENSORS = 100_000
-
-
 _MAX_NESTING = 32
-
-
 _MAX_DIMS = 64
-
-
 Change = Callable[[dict[str, str]], dict[str, str]]
 
 
@@ -129,14 +119,13 @@ def read_tensors(model: bytes) -> list[Tensor]:
     Raises:
         ValueError: The bytes are no protobuf message.
     """
-    tensors = []
-    for number, _, graph in read_fields(model):
-        if number != _GRAPH:
-            continue
-        for inner, _, content in read_fields(graph):
-            if inner == _INITIALIZER:
-                tensors.append(_tensor(content))
-    return tensors
+    graphs = [content for number, _, content in read_fields(model) if number == fields.MODEL_GRAPH]
+    return [
+        _tensor(content)
+        for graph in graphs
+        for number, _, content in read_fields(graph)
+        if number == fields.GRAPH_INITIALIZER
+    ]
 
 
 def rewrite_external_data(model: bytes, change: Change) -> bytes:
@@ -150,7 +139,7 @@ def rewrite_external_data(model: bytes, change: Change) -> bytes:
     Raises:
         ValueError: The bytes are no protobuf message.
     """
-    return _rewrite(model, (_GRAPH, _INITIALIZER), change)
+    return _rewrite(model, (fields.MODEL_GRAPH, fields.GRAPH_INITIALIZER), change)
 
 
 def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
@@ -170,16 +159,16 @@ def _tensor(message: bytes) -> Tensor:
     kind = 0
     entries: dict[str, str] = {}
     for number, header, content in read_fields(message):
-        if number == _DIMS and header[0] & 7 == LENGTH_DELIMITED:
+        if number == fields.TENSOR_DIMS and header[0] & 7 == LENGTH_DELIMITED:
             place = 0
             while place < len(content):
                 size, place = read_varint(content, place)
                 dims.append(size)
-        elif number == _DIMS:
+        elif number == fields.TENSOR_DIMS:
             dims.append(read_number(content))
-        elif number == _DATA_TYPE:
+        elif number == fields.TENSOR_TYPE:
             kind = read_number(content)
-        elif number == _EXTERNAL_DATA:
+        elif number == fields.TENSOR_EXTERNAL:
             key, value = _pair(content)
             if key in entries:
                 raise ValueError(f"a tensor names its {key} twice")
@@ -194,15 +183,15 @@ def _tensor(message: bytes) -> Tensor:
     return Tensor(tuple(dims), (entries.get("location", ""), offset), length, kind)
 
 
-def _pair(message: bytes) -> tuple[str, str]:
-    texts = {number: content.decode() for number, _, content in read_fields(message)}
-    return texts.get(_KEY, ""), texts.get(_VALUE, "")
+def _pair(content: bytes) -> tuple[str, str]:
+    entry = Message(content)
+    return entry.text(fields.ENTRY_KEY), entry.text(fields.ENTRY_VALUE)
 
 
 def _rewrite_tensor(message: bytes, change: Change) -> bytes:
     kept, entries = [], {}
     for number, header, content in read_fields(message):
-        if number == _EXTERNAL_DATA:
+        if number == fields.TENSOR_EXTERNAL:
             key, value = _pair(content)
             entries[key] = value
         else:
@@ -210,6 +199,6 @@ def _rewrite_tensor(message: bytes, change: Change) -> bytes:
     if not entries:
         return message
     for key, value in change(entries).items():
-        pair_bytes = delimited(_KEY, key.encode()) + delimited(_VALUE, value.encode())
-        kept.append(delimited(_EXTERNAL_DATA, pair_bytes))
+        pair_bytes = delimited(fields.ENTRY_KEY, key.encode()) + delimited(fields.ENTRY_VALUE, value.encode())
+        kept.append(delimited(fields.TENSOR_EXTERNAL, pair_bytes))
     return b"".join(kept)

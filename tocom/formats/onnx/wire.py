@@ -1,17 +1,46 @@
 """Reads what is needed of an ONNX file, and rewrites where its tensors lie, without the onnx package.
 
 An ONNX file is one protobuf message. What is asked for is walked; every other byte is passed over, or through as it
-is. Field numbers are those of onnx.proto, which never change.
+is. Field numbers: :mod:`tocom.formats.onnx.fields`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["read_fields", "read_number"]
+__all__ = ["Message", "read_fields", "read_number"]
 
 LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
+
+
+class Message:
+    """The fields of one protobuf message by number.
+
+    Raises:
+        ValueError: The bytes are no protobuf message.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._fields: dict[int, list[bytes]] = {}
+        for number, _, value in read_fields(content):
+            self._fields.setdefault(number, []).append(value)
+
+    def messages(self, number: int) -> list[Message]:
+        """Return the messages of a repeated field."""
+        return [Message(content) for content in self._fields.get(number, ())]
+
+    def message(self, number: int) -> Message:
+        """Return the message of a field; an empty one where it is absent."""
+        return Message(self._fields.get(number, [b""])[-1])
+
+    def text(self, number: int) -> str:
+        """Return a field's text, of a repeated one the last; empty where it is absent."""
+        return self._fields.get(number, [b""])[-1].decode()
+
+    def number(self, number: int, absent: int = 0) -> int:
+        """Return a field's number, of a repeated one the last."""
+        return read_number(self._fields[number][-1]) if number in self._fields else absent
 
 
 def read_number(content: bytes) -> int:

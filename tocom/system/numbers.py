@@ -1,0 +1,12 @@
+"""What counts as a number: JSON and Python count True among the integers, tocom does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["is_integer"]
+
+
+def is_integer(value: Any, least: int, most: int | None = None) -> bool:
+    """Return whether a value is an integer from ``least`` to ``most``; None sets no upper end."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
