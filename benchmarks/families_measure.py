@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from domains import cell_views, training_views
-from measuring import RESULTS, machine
+from measuring import RESULTS, between, machine
 from numpy.typing import NDArray
 from results_measure import Features, Measured
 from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
@@ -38,8 +39,10 @@ from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
 from tocom.training.trainer import train
 
-RESULT = RESULTS / "families.json"
+RESULT, PAGE = RESULTS / "families.json", Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+MARKS = ("<!-- families -->", "<!-- end of families -->")
 SPACED = "spaced:1,4,7,10"
+FAMILIES = (EVERY, SPACED)
 RECIPES = {"family-every": EVERY, "family-spaced": SPACED}
 DEGREES = (16, 20, 12, 8)
 COMPENSATED = (16, 20, 12)
@@ -150,32 +153,68 @@ def compensate(unseen: Unseen, degree: int) -> dict[str, Any]:
     return row
 
 
+def section(result: dict[str, Any]) -> str:
+    """Return the tables of the page."""
+    lines = [
+        "| method | degree | removing blocks | GMACs | gap | recall | gap, change | recall, change |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["families"]:
+        for family in FAMILIES:
+            own = row[family]
+            changes = "| – | – |"
+            if family == SPACED:
+                gap, found = row["gap_difference"], row["recall_difference"]
+                changes = f"| {gap[1]:+.5f} to {gap[2]:+.5f} | {100 * found[1]:+.1f} to {100 * found[2]:+.1f} points |"
+            lines.append(
+                f"| {row['method']} | {row['degree']} | {sum(r > 0 for r in own['removed'])} | {own['macs'] / 1e9:.2f} "
+                f"| {own['gap'][0]:.5f} | {own['recall']:.3f} {changes}"
+            )
+    compensated = [row for row in result["compensated"] if all(row[family]["closed"] for family in FAMILIES)]
+    if compensated:
+        lines += ["", "Share of its own gap that a compensator trained for the family closes, by seed:", ""]
+        lines += ["| degree | `every` | `spaced:1,4,7,10` |", "| ---: | --- | --- |"]
+        for row in compensated:
+            shares = (", ".join(f"{100 * each:.0f} %" for each in row[family]["closed"]) for family in FAMILIES)
+            lines.append(f"| {row['degree']} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", choices=("train", "features"))
     options.add_argument("--cells", type=int, default=CELLS, choices=range(CHUNK, CELLS + 1, CHUNK))
+    options.add_argument("--there", action="store_true", help="figures of the features that are there, and no others")
     options.add_argument("--threads", type=int, help="of torch")
     chosen = options.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     (FOLDER / "features").mkdir(parents=True, exist_ok=True)
-    if chosen.only != "features":
+    if chosen.only != "features" and not chosen.there:
         train_all()
     if chosen.only == "train":
         return
     unseen = Unseen(backbone(), chosen.cells)
-    rows = [compare(unseen, method, degree) for method in METHODS for degree in DEGREES]
+    wanted = [(method, degree) for method in METHODS for degree in DEGREES]
+    if chosen.there:
+        needed = [(part, family) for part in unseen.parts for family in FAMILIES]
+        wanted = [
+            (method, degree)
+            for method, degree in wanted
+            if all(part.has(degree, method, family=family) for part, family in needed)
+        ]
+    rows = [compare(unseen, method, degree) for method, degree in wanted]
     if chosen.only == "features":
         return
-    write_json(
-        RESULT,
-        {
-            "machine": machine(),
-            "cells": unseen.cells,
-            "families": rows,
-            "compensated": [compensate(unseen, degree) for degree in COMPENSATED],
-        },
-    )
+    result = {
+        "machine": machine(),
+        "cells": unseen.cells,
+        "families": rows,
+        "compensated": [compensate(unseen, degree) for degree in COMPENSATED if ("merge", degree) in wanted],
+    }
+    write_json(RESULT, result)
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(between(page, *MARKS, "\n\n".join((MARKS[0], section(result), MARKS[1]))), encoding="utf-8")
     print(RESULT, file=sys.stderr)
 
 

@@ -70,6 +70,15 @@ class Measured:
     def __init__(self, name: str, model: VisionTransformer, images: Any) -> None:
         self.name, self.model, self.images = name, model, images
 
+    def _path(self, degree: int, method: str, family: str, recipe: str, seed: int, source: int) -> Path:
+        along = "" if family == EVERY or not degree else f"-{family.replace(':', '-')}"
+        key = f"{method}-{degree}{along}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
+        return FOLDER / "features" / f"{self.name}-{key}.npy"
+
+    def has(self, degree: int, method: str = "merge", *, family: str = EVERY) -> bool:
+        """Return whether features without a compensator have been computed."""
+        return self._path(degree, method, family, "", 0, 0).exists()
+
     def at(
         self,
         degree: int,
@@ -81,9 +90,7 @@ class Measured:
         source: int = 0,
     ) -> Features:
         """Return features [images, channels] at a degree; with a recipe, compensated from the source degree."""
-        along = "" if family == EVERY or not degree else f"-{family.replace(':', '-')}"
-        key = f"{method}-{degree}{along}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
-        path = FOLDER / "features" / f"{self.name}-{key}.npy"
+        path = self._path(degree, method, family, recipe, seed, source)
         if path.exists():
             return np.load(path)
         print(path.stem, file=sys.stderr, flush=True)
