@@ -320,3 +320,36 @@ def test_the_chosen_scale_goes_on_to_export_in_the_compensator(one_source: tuple
         assert f"--compensator {file} takes" in ran.stdout.replace("\n", "")
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name])
+
+
+def test_alignments_are_fitted_on_held_out_images_and_measured_on_others(
+    folder: Path, sources: dict[int, VisionTransformer], tmp_path: Path
+) -> None:
+    from tocom.alignment.ridge import feature_gaps, fit_map
+    from tocom.compression.features import pooled_features
+
+    paths = []
+    for index in range(32):  # of one colour each: a random model's gaps on richer ones are no linear map
+        colour = tuple(torch.randint(256, (3,), generator=torch.Generator().manual_seed(index)).tolist())
+        paths.append(tmp_path / f"{index}.png")
+        Image.new("RGB", (80, 80), colour).save(paths[-1])
+    samples = [(path, index % CLASSES) for index, path in enumerate(paths)]
+    model, part = sources[0], busy_compensator(sources[0])
+    entry, options = input_config(model), {"test": samples[26:], "targets": [0, 4], "align": True}
+    result = evaluate({0: model}, part, entry, held_out=samples[:26], scales=(0.1,), **options)  # type: ignore[arg-type]
+    dense, pair = result.pairs
+    assert (dense.aligned, dense.both) == (None, None)
+    for found, compensator in ((pair.aligned, None), (pair.both, part)):
+        at = compress(model, 4, compensator=compensator, scale=0.1 if compensator else None)
+        known = {
+            (name, kind): pooled_features(each, ImageFiles(paths[rows], entry)).numpy()
+            for kind, rows in (("fit", slice(0, 26)), ("test", slice(26, 32)))
+            for name, each in (("dense", model), ("at", at))
+        }
+        fitted = fit_map(known["at", "fit"], known["dense", "fit"])
+        want = feature_gaps(known["dense", "test"], fitted.apply(known["at", "test"])).mean()
+        assert found is not None
+        assert found.feature_gap == pytest.approx(want, rel=1e-4, abs=1e-7)
+    assert pair.both.feature_gap < pair.compensated.feature_gap  # type: ignore[union-attr]
+    with pytest.raises(RequestError, match="needs 'held_out' images"):
+        evaluate({0: model}, part, entry, scale=0.1, **options)  # type: ignore[arg-type]

@@ -74,6 +74,9 @@ def evaluate(
     max_loss: Annotated[
         float, typer.Option("--max-loss-points", help="Points of accuracy that a degree may lose before it is refused.")
     ] = 1.0,
+    align: Annotated[
+        bool, typer.Option("--align", help="Measure alignments too, fitted on the held-out images without labels.")
+    ] = False,
     keep_scale: Annotated[
         bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
     ] = False,
@@ -149,6 +152,7 @@ def evaluate(
             scale=scale,
             allowed=max_loss / 100,
             method=method,
+            align=align,
             batch_size=batch_size,
             progress=progress,
         )
@@ -289,11 +293,16 @@ def _table(result: Evaluation) -> Table:
     table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
     for column in ("source", "target", *names):
         table.add_column(column, justify="right")
+    ways = [way for way in ("aligned", "both") if any(getattr(pair, way) is not None for pair in result.pairs)]
+    for way in ways:
+        table.add_column(f"{names[-1]}, {way}", justify="right")
     table.add_column("verdict")
     for pair in result.pairs:
         cells = _cells(pair.without)
         if pair.compensated is not None and pair.source != pair.target:
             cells = [" → ".join(both) for both in zip(cells, _cells(pair.compensated), strict=True)]
+        of = [getattr(pair, way) for way in ways]
+        cells += ["–" if each is None else _cells(each)[-1] for each in of]
         table.add_row(str(pair.source), str(pair.target), *cells, pair.verdict.words if pair.verdict else "–")
     if result.pairs[0].compensated is not None:
         table.caption = "without → with the compensator"

@@ -13,6 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tocom.alignment.ridge import FeatureMap, fit_map
 from tocom.compensator.compensator import Compensator
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
@@ -40,6 +41,8 @@ class Pair:
         without: Scores of the test images under compression alone.
         compensated: The same with the compensator; None where there is none.
         verdict: What to do, from held-out images; None at equal degrees and with too few of them.
+        aligned: Scores under an alignment in the compensator's place; None at equal degrees and where not asked for.
+        both: The same on top of the compensator.
     """
 
     source: int
@@ -47,6 +50,8 @@ class Pair:
     without: Scores
     compensated: Scores | None
     verdict: Verdict | None = None
+    aligned: Scores | None = None
+    both: Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def evaluate(
     allowed: float = 0.01,
     method: str = "merge",
     family: str = EVERY,
+    align: bool = False,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -134,12 +140,16 @@ def evaluate(
             the mean feature gap that it may have.
         method: Without a compensator: ``merge`` or ``prune``.
         family: Without a compensator: the family of schedules.
+        align: Measure alignments too, alone and on top of the compensator, fitted on the held-out images; no label of
+            theirs is used for that.
         batch_size: Images per forward pass.
         progress: Called with the stage, the passes done, and all passes.
 
     Raises:
         DataError: No images, an unreadable one, one that is in both sets, or a class that the model does not have.
-        RequestError: No source or target, a scale beside held-out images, or neither of the two.
+        RequestError: No source or target, a scale beside held-out images, or neither of the two; alignments without
+            held-out images.
+        AlignmentError: Too few held-out images to fit an alignment on.
         CompensatorError: The compensator does not fit a model, or a degree is out of its range.
     """
     if not sources or not targets or not test:
@@ -156,6 +166,8 @@ def evaluate(
         along = {"method": compensator.method, "family": compensator.family}
     if len({isinstance(model.head, nn.Identity) for model in sources.values()}) > 1:
         raise RequestError("The 'sources' parameter must hold models with a classifier, or models without. Got both.")
+    if align and not held_out:
+        raise RequestError("The 'align' parameter needs 'held_out' images to fit alignments on. Got none.")
     check_apart(held_out, test)
     pairs = [(source, target) for source in sources for target in targets]
     changed = [(source, target) for source, target in pairs if source != target]
@@ -166,29 +178,16 @@ def evaluate(
     total += len(sources) + len(tries) * len(changed) if held_out else 0
     done = 0
 
-    def measure(samples: Samples, stage: str) -> Callable[[int, int, float], Answers]:
-        labels = torch.tensor([label for _, label in samples])
-        images = ImageFiles([path for path, _ in samples], input_entry)
-
-        def features(model: VisionTransformer) -> Tensor:
+    def measure(samples: Samples, stage: str) -> _Measured:
+        def advance() -> None:
             nonlocal done
             done += 1
             if progress is not None:
                 progress(stage, done, total)
-            return pooled_features(model, images, batch_size=batch_size)
 
-        dense = {source: features(compress(model, source, **along)) for source, model in sources.items()}
+        return _Measured(sources, compensator, along, samples, input_entry, batch_size, advance)
 
-        def answers(source: int, target: int, scale: float) -> Answers:
-            if source == target:
-                return answers_of(dense[source], sources[source].head, dense[source], labels)
-            part = {"compensator": compensator, "source_degree": source, "scale": scale} if scale else {}
-            at = compress(sources[source], target, **part, **along)
-            return answers_of(features(at), at.head, dense[source], labels)
-
-        return answers
-
-    chosen_by, tried, verdicts = "given", {}, {}
+    chosen_by, tried, verdicts, maps = "given", {}, {}, {}
     if held_out:
         ask = measure(held_out, "choosing on held-out images")
         found = {(*pair, each): ask(*pair, each) for each in tries for pair in changed}
@@ -196,6 +195,10 @@ def evaluate(
         scale = min(tried, key=lambda each: _rank(tried[each]))
         criterion = "feature gap" if tried[scale].accuracy is None else "accuracy, then log-loss"
         chosen_by = f"{criterion} of {len(held_out)} held-out images, none of them a test image"
+        for source, target in changed if align else ():
+            aim = ask.features(source, source).numpy()
+            for each in dict.fromkeys((0.0, scale)):
+                maps[source, target, each] = fit_map(ask.features(source, target, each).numpy(), aim)
         if len(held_out) >= FEWEST_IMAGES:
             for source in sources:
                 others = [target for target in targets if target != source]
@@ -212,7 +215,13 @@ def evaluate(
             answers[source, target, True] = ask(source, target, scale) if again else answers[source, target, False]
             compensated = answers[source, target, True].scores()
         verdict = verdicts.get(source, {}).get(target)
-        rows.append(Pair(source, target, answers[source, target, False].scores(), compensated, verdict))
+        aligned, both = (
+            ask(source, target, each, maps[source, target, each]).scores()
+            if each is not None and (source, target, each) in maps
+            else None
+            for each in (0.0, scale or None)
+        )
+        rows.append(Pair(source, target, answers[source, target, False].scores(), compensated, verdict, aligned, both))
     return Evaluation(
         pairs=tuple(rows),
         scale=scale or 0.0,
@@ -226,6 +235,45 @@ def evaluate(
         },
         answers=answers,
     )
+
+
+class _Measured:
+    """What models answer to one set of images; features are computed once per source, target and scale."""
+
+    def __init__(
+        self,
+        sources: Mapping[int, VisionTransformer],
+        compensator: Compensator | None,
+        along: dict[str, str],
+        samples: Samples,
+        input_entry: Mapping[str, Any],
+        batch_size: int,
+        advance: Callable[[], None],
+    ) -> None:
+        self._sources, self._compensator, self._along = sources, compensator, along
+        self._labels = torch.tensor([label for _, label in samples])
+        self._images = ImageFiles([path for path, _ in samples], input_entry)
+        self._batch_size, self._advance = batch_size, advance
+        self._known: dict[tuple[int, int, float], Tensor] = {}
+        for source in sources:
+            self.features(source, source)
+
+    def features(self, source: int, target: int, scale: float = 0.0) -> Tensor:
+        """Return the pooled features [images, channels]; at the source degree a compensator is nothing."""
+        key = (source, target, scale if source != target else 0.0)
+        if key not in self._known:
+            part = {"compensator": self._compensator, "source_degree": source, "scale": scale} if key[2] else {}
+            at = compress(self._sources[source], target, **part, **self._along)
+            self._known[key] = pooled_features(at, self._images, batch_size=self._batch_size)
+            self._advance()
+        return self._known[key]
+
+    def __call__(self, source: int, target: int, scale: float, found: FeatureMap | None = None) -> Answers:
+        """Return the answers at a target degree, behind a map of the features where one is given."""
+        features = self.features(source, target, scale)
+        if found is not None:
+            features = torch.from_numpy(found.apply(features.numpy()))
+        return answers_of(features, self._sources[source].head, self.features(source, source), self._labels)
 
 
 def _mean(scores: Sequence[Scores]) -> Scores:
