@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from checkpoint_kinds import KINDS, SMALL, TIMM, Made, augreg_arrays, dinov2_state, timm_model
+from checkpoint_files import SMALL, TIMM, Made, dinov2_state, timm_model
+from checkpoint_kinds import KINDS
+from checkpoint_libraries import augreg_arrays
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
