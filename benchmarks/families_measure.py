@@ -156,6 +156,8 @@ def compensate(unseen: Unseen, degree: int) -> dict[str, Any]:
 def section(result: dict[str, Any]) -> str:
     """Return the tables of the page."""
     lines = [
+        f"{result['cells']:,} cells. Rows that are not there were not measured.",
+        "",
         "| method | degree | removing blocks | GMACs | gap | recall | gap, change | recall, change |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
