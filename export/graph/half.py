@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,7 +92,9 @@ def plan_half(measured: Iterable[Magnitudes], model: VisionTransformer) -> HalfP
         for place, value in each.items():
             largest[place] = max(value, largest.get(place, 0.0))
     post_norm = any(isinstance(block, ResPostBlock) for block in model.blocks)
-    kept, attention, mlp, scales = [], set(), set(), []
+    attention: set[int] = set()
+    mlp: set[int] = set()
+    kept, scales = [], []
     for (block, what), value in sorted(largest.items()):
         if value < LIMIT:
             continue
@@ -152,7 +154,8 @@ class _Norm(nn.Module):
         self.norm, self.dtype = copy.deepcopy(norm), dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.float()).to(self.dtype)
+        normalised: Tensor = self.norm(x.float())
+        return normalised.to(self.dtype)
 
 
 class _Wide(nn.Module):
@@ -163,7 +166,8 @@ class _Wide(nn.Module):
         self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).float()
+        narrow: Tensor = self.layers(x)
+        return narrow.float()
 
 
 class _Scaled(nn.Module):
@@ -178,11 +182,12 @@ class _Scaled(nn.Module):
         self.layer.half()
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = self.layer(x).float()
+        narrow: Tensor = self.layer(x)
+        wide = narrow.float()
         return wide if self.scale == 1 else wide * self.scale
 
 
-def _blocks(model: nn.Module) -> Sequence[nn.Module]:
+def _blocks(model: Any) -> list[Any]:
     return [model.blocks[index] for index in range(len(model.blocks))]  # compressed blocks refuse to be iterated
 
 

@@ -119,5 +119,6 @@ def run_in_half(path: Path, images: NDArray[np.float32], *, batch: int | None) -
         for start in range(0, len(images), step):
             part = images[start : start + step]
             filled = np.resize(part, (step, *part.shape[1:]))
-            parts.append(np.concatenate(evaluator.run(None, {"images": filled}), axis=-1)[: len(part)])
+            outputs: Any = evaluator.run(None, {"images": filled})
+            parts.append(np.concatenate(outputs, axis=-1)[: len(part)])
     return np.concatenate(parts).astype(np.float32)
