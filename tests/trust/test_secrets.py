@@ -12,7 +12,7 @@ import pytest
 
 from tocom.cli import main
 from tocom.cli.app import app
-from tocom.cli.run import _without_secrets
+from tocom.cli.sources import _without_secrets
 from tocom.errors import RequestError
 from tocom.export.engines.backend import BackendFound
 from tocom.export.engines.process import Job, build_engines
