@@ -175,7 +175,7 @@ def _latency(**changes: Any) -> dict[str, Any]:
     return content
 
 
-ACCURACY = {"kind": "top1", "value": 0.5, "count": 10, "low": 0.4, "high": 0.6}
+ACCURACY = {"kind": "top1", "value": 0.5, "count": 10, "low": 0.4, "high": 0.6, "expected": None}
 
 
 def _entry(**changes: Any) -> dict[str, Any]:
@@ -198,33 +198,33 @@ def _precisions(**changes: Any) -> dict[str, Any]:
         (_with(degrees=[]), "at least one degree"),
         (_with(degrees=[1]), "no valid profile"),
         (_with(batch=0), "'batch' must be an integer >= 1"),
-        (_with(batch=True), "'batch' must be an integer >= 1"),
+        (_with(batch=True), "'batch' must be int, not True"),
         (_with(threads=-1), "'threads' must be an integer >= 0"),
-        (_with(backend=3), "'backend' must be a text"),
+        (_with(backend=3), "'backend' must be str, not 3"),
         (_with(device=[]), "no valid profile"),
         (_with(degrees=one_profile().to_json()["degrees"] * 2), "is twice there"),
         (_with(batch=8), "changed by hand"),
         (_latency(p50_ms=-1), "positive, finite and ascending"),
         (_latency(p50_ms=float("nan")), "NaN is no JSON number"),
-        (_latency(p50_ms="5"), "positive, finite and ascending"),
+        (_latency(p50_ms="5"), "'p50_ms' must be float, not '5'"),
         (_latency(p99_ms=0.5), "positive, finite and ascending"),
         (_latency(count=0), "'count' must be an integer >= 1"),
         (_latency(mean_ms=1), "no valid profile"),
         (_latency(intervals_ms={"p50": [3.0, 4.0]}), "low <= p50 <= high"),
         (_latency(intervals_ms={"p51": [3.0, 4.0]}), "Got 'p51'"),
-        (_latency(intervals_ms={"p50": [3.0]}), "low and high"),
+        (_latency(intervals_ms={"p50": [3.0]}), "'intervals_ms'.p50 must be tuple"),
         (_latency(intervals_ms=7), "no valid profile"),
         (_latency(outliers=10), "'outliers' must be an integer in 0"),
         (_latency(max_ms=1.0), "at least the p99"),
         (_latency(p99_ms=10**400), "no valid profile"),
         (_entry(agreement=ACCURACY), "must be of that kind"),
-        (_entry(dominated_by="0"), "must be a degree"),
+        (_entry(dominated_by="0"), "'dominated_by' must be int, not '0'"),
         (_entry(energy={"millijoules": 0, "count": 1, "source": "nvml"}), "positive, finite"),
         (_entry(precisions={"candidates": {}, "winner": "fp32", "reason": ""}), "winning precision"),
         (_entry(precisions=_precisions(excluded="below the floor")), "winning precision"),
         (_entry(precisions=_precisions(p95_ms=0.5)), "0 < p50 <= p95"),
         (_with(device_state={"start": {}, "end": {"clock_mhz": None}, "readings": [], "marks": []}), "device state"),
-        (_with(device_state={"start": {}, "end": {}, "readings": [], "marks": [1]}), "'marks' must be texts"),
+        (_with(device_state={"start": {}, "end": {}, "readings": [], "marks": [1]}), "'marks' must be str, not 1"),
         (_with(device_state={"start": {}}), "no valid profile"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tocom.errors import CalibrationError
@@ -228,30 +228,6 @@ class DegreeProfile:
         if self.dominated_by is not None and not is_integer(self.dominated_by, 0):
             raise CalibrationError(f"'dominated_by' must be a degree. Got {self.dominated_by!r}.")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON content."""
-        content = asdict(self)
-        content["latency"]["intervals_ms"] = {name: list(pair) for name, pair in self.latency.intervals_ms.items()}
-        return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> DegreeProfile:
-        """Return what ``content`` describes.
-
-        Raises:
-            CalibrationError: A value is out of its range.
-            TypeError, KeyError, ValueError, AttributeError: A key is missing, unknown or of the wrong type.
-        """
-        precisions = content["precisions"]
-        return cls(
-            latency=Latency(**content["latency"]),
-            accuracy=_accuracy(content["accuracy"]),
-            agreement=_accuracy(content["agreement"]),
-            energy=None if content["energy"] is None else Energy(**content["energy"]),
-            precisions=None if precisions is None else _comparison(precisions),
-            dominated_by=content["dominated_by"],
-        )
-
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number; bool is none."""
@@ -262,15 +238,3 @@ def check_count(name: str, value: Any) -> None:
     """Raise CalibrationError unless ``value`` is an integer of at least 1."""
     if not is_integer(value, 1):
         raise CalibrationError(f"{name!r} must be an integer >= 1. Got {value!r}.")
-
-
-def _accuracy(content: Mapping[str, Any] | None) -> Accuracy | None:
-    return None if content is None else Accuracy(**content)
-
-
-def _comparison(content: Mapping[str, Any]) -> PrecisionComparison:
-    candidates = {
-        name: PrecisionCandidate(**{**entry, "accuracy": _accuracy(entry["accuracy"])})
-        for name, entry in content["candidates"].items()
-    }
-    return PrecisionComparison(candidates, content["winner"], content["reason"])

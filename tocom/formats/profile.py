@@ -16,6 +16,7 @@ from typing import Any
 from tocom.errors import CalibrationError
 from tocom.formats.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
 from tocom.formats.sealed_json import parse_sealed, write_sealed_json
+from tocom.formats.typed_json import as_dataclass
 from tocom.system.numbers import is_integer
 
 __all__ = [
@@ -66,6 +67,8 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_count("batch", self.batch)
+        if not is_integer(self.threads, 0):
+            raise CalibrationError(f"'threads' must be an integer >= 0. Got {self.threads!r}.")
         if not self.degrees:
             raise CalibrationError("A profile must hold at least one degree. Got none.")
         object.__setattr__(self, "degrees", dict(sorted(self.degrees.items())))
@@ -112,8 +115,8 @@ class Profile:
             "model": self.model,
             "interval": self.interval,
             "measured": dict(self.measured),
-            "device_state": None if self.device_state is None else _state_json(self.device_state),
-            "degrees": [{"degree": degree, **entry.to_json()} for degree, entry in self.degrees.items()],
+            "device_state": None if self.device_state is None else asdict(self.device_state),
+            "degrees": [{"degree": degree, **asdict(entry)} for degree, entry in self.degrees.items()],
         }
 
     @classmethod
@@ -134,22 +137,11 @@ class Profile:
             for entry in content["degrees"]:
                 degree = entry["degree"]
                 if not is_integer(degree, 0) or degree in degrees:
-                    raise CalibrationError(f"degree {degree!r} is no integer >= 0, or is twice there.")
-                degrees[degree] = DegreeProfile.from_json(entry)
-            texts = {key: _text(content, key) for key in ("backend", "precision", "model", "interval")}
-            threads, state = content["threads"], content["device_state"]
-            if not is_integer(threads, 0):
-                raise CalibrationError(f"'threads' must be an integer >= 0. Got {threads!r}.")
-            profile = cls(
-                device={str(key): str(value) for key, value in content["device"].items()},
-                batch=content["batch"],
-                threads=threads,
-                bundle_fingerprint=_text(content, "bundle_fingerprint"),
-                degrees=degrees,
-                measured=dict(content["measured"]),
-                device_state=None if state is None else _state_from_json(state),
-                **texts,
-            )
+                    raise CalibrationError(f"degree {degree!r} is not an integer >= 0, or is twice there.")
+                degrees[degree] = as_dataclass(DegreeProfile, {k: v for k, v in entry.items() if k != "degree"})
+            around = ("profile_version", "fingerprint", "sha256")
+            members = {name: value for name, value in content.items() if name not in around}
+            profile = as_dataclass(cls, {**members, "degrees": degrees})
         except CalibrationError as error:
             raise CalibrationError(f"{where}: {error} Measure it anew with 'tocom calibrate'.") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -207,18 +199,3 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def find_profiles(bundle_path: Path | str) -> list[Path]:
     """Return the profile files beside a bundle, by name."""
     return sorted((Path(bundle_path) / PROFILES_FOLDER).glob("*.json"))
-
-
-def _text(content: Mapping[str, Any], key: str) -> str:
-    value = content[key]
-    if not isinstance(value, str) or not value:
-        raise CalibrationError(f"{key!r} must be a text. Got {value!r}.")
-    return value
-
-
-def _state_json(state: StateLog) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(state).items()}
-
-
-def _state_from_json(content: Mapping[str, Any]) -> StateLog:
-    return StateLog(content["start"], content["end"], tuple(content["readings"]), tuple(content["marks"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["as_dataclass"]
@@ -27,12 +27,11 @@ def as_dataclass(kind: type[T], content: Any, where: str = "it") -> T:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must be an object, not {_shown(content)}")
     types_of = get_type_hints(kind)
-    members = {field.name: field for field in fields(kind) if field.init}  # type: ignore[arg-type]
-    if unknown := sorted(content.keys() - members):
+    members = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(content.keys() - set(members)):
         raise ValueError(f"{where} has an unknown member {unknown[0][:80]!r}")
-    for name, field in members.items():
-        if name not in content and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{where} has no {name!r}")
+    if missing := next((name for name in members if name not in content), None):
+        raise ValueError(f"{where} has no {missing!r}")
     return kind(**{name: _read(types_of[name], value, f"{name!r}") for name, value in content.items()})
 
 
@@ -50,7 +49,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if len(each) == len(value):
             return tuple(_read(part, entry, where) for part, entry in zip(each, value, strict=True))
     if origin is Mapping and isinstance(value, Mapping):
-        return {str(name): _read(parts[1], entry, f"{where}.{name}") for name, entry in value.items()}
+        return {parts[0](name): _read(parts[1], entry, f"{where}.{name}") for name, entry in value.items()}
     if kind is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
