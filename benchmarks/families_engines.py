@@ -30,9 +30,9 @@ def main() -> None:
             rows.append(
                 {
                     "family": family,
-                    "layers": record["layers"],
-                    "op_plugin_layers": record["op_plugin_layers"],
-                    "content_bytes": record["engine"]["content_bytes"],
+                    "layers": record.layers,
+                    "op_plugin_layers": record.op_plugin_layers,
+                    "content_bytes": record.engine.content_bytes,
                 }
             )
             print(rows[-1], flush=True)
