@@ -82,7 +82,7 @@ def write_report(
         with atomic_path(out / f"{drawing.name}.png") as beside:
             beside.write_bytes(drawing.png)
     with atomic_path(out / "report.html") as beside:
-        beside.write_text(html, encoding="utf-8")
+        beside.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")  # a path may be no UTF-8
     return out / "report.html"
 
 

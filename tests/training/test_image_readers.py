@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tocom.errors import DataError
+from tocom.errors import DataError, TrainingError
 from tocom.training.image_order import batches
 
 forked_from_here = False
@@ -40,3 +43,19 @@ def test_a_dataset_that_cannot_be_sent_is_named_with_the_cure() -> None:
     feed = batches(Local(), batch_size=2, steps=1, flip=False, seed=0, workers=1)
     with pytest.raises(DataError, match=r"The Local cannot be sent to processes.*Local.*or pass workers=0"):
         next(feed)
+
+
+@pytest.mark.fault(
+    "too little shared memory for the processes that read images", outcome="TrainingError before the work"
+)
+def test_little_shared_memory_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    little = os.statvfs_result((4096, 4096, 256, 256, 16, 0, 0, 0, 0, 255))  # 64 KiB free
+
+    def statvfs(path: object) -> os.statvfs_result:
+        return little
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    images: Any = [torch.zeros(3, 64, 64)] * 8
+    with pytest.raises(TrainingError, match=r"shared memory .* --shm-size=1g\), or pass --workers 0"):
+        next(iter(batches(images, batch_size=4, steps=3, flip=False, seed=0, workers=2)))
+    assert len(next(iter(batches(images, batch_size=4, steps=3, flip=False, seed=0, workers=0)))[2]) == 4

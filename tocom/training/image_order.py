@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tocom.errors import DataError
+from tocom.errors import DataError, TrainingError
 from tocom.training.distributed import Processes
 
 __all__ = ["batches", "fingerprint", "unreadable_between"]
@@ -40,6 +41,10 @@ def order(count: int, *, batch_size: int, steps: int, flip: bool, seed: int) -> 
         numbers, queue = queue[:batch_size], queue[batch_size:]
         mirrored = (torch.rand(batch_size, generator=generator) < 0.5).tolist() if flip else [False] * batch_size
         yield list(zip(numbers, mirrored, strict=True))
+
+
+# Batches that torch's DataLoader lets each reader make beforehand.
+_PREFETCHED = 2
 
 
 def batches(
@@ -73,6 +78,7 @@ def batches(
     Raises:
         DataError: An image cannot be read and is not to be skipped, none of all can be read, or the dataset cannot be
             sent to other processes.
+        TrainingError: The batches of the processes that read images do not fit into shared memory.
     """
     processes = processes or Processes()
     part = batch_size // processes.count
@@ -80,6 +86,12 @@ def batches(
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     every = order(count, batch_size=batch_size, steps=steps, flip=flip, seed=seed)
     keys = (batch[own] for batch in islice(every, start, None))
+    if workers and count:
+        try:
+            image = images[0]
+        except Exception:  # a dataset may raise anything; whether the others are left out is said later
+            image = torch.empty(0)
+        _check_shared_memory(image, part, workers, steps)
     loader = DataLoader(
         _Keyed(images, skip_unreadable),
         batch_sampler=keys,
@@ -97,6 +109,27 @@ def batches(
             "Define its class in a module, without lambdas and open files, or pass workers=0."
         ) from error
     yield from reading
+
+
+def _check_shared_memory(image: Tensor, part: int, workers: int, steps: int, folder: str = "/dev/shm") -> None:
+    """Check that the batches which wait fit into shared memory: a reader that finds none is killed by SIGBUS.
+
+    Raises:
+        TrainingError: They do not; a container has 64 MiB unless it is told otherwise.
+    """
+    try:
+        status = os.statvfs(folder)
+    except OSError:  # no such folder, and so another way to share
+        return
+    free = status.f_bavail * status.f_frsize
+    waiting = min(_PREFETCHED * workers + 1, steps)
+    needed = waiting * part * image.numel() * image.element_size()
+    if free < needed:
+        raise TrainingError(
+            f"{workers} processes that read images need {needed >> 10} KiB of shared memory for {waiting} batches; "
+            f"{folder} has {free >> 10} KiB free. Give the container more (docker run --shm-size=1g), or pass "
+            "--workers 0."
+        )
 
 
 def _reader_context() -> BaseContext:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +213,10 @@ class OnnxRuntimeBackend:
     def _open(self, model: bytes, folder: Path, options: Any, degree: int) -> Any:
         """Open a session of bytes that were hashed; a path could lead to others by now."""
         require_free(self.needs([degree])[degree], PACKING if self._cache is None else MAPPED)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
-            return self._ort.InferenceSession(model, options, providers=self._providers)
+            with _utf8_path(folder) as place:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", place)
+                return self._ort.InferenceSession(model, options, providers=self._providers)
         except Exception as error:  # see OnnxRuntimeEngine.run
             if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "Failed to allocate" in str(error):
                 raise MemoryError(f"degree {degree} does not fit: {one_line(error)}") from error
@@ -221,6 +224,21 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {one_line(error)} "
                 "Check the bundle with 'tocom verify', or export it anew."
             ) from error
+
+
+@contextlib.contextmanager
+def _utf8_path(folder: Path) -> Iterator[str]:
+    """Yield a path that ONNX Runtime takes: one whose bytes are no UTF-8 by the number of its open folder."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(folder)
 
 
 def _shared_arena(ort: Any) -> bool:
