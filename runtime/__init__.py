@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from tocom.system.dependencies import lazy_names
 
 if TYPE_CHECKING:
+    from tocom.runtime.answering import State
     from tocom.runtime.policy.choice import Candidate, Decision, choose, frontier
     from tocom.runtime.policy.controller import Controller, ControllerConfig
     from tocom.runtime.policy.latency import LatencyModel, ModelConfig
     from tocom.runtime.result import RankedClass, Result
-    from tocom.runtime.runtime import Runtime, State
+    from tocom.runtime.runtime import Runtime
     from tocom.runtime.stream import Frame, Streams
 
 _HOMES = {
@@ -28,7 +29,7 @@ _HOMES = {
     "RankedClass": "tocom.runtime.result",
     "Result": "tocom.runtime.result",
     "Runtime": "tocom.runtime.runtime",
-    "State": "tocom.runtime.runtime",
+    "State": "tocom.runtime.answering",
     "Streams": "tocom.runtime.stream",
     "choose": "tocom.runtime.policy.choice",
     "frontier": "tocom.runtime.policy.choice",

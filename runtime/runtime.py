@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import enum
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -18,44 +13,27 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.errors import DegreeError, RequestError, TocomError
+from tocom.errors import RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 from tocom.formats.signatures import load_public_keys
+from tocom.runtime.answering import Answering, State
 from tocom.runtime.backends.base import Backend
 from tocom.runtime.checks import (
-    check_budget,
-    check_deadline,
     check_open_options,
-    check_outputs,
     check_timeout,
 )
 from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.runtime.lifecycle import keep_for_ever, track
-from tocom.runtime.policy.choice import Decision
-from tocom.runtime.policy.controller import Controller, ControllerConfig
+from tocom.runtime.policy.controller import ControllerConfig
 from tocom.runtime.preprocessing import prepare
-from tocom.runtime.result import Result
-from tocom.runtime.streaming import Streaming
-from tocom.runtime.submission import Submission, SubmissionQueue
 
 __all__ = ["Runtime", "State"]
 
 log = logging.getLogger("tocom.runtime")
 
-Hook = Callable[[Result], None]
 
-
-class State(enum.Enum):
-    """Life of a runtime: loaded, then warm, then closed; forked in a process that was forked from its own."""
-
-    LOADED = "loaded"
-    WARM = "warm"
-    CLOSED = "closed"
-    FORKED = "forked"
-
-
-class Runtime(Streaming):
+class Runtime(Answering):
     """Engines of one bundle, resident; answers each request with the most accurate degree within its budget.
 
     Thread-safe: any thread may call any method at any time. One inference runs at a time; the time that a call waits
@@ -71,15 +49,9 @@ class Runtime(Streaming):
         queue_limit: int = 64,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._active = engine_set
+        super().__init__(engine_set, queue_limit=queue_limit, clock=clock)
         self._options = options
-        super().__init__(clock)
-        self._state = State.LOADED
-        # A signal's handler runs on a thread that may hold them, and calls close() or stats().
-        self._lock = threading.RLock()
         self._reload_lock = threading.RLock()
-        self._queue = SubmissionQueue(self._answer_submission, queue_limit)
-        self._hooks: tuple[Hook, ...] = ()
         track(self)
 
     @classmethod
@@ -240,81 +212,6 @@ class Runtime(Streaming):
             if self._state is not State.WARM:
                 raise self._unusable("warm_up")
 
-    def infer(
-        self,
-        images: Any,
-        budget_ms: float | None = None,
-        *,
-        deadline: float | None = None,
-        degree: int | None = None,
-    ) -> Result:
-        """Answer one request.
-
-        Args:
-            images: [batch, channels, height, width], float32, as the manifest's input entry says; or a list of what
-                :meth:`preprocess` takes, which is done within the budget. A batch that is smaller than the bundle's
-                smallest is filled up, and the filling's answers are dropped.
-            budget_ms: Milliseconds from this call to the answer; None sets no limit.
-            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
-            degree: Run this degree whatever the budget; for calibration and comparisons.
-
-        Raises:
-            RequestError: An argument is out of its range, or the runtime is not warm or is closed.
-            DegreeError: ``degree`` is not resident.
-            BudgetError: No degree meets the budget and the runtime was opened with ``on_infeasible="raise"``.
-            EngineError: The device failed, fell silent, or gave values that are not finite.
-        """
-        start = self._clock()
-        if deadline is not None:
-            budget_ms = (check_deadline(deadline, budget_ms) - start) * 1e3
-        elif budget_ms is not None:
-            budget_ms = check_budget(budget_ms)
-        if isinstance(images, (list, tuple)):
-            images = self.preprocess(images)
-        return self._answer(images, start, budget_ms, degree)
-
-    def submit(
-        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
-    ) -> Future[Result]:
-        """Queue a request and return the future of its answer. The earliest deadline is answered first.
-
-        Args:
-            images: As for :meth:`infer`; not to be changed until the future is done.
-            budget_ms: Milliseconds from this call to the answer, waiting included; None sets no limit.
-            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
-
-        Raises:
-            RequestError: An argument is out of its range, the queue is full, or the runtime is not warm or is closed.
-        """
-        start = self._clock()
-        if self._state is not State.WARM:
-            raise self._unusable("submit")
-        if deadline is not None:
-            deadline = check_deadline(deadline, budget_ms)
-        elif budget_ms is not None:
-            deadline = start + check_budget(budget_ms) / 1e3
-        images = self._active.check(images)
-        token = self._load.arrive(None, start, math.inf if deadline is None else deadline)
-        try:
-            future = self._queue.put(images, deadline=deadline, start=start, token=token)
-        except RequestError:
-            self._load.start(token)
-            raise
-        # Cancelled before its turn, it waits no more.
-        future.add_done_callback(lambda _: self._load.start(token))
-        return future
-
-    async def infer_async(
-        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
-    ) -> Result:
-        """Await an answer without blocking the event loop; arguments and errors as for :meth:`submit`."""
-        return await asyncio.wrap_future(self.submit(images, budget_ms, deadline=deadline))
-
-    def add_hook(self, hook: Hook) -> None:
-        """Call ``hook`` with every result, on the thread that made it. What a hook raises is logged, not raised."""
-        with self._lock:
-            self._hooks = (*self._hooks, hook)
-
     def reload(self, bundle_path: Path | str | None = None, *, profile: Profile | Path | str | None = None) -> None:
         """Serve another bundle, or the same one as it is on disk now, from the next request on.
 
@@ -401,117 +298,3 @@ class Runtime(Streaming):
             "A Runtime cannot be copied or sent to another process: its engines live in this one. Send the bundle's "
             "path, and call Runtime.open() in each process."
         )
-
-    def _answer_submission(self, entry: Submission) -> Result:
-        budget = (entry.deadline - entry.start) * 1e3 if entry.budgeted else None
-        return self._answer(entry.images, entry.start, budget, None, (None, entry.token))
-
-    def _answer(
-        self,
-        images: NDArray[np.float32],
-        start: float,
-        budget_ms: float | None,
-        degree: int | None,
-        place: tuple[Hashable, int] | None = None,
-    ) -> Result:
-        """Answer images that arrived at ``start``; only a deadline can make the budget zero or less.
-
-        ``place`` is the request's source and its token in the load, where it has one already.
-        """
-        if place is None:
-            caller = threading.get_ident()
-            due = math.inf if budget_ms is None else start + budget_ms / 1e3
-            place = caller, self._load.arrive(caller, start, due)
-        try:
-            return self._answer_in_turn(images, start, budget_ms, degree, place)
-        except TocomError as error:
-            self._counters.fail(error)
-            raise
-        finally:
-            self._load.start(place[1])
-
-    def _answer_in_turn(
-        self,
-        images: NDArray[np.float32],
-        start: float,
-        budget_ms: float | None,
-        degree: int | None,
-        place: tuple[Hashable, int],
-    ) -> Result:
-        with self._lock:
-            self._load.start(place[1])
-            active = self._active
-            controller = active.controller
-            if self._state is not State.WARM or controller is None:
-                raise self._unusable("infer")
-            images = active.check(images)
-            begin = max(self._clock(), start)  # a clock may go back; a request never waits less than nothing
-            queue_ms = (begin - start) * 1e3
-            asked = len(images)
-            images = active.filled(images)
-            batch = len(images)
-            left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
-            if degree is None:
-                share_ms = self._load.share_ms(place[0], begin, left_ms, controller, batch)
-                decision = controller.decide(share_ms, batch)
-            else:
-                decision = _pinned(active, controller, batch, left_ms, degree)
-            taken = decision.degree
-            outputs = active.engines[taken].run(images)
-            check_outputs(outputs, images, taken)
-            if asked < batch:
-                outputs = {name: values[:asked] for name, values in outputs.items()}
-            end = max(self._clock(), begin)
-            latency_ms = (end - start) * 1e3
-            met = budget_ms is None or latency_ms <= budget_ms
-            before = controller.current
-            controller.observe(taken, (end - begin) * 1e3, met, batch, degree is not None)
-            switched = controller.current != before and before is not None
-            self._counters.record(taken, latency_ms, queue_ms, budget_ms, met, decision.feasible, switched)
-        if self.state is State.CLOSED:  # by a signal's handler on this thread, or another thread that waits for it
-            self._release()
-        if switched:
-            log.info(
-                "switched from degree %d to %d",
-                before,
-                taken,
-                extra={"event": "switch", "from_degree": before, "to_degree": taken, "budget_ms": budget_ms},
-            )
-        result = Result(
-            outputs,
-            taken,
-            latency_ms,
-            queue_ms,
-            met,
-            decision.predicted_ms,
-            budget_ms,
-            decision.feasible,
-            active.bundle.labels,
-        )
-        for hook in self._hooks:
-            with _hook_guard():
-                hook(result)
-        return result
-
-    def _unusable(self, call: str) -> TocomError:
-        todo = {
-            State.CLOSED: "Open the bundle again.",
-            State.FORKED: "It was opened before this process was forked, and its engines' threads stayed behind: call "
-            "Runtime.open() in each process (gunicorn: in post_fork, or without preload_app).",
-        }.get(self._state, "Call warm_up() first.")
-        return RequestError(f"Runtime.{call}() needs a warm runtime; this one is {self._state.value}. {todo}")
-
-
-def _pinned(active: EngineSet, controller: Controller, batch: int, left_ms: float, degree: int) -> Decision:
-    if degree not in active.engines:
-        raise DegreeError(f"The 'degree' parameter must be one of {list(active.engines)}. Got {degree!r} instead.")
-    predicted = controller.predict(degree, batch)
-    return Decision(degree, predicted, predicted <= left_ms)
-
-
-@contextlib.contextmanager
-def _hook_guard() -> Iterator[None]:
-    try:
-        yield
-    except Exception:  # a caller's hook may raise anything, and must not cost the answer
-        log.exception("a hook failed")
