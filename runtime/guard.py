@@ -91,7 +91,8 @@ class Guard:
     def close(self, release: Callable[[], None]) -> None:
         """End the thread, then call ``release``; both only after a call that was given up returned, if it ever does."""
         lost = self._lost
-        if lost is not None and not lost.done.is_set():
+        # One that its caller was called away from, by Ctrl-C or a signal's handler, has the rest of its time.
+        if lost is not None and not lost.done.wait(max(lost.begin + self._timeout_s - time.monotonic(), 0.0)):
             # What the silent call still uses must not be freed under it.
             log.warning("the device is silent in %s: its memory is released when that returns", lost.what)
             self._calls.put(_Call(release, "release"))
