@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 from tocom.formats.engine import engine_name
 from tocom.formats.sidecar import (
+    EngineAnswers,
     OnnxFiles,
     OpPluginFile,
     Sidecar,
@@ -153,6 +154,7 @@ def make_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
             "token_counts": plan.bundle.degrees[plan.degree].token_counts,
             "onnx": plan.onnx(),
             "engine": {"file": plan.engine.name, "modified_ns": plan.engine.stat().st_mtime_ns, **stored},
+            "answers": asdict(EngineAnswers()),  # none were asked for yet
         },
     )
 
