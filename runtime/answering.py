@@ -56,6 +56,11 @@ class Answering(Streaming):
         self._queue = SubmissionQueue(self._answer_submission, queue_limit)
         self._hooks: tuple[Hook, ...] = ()
 
+    @property
+    def state(self) -> State:
+        """Where in its life the runtime is."""
+        return self._state
+
     def infer(
         self,
         images: Any,

@@ -144,11 +144,6 @@ class Runtime(Answering):
         )
 
     @property
-    def state(self) -> State:
-        """Where in its life the runtime is."""
-        return self._state
-
-    @property
     def bundle(self) -> Bundle:
         """The bundle that answers now."""
         return self._active.bundle

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tocom.evaluation.pairs import evaluate
     from tocom.formats.bundle import Bundle
     from tocom.formats.profile import Profile
+    from tocom.training.align import align
     from tocom.training.config import TrainingConfig
     from tocom.training.trainer import train
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Compensator": "tocom.compensator.compensator",
     "Profile": "tocom.formats.profile",
     "TrainingConfig": "tocom.training.config",
+    "align": "tocom.training.align",
     "compress": "tocom.compression.surgery",
     "evaluate": "tocom.evaluation.pairs",
     "load_model": "tocom.compression.loading.model",
@@ -50,6 +52,7 @@ __all__ = [
     "Profile",
     "TrainingConfig",
     "__version__",
+    "align",
     "compress",
     "evaluate",
     "load_model",

@@ -208,7 +208,9 @@ def _write_answers(path: Path, result: Evaluation, images: list[Path]) -> None:
         writer.writerow(("source", "target", "compensated", "image", "label", "answer", "log_loss", "feature_gap"))
         for (source, target, compensated), each in result.answers.items():
             for index, image in enumerate(images):
-                known = ("", "") if each.answer is None else (each.answer[index], each.log_loss[index])
+                known: tuple[Any, Any] = ("", "")
+                if each.answer is not None and each.log_loss is not None:
+                    known = each.answer[index], each.log_loss[index]
                 row = (source, target, compensated, image, each.label[index], *known, each.gap[index])
                 writer.writerow(row)
 
