@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 from small_vits import small_vit
 from timm.models.vision_transformer import VisionTransformer
 
@@ -28,6 +29,11 @@ class Family:
     prefix: int
     pooling: str = "token"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether the installed timm has this model."""
+        return timm.is_model(self.name.partition(".")[0])
 
     def build(self, **options: Any) -> VisionTransformer:
         """Return the small model with spread weights."""

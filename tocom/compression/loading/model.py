@@ -258,7 +258,7 @@ def _create(name: str, options: Mapping[str, Any], *, pretrained: bool = False, 
     check_supported(model)
     height, width = model.patch_embed.img_size
     for side, patch in zip((height, width), model.patch_embed.patch_size, strict=True):
-        if side % patch:
+        if side <= 0 or side % patch:
             raise ModelError(
                 f"The 'image_size' parameter must be a multiple of the patch, {patch} pixels. Got {height} × {width}."
             )
