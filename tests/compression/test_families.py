@@ -22,7 +22,7 @@ def _parameter(family: Family):
     return pytest.param(family, id=f"{family.name}-{family.group}", marks=later)
 
 
-each_family = pytest.mark.parametrize("family", map(_parameter, FAMILIES))
+each_family = pytest.mark.parametrize("family", [*map(_parameter, FAMILIES)])
 
 
 @pytest.fixture
