@@ -24,7 +24,7 @@ help:
 # Errors alone: pip also warns of local indexes that lack a package, and of what --no-deps left out on purpose.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 
-# A stamp is as old as what it stands for; a changed pyproject.toml makes both anew.
+# A stamp is as old as what it stands for; a changed pyproject.toml makes both again.
 $(VENV)/.quickstart-stamp: pyproject.toml
 	@echo "installing what the quickstart needs into $(VENV), torch among it: some minutes"
 	@$(PYTHON) -m venv $(VENV)

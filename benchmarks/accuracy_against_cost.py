@@ -4,7 +4,7 @@
     python benchmarks/accuracy_against_cost.py quickstart-output      # about six minutes on two idle cores
 
 Merging with the compensator, merging without, pruning without (the compensator was trained for merging), and the dense
-model on a smaller image with its head fitted anew on the same training cells: the cheapest alternative that needs no
+model on a smaller image with its head fitted again on the same training cells: the cheapest alternative that needs no
 other weights. All ways see the same test cells, so their differences to the dense model are paired; the interval is a
 bootstrap's over cells. Writes ``benchmarks/results/accuracy_against_cost.json``.
 """
@@ -47,7 +47,7 @@ def right_answers(model: VisionTransformer, cells: Sequence[Cell], batch: int = 
 
 
 def smaller_image(model: VisionTransformer, side: int, train: Sequence[Cell]) -> VisionTransformer:
-    """Return the dense model for a smaller image: positions interpolated by timm, the head fitted anew."""
+    """Return the dense model for a smaller image: positions interpolated by timm, the head fitted again."""
     twin = copy.deepcopy(model)
     twin.set_input_size(img_size=(side, side))
     twin.pretrained_cfg = {**twin.pretrained_cfg, "input_size": (3, side, side)}

@@ -1,7 +1,7 @@
 """Write docs/benchmarks.md and its pictures from the JSON files in ``benchmarks/results``.
 
     make bench                            # measures, then runs this
-    python benchmarks/compare_page.py     # writes the page anew from the committed JSON
+    python benchmarks/compare_page.py     # writes the page again from the committed JSON
 
 Everything on the page comes from those files; what they lack is said to be not measured.
 """
@@ -52,7 +52,7 @@ def page(results: Path) -> str:
 _HEAD = """
 # Benchmarks
 Made by `benchmarks/compare_page.py` from the JSON files in `benchmarks/results`; a test compares the two. Do not edit
-it by hand. `make bench` measures the CPU part anew on your machine (at most 20 minutes on two cores; nothing else may
+it by hand. `make bench` measures the CPU part again on your machine (at most 20 minutes on two cores; nothing else may
 run meanwhile) and writes this page.
 """
 
@@ -68,7 +68,7 @@ def _setting(compare: dict[str, Any]) -> str:
 {compare["minutes"]:.0f} minutes with Python {machine["python"]}, {versions}.{quick}
 
 - **Weights are random**: right for latency, meaningless for accuracy. Accuracy stands further down.
-- All systems of one model and batch are timed **in turns in one process**, in an order drawn anew each round. A ratio
+- All systems of one model and batch are timed **in turns in one process**, in an order drawn again each round. A ratio
   is the median over rounds of the ratio within a round. Brackets hold 95 % intervals (order statistics; below six
   rounds the whole range).
 - Every system gets the same threads and float32; the rest is its default (OpenVINO: latency hint). This project's part
@@ -262,7 +262,7 @@ def _accuracy(quickstart: dict[str, Any] | None, cost: dict[str, Any] | None) ->
             "",
             f"`benchmarks/accuracy_against_cost.py` measures further ways on the same {cost['cells']} cells, in torch: "
             "pruning in place of merging, and the honest cheap alternative, the **dense model on a smaller image** "
-            "with its head fitted anew. ΔDense is the difference to dense on the same cells, with the interval of a "
+            "with its head fitted again. ΔDense is the difference to dense on the same cells, with the interval of a "
             "paired bootstrap.",
             "",
             "| way | GMACs | accuracy | ΔDense, points |",

@@ -137,7 +137,7 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def rewrite(page: str, report: dict[str, Any]) -> str:
-    """Return the page with the part between the markers written anew."""
+    """Return the page with the part between the markers written again."""
     return between(page, BEGIN, END, tables(report))
 
 

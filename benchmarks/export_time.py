@@ -89,7 +89,7 @@ def main() -> None:
     if arguments.write:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(text, encoding="utf-8")
-        import compare_page  # here: it brings matplotlib, which is no part of the peak
+        import compare_page  # here: it brings matplotlib, which is not a part of the peak
 
         compare_page.PAGE.write_text(compare_page.page(RESULTS.parent), encoding="utf-8")
     print(text, end="")

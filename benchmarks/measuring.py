@@ -73,7 +73,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time all variants in turns and return per variant one figure per round, in milliseconds.
 
-    Every round takes each variant once, in an order drawn anew, so that a slow phase of the machine hits all alike and
+    Every round takes each variant once, in an order drawn again, so that a slow phase of the machine hits all alike and
     figures of one round are pairs. A turn first runs untimed for ``settle_s``, at least once: the threads of the
     variant before it may still spin and take the cores. Then it runs up to five times, and counts the median.
 

@@ -69,7 +69,7 @@ def section(figures: dict[str, Any]) -> str:
 
 
 def rewrite(readme: str, figures: dict[str, Any]) -> str:
-    """Return the README with the part between the markers written anew."""
+    """Return the README with the part between the markers written again."""
     return between(readme, BEGIN, END, section(figures))
 
 

@@ -95,7 +95,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        # Packing happens once per machine, in a process that then ends: it is no part of what serving needs.
+        # Packing happens once per machine, in a process that then ends: it is not a part of what serving needs.
         measure(arguments, "shared", cache)
         pss = {which: measure(arguments, which, cache) for which in ("one", "independent", "shared")}
         report: dict[str, Any] = {

@@ -146,7 +146,7 @@ class Soak:
             del engine.run
 
     def device_lost(self) -> None:
-        """Every engine raises until a reload opens the device anew."""
+        """Every engine raises until a reload opens the device again."""
 
         def fail(images: np.ndarray) -> Any:
             raise EngineError("device lost, by the soak")

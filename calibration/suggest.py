@@ -102,7 +102,7 @@ def suggest_degrees(
         raise RequestError(f"Expected 0 <= max_loss < 1 and most >= 2. Got {max_loss!r} and {most!r}.")
     candidates, kind = candidates_of(profile, exported)
     if kind == "mixed":
-        raise CalibrationError("The profile mixes accuracies and agreements. Measure it anew with 'tocom calibrate'.")
+        raise CalibrationError("The profile mixes accuracies and agreements. Measure it again with 'tocom calibrate'.")
     if kind == "degree":
         # Nothing but the order is known: treat the steps of accuracy as proportional to those of latency.
         candidates = _by_latency_alone(candidates)

@@ -3,7 +3,7 @@
     python examples/http_service.py mine/bundle --port 8080
     curl --data-binary @part.jpg -H "X-Budget-Ms: 20" http://localhost:8080/
 
-A budget that no degree meets, and a device that fails, are 503; bytes that are no picture, and a wrong budget, are 400.
+A budget that no degree meets, and a device that fails, are 503; bytes that are not a picture, a wrong budget: 400.
 """
 
 from __future__ import annotations

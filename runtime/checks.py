@@ -28,7 +28,7 @@ def check_budget(budget_ms: Any) -> float:
     """Return the budget in milliseconds.
 
     Raises:
-        RequestError: It is no number, NaN, zero or negative. Infinity is allowed: it means no limit.
+        RequestError: It is not a number, NaN, zero or negative. Infinity is allowed: it means no limit.
     """
     if isinstance(budget_ms, (int, float, np.integer, np.floating)) and not isinstance(budget_ms, bool):
         value = float(budget_ms)
@@ -43,7 +43,7 @@ def check_deadline(deadline: Any, budget_ms: Any = None) -> float:
     """Return the deadline in seconds of ``time.monotonic()``; one that has passed is allowed.
 
     Raises:
-        RequestError: It is no finite number, or a budget is given too.
+        RequestError: It is not a finite number, or a budget is given too.
     """
     if budget_ms is not None:
         raise RequestError(f"Give 'budget_ms' or 'deadline', not both. Got {budget_ms!r} and {deadline!r}.")
@@ -60,7 +60,7 @@ def check_rate(fps: Any) -> float | None:
     """Return frames per second, or None.
 
     Raises:
-        RequestError: It is no finite number greater than 0.
+        RequestError: It is not a finite number greater than 0.
     """
     if fps is None or (not isinstance(fps, bool) and isinstance(fps, (int, float)) and 0 < fps < math.inf):
         return fps

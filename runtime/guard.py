@@ -68,7 +68,7 @@ class Guard:
         if lost is not None and not lost.done.is_set():
             raise EngineError(
                 f"The device has been silent for {time.monotonic() - lost.begin:.0f} s, in {lost.what}. "
-                "Runtime.reload() opens it anew beside the silent one; when that fails, restart the process."
+                "Runtime.reload() opens it again beside the silent one; when that fails, restart the process."
             )
         self._lost = None
         call = _Call(function, what)

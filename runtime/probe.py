@@ -92,7 +92,7 @@ def _error(bundle: str, log: IO[bytes], how: str) -> TocomError:
     said = tail(line for line in lines if not line.startswith("{"))
     return EngineError(
         f"The engines of {bundle} were tried in a process of their own, which {how} at {at}. They are not loaded here; "
-        f"build or export them anew. Its log: {said}"
+        f"build or export them again. Its log: {said}"
     )
 
 

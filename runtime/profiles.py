@@ -75,7 +75,7 @@ def matching_profile(
         if why is None:
             if profile.device_state is not None and profile.device_state.marks:
                 marks = "; ".join(profile.device_state.marks)
-                log.warning("the profile %s is doubtful: %s. Measure it anew with 'tocom calibrate'.", path, marks)
+                log.warning("the profile %s is doubtful: %s. Measure it again with 'tocom calibrate'.", path, marks)
             return profile
         ignored.append(f"{path}: {why}")
     # Beside the one that holds, profiles of other devices and modes are no news.

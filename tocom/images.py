@@ -61,7 +61,7 @@ def class_folders(
         classes: How many classes the model has, where known.
 
     Raises:
-        DataError: No subfolder, a subfolder whose name is no label, a class without an image, or no labels and other
+        DataError: No subfolder, a subfolder whose name is not a label, a class without an image, or no labels and other
             folders than the model has classes.
     """
     folder = Path(folder)
@@ -89,7 +89,7 @@ def class_folders(
     for name in names:
         if name not in index:
             raise DataError(
-                f"{folder}: the folder {name!r} is no label of the model. It has: {_some(list(index))}. "
+                f"{folder}: the folder {name!r} is not a label of the model. It has: {_some(list(index))}. "
                 "Rename the folder, or remove it."
             )
         samples += [(path, index[name]) for path in image_files(folder / name)]

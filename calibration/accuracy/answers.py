@@ -128,7 +128,7 @@ def read_samples(
         classes: How many classes the model has, where known.
 
     Raises:
-        DataError: No samples, a folder that is no label, labels for some only, or of one class only.
+        DataError: No samples, a folder that is not a label, labels for some only, or of one class only.
     """
     pairs: list[tuple[Any, int | None]] = (
         _folder_samples(Path(samples), labels, classes) if isinstance(samples, (str, Path)) else list(samples)

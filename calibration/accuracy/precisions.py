@@ -36,7 +36,7 @@ def compare_precisions(
     other_answers: Answers | None = None,
     progress: Progress | None = None,
 ) -> dict[int, PrecisionComparison]:
-    """Time the degrees that two warm runtimes share, in turn, in an order drawn anew every round.
+    """Time the degrees that two warm runtimes share, in turn, in an order drawn again every round.
 
     Args:
         runtime: Of the bundle in question, such as INT8.

@@ -95,7 +95,7 @@ def run_latency(
 ) -> LatencyRun:
     """Measure the latency of every degree.
 
-    Every round runs each degree once, in an order drawn anew; so a slow phase of the device hits every degree alike.
+    Every round runs each degree once, in an order drawn again; so a slow phase of the device hits every degree alike.
     Rounds go on until every p50, p90 and p95 has a 95 % interval within ``± tolerance``, or ``samples`` are kept.
 
     Args:

@@ -190,7 +190,7 @@ def _check_precision(bundle: Bundle, sources: dict[int, OnnxSource], device: Dev
         raise EngineError(
             f"{bundle.path} quantizes activations to uint8 with zero points (degrees "
             f"{', '.join(map(str, asymmetric))}), which TensorRT refuses; it takes int8 without. Quantize the bundle "
-            "anew: 'tocom quantize --activations symmetric'."
+            "again: 'tocom quantize --activations symmetric'."
         )
 
 

@@ -43,7 +43,7 @@ def read_source(path: Path) -> OnnxSource:
     """Read what the builder must know.
 
     Raises:
-        EngineError: The file is no ONNX model, or its ops are of another version.
+        EngineError: The file is not an ONNX model, or its ops are of another version.
     """
     try:
         model = path.read_bytes()
@@ -52,13 +52,13 @@ def read_source(path: Path) -> OnnxSource:
         raise EngineError(f"{path} cannot be read ({error.strerror}). Copy the bundle again.") from error
     except ValueError as error:
         raise EngineError(
-            f"{path} is no ONNX model, or is cut off. Copy the bundle again, or export it anew."
+            f"{path} is not an ONNX model, or is cut off. Copy the bundle again, or export it again."
         ) from error
     unknown = sorted({node.op_type for node in ops} - set(OPS))
     if ops and (version != OP_VERSION or unknown):
         what = f"the ops {', '.join(unknown)}" if unknown else f"version {version} of the ops"
         raise EngineError(
             f"{path} uses {what} of domain {DOMAIN!r}; this tocom builds {', '.join(OPS)} of version {OP_VERSION}. "
-            "Export the bundle anew with this version, or install the tocom that wrote it."
+            "Export the bundle again with this version, or install the tocom that wrote it."
         )
     return OnnxSource(path, sha256_file(path), len(ops), zero_points)

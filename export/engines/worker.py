@@ -178,7 +178,7 @@ def _fault(builder: trt.Builder, content: bytes) -> str | None:
     if unnamed:
         return (
             f"The attributes are at fault: {unnamed} of {len(nodes)} tocom nodes do not say plugin_version "
-            f"'{OP_VERSION}' and plugin_namespace 'tocom'. Export the bundle anew with this tocom."
+            f"'{OP_VERSION}' and plugin_namespace 'tocom'. Export the bundle again with this tocom."
         )
     registry = builder.get_plugin_registry()
     lacking = [
@@ -189,7 +189,7 @@ def _fault(builder: trt.Builder, content: bytes) -> str | None:
     if lacking:
         return (
             f"The library is at fault: it registers no {' and no '.join(lacking)} of version {OP_VERSION}. Build it "
-            "anew: 'tocom plugins build'."
+            "again: 'tocom plugins build'."
         )
     return None
 

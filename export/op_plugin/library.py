@@ -119,7 +119,7 @@ def read_library(path: Path | str, *, build_seconds: float = 0.0) -> OpPluginLib
     """Return what an op plugin library says of itself, without loading it.
 
     Raises:
-        EngineError: The file is missing, is no shared library, or is not tocom's.
+        EngineError: The file is missing, is not a shared library, or is not tocom's.
     """
     path = Path(path)
     try:
@@ -130,11 +130,11 @@ def read_library(path: Path | str, *, build_seconds: float = 0.0) -> OpPluginLib
         ) from error
     found = _INFO.search(content)
     if content[:4] != b"\x7fELF" or len(content) < 64 or found is None:
-        raise EngineError(f"{path} is no op plugin library of tocom. Build one with 'tocom plugins build'.")
+        raise EngineError(f"{path} is not an op plugin library of tocom. Build one with 'tocom plugins build'.")
     # Loading a library that is cut off ends the process with a bus error.
     sections, size, count = (*struct.unpack_from("<Q", content, 40), *struct.unpack_from("<HH", content, 58))
     if sections + size * count > len(content):
-        raise EngineError(f"The op plugin library {path} is cut off. Build it anew: 'tocom plugins build'.")
+        raise EngineError(f"The op plugin library {path} is cut off. Build it again: 'tocom plugins build'.")
     cuda = int(found[3])
     machine = struct.unpack_from("<H", content, 18)[0]
     return OpPluginLibrary(

@@ -131,14 +131,14 @@ def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Te
     """Return the inputs and outputs of an ONNX file.
 
     Raises:
-        BundleError: It is no ONNX file, or a type has no name in Triton.
+        BundleError: It is not an ONNX file, or a type has no name in Triton.
     """
     try:
         inputs, outputs = (
             tuple(Tensor(each.name, _ONNX_TYPES[each.kind], each.shape) for each in group) for group in values(model)
         )
     except (ValueError, KeyError) as error:
-        raise BundleError(f"{where} has an input or output that Triton cannot take ({error}). Export anew.") from error
+        raise BundleError(f"{where} has an input or output that Triton cannot take ({error}). Export again.") from error
     return inputs, outputs
 
 

@@ -58,7 +58,7 @@ class _DlTensor(ctypes.Structure):
 
 
 def host_array(images: Any) -> NDArray[Any] | None:
-    """Return a host array that shares memory with ``images``; None when it is no host array."""
+    """Return a host array that shares memory with ``images``; None when it is not a host array."""
     if isinstance(images, np.ndarray):
         return images
     device = _dlpack_device(images)

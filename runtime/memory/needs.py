@@ -60,7 +60,7 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
     """Return what each degree needs, from the bundle's files alone.
 
     Raises:
-        BundleError: A file does not match the manifest, or is no ONNX file.
+        BundleError: A file does not match the manifest, or is not an ONNX file.
     """
     needs = {}
     for degree in degrees:
@@ -70,7 +70,7 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
             if isinstance(error, BundleError):
                 raise
             path = bundle.onnx_path(degree)
-            raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle anew.") from error
+            raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again.") from error
         blobs = {tensor.place: tensor.bytes for tensor in tensors if tensor.place is not None}
         values = bundle.batch[2] * max(bundle.degrees[degree].token_counts) * _repeated_width(tensors)
         images = bundle.batch[2] * bundle.image_shape[0] * bundle.image_shape[1] * bundle.image_shape[2]

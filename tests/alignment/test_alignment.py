@@ -33,7 +33,7 @@ DEGREES = [0, 2, 5]
 
 
 def images_of(model: VisionTransformer, count: int = 60, seed: int = 0) -> list[torch.Tensor]:
-    """Return images of one colour each: a random model's gaps on richer ones are no linear map of few features."""
+    """Return images of one colour each: a random model's gaps on richer ones are not a linear map of few features."""
     colours = torch.randn(count, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
     return list(colours.expand(-1, -1, *model.patch_embed.img_size))
 
@@ -151,8 +151,8 @@ def test_round_trip(model: VisionTransformer, alignment: Alignment, tmp_path: Pa
 
 
 DAMAGE = {
-    "another format": (lambda t, m: m.update(format="lora"), "is no tocom-alignment of version 1"),
-    "another version": (lambda t, m: m.update(version="2"), "is no tocom-alignment of version 1"),
+    "another format": (lambda t, m: m.update(format="lora"), "is not a tocom-alignment of version 1"),
+    "another version": (lambda t, m: m.update(version="2"), "is not a tocom-alignment of version 1"),
     "no content": (lambda t, m: m.pop("alignment"), "is inconsistent"),
     "content no JSON": (lambda t, m: m.update(alignment="{"), "is inconsistent"),
     "content a list": (lambda t, m: m.update(alignment="[]"), "is inconsistent"),

@@ -109,7 +109,7 @@ def test_variants_are_timed_in_turns():
     assert all(value >= 2.0 for values in times.values() for value in values)
     turns = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
     orders = {tuple(turns[start : start + 3]) for start in range(0, len(turns) - 2, 3)}
-    assert len(orders) > 1, "the order is not drawn anew"
+    assert len(orders) > 1, "the order is not drawn again"
 
 
 def test_median_interval_holds_what_it_promises():

@@ -1,6 +1,6 @@
 """Checkpoints of timm's models, by timm's names and by those that trainings and other projects give them.
 
-Where the library is no test dependency, the names are turned round here from timm's, and the source of them is cited.
+Where a library is not a test dependency, names are turned round here from timm's, and the source of them is cited.
 """
 
 from __future__ import annotations

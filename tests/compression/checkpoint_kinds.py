@@ -1,6 +1,6 @@
 """Kinds of checkpoints that people have: each made small, with the real names of its keys, by its own library.
 
-Where the library is no test dependency, the names are turned round from timm's, and the source of them is cited.
+Where the library is not a test dependency, the names are turned round from timm's, and the source of them is cited.
 """
 
 from __future__ import annotations

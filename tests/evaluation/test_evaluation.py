@@ -329,7 +329,7 @@ def test_alignments_are_fitted_on_held_out_images_and_measured_on_others(
     from tocom.compression.features import pooled_features
 
     paths = []
-    for index in range(32):  # of one colour each: a random model's gaps on richer ones are no linear map
+    for index in range(32):  # of one colour each: a random model's gaps on richer ones are not a linear map
         colour = tuple(torch.randint(256, (3,), generator=torch.Generator().manual_seed(index)).tolist())
         paths.append(tmp_path / f"{index}.png")
         Image.new("RGB", (80, 80), colour).save(paths[-1])

@@ -45,7 +45,7 @@ an hour under random budgets, faults and reloads and writes `benchmarks/results/
 
 **A device that falls silent** cannot be interrupted: a call into a driver returns when it returns. So `Runtime.open`
 takes `timeout_s`: inferences then run on a thread of the runtime's own, and a request that is not answered in time ends
-in EngineError, as do all further ones until the device answers again or `reload()` opened it anew. On a GPU the limit
+in EngineError, as do all further ones until the device answers again or `reload()` opened it again. On a GPU the limit
 is 60 s unless another is given. On the CPU there is none unless one is given: there the caller's own thread computes,
 and a thread in between costs about 30 µs a request.
 

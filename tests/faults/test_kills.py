@@ -126,17 +126,17 @@ counts = pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark
     "SIGKILL at random points of an export", outcome="no bundle, the old one or the new one; the next export works"
 )
 def test_export(killer: Killer, tmp_path: Path, kills: int) -> None:
-    path, anew = tmp_path / "bundle", [True]
+    path, again = tmp_path / "bundle", [True]
 
     def check(ended: bool) -> None:
-        if ended or not anew[0] or path.exists():
+        if ended or not again[0] or path.exists():
             assert list(Bundle(path).degrees) in ([0], [2])
-        anew[0] = not path.exists()
+        again[0] = not path.exists()
 
     def reset() -> None:
         if random.random() < 0.3:
             shutil.rmtree(path, ignore_errors=True)
-            anew[0] = True
+            again[0] = True
 
     kill_often(killer, "export", tmp_path, kills, check, reset)
 

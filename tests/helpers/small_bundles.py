@@ -116,7 +116,7 @@ def put_references(
     count: int = 4,
     tolerance: float = 3e-2,
 ) -> None:
-    """Give a bundle reference answers that ``answer(images, degree)`` computes; its manifest is written anew."""
+    """Give a bundle reference answers that ``answer(images, degree)`` computes; its manifest is written again."""
     manifest = manifest or json.loads((path / MANIFEST_NAME).read_text())
     pixels = np.random.default_rng(11).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
     images = normalise(pixels, manifest["input"])

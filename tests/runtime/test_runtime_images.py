@@ -102,7 +102,7 @@ def test_class_folders(tmp_path: Path) -> None:
         (tmp_path / name / "1.png").write_bytes(b"x")
     assert [(path.parent.name, index) for path, index in class_folders(tmp_path)] == [("ant", 0), ("zebra", 1)]
     assert [index for _, index in class_folders(tmp_path, ["zebra", "bee", "ant"])] == [2, 0]
-    with pytest.raises(DataError, match=r"folder 'zebra' is no label of the model\. It has: ant, bee"):
+    with pytest.raises(DataError, match=r"folder 'zebra' is not a label of the model\. It has: ant, bee"):
         class_folders(tmp_path, ["ant", "bee"])
     (tmp_path / "ant" / "1.png").unlink()
     with pytest.raises(DataError, match="ant holds no image"):

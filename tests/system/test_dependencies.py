@@ -78,7 +78,7 @@ def test_a_package_that_is_broken_at_import_is_named_with_its_error(install: Ins
     assert isinstance(error, DependencyError)
     assert str(error) == (
         "The package oil 1.4 is broken: AttributeError: module 'sys' has no attribute 'no_such_pump'. oil>=1 is "
-        "needed. Install it and what it needs anew: pip install --upgrade 'oil>=1'"
+        "needed. Install it and what it needs again: pip install --upgrade 'oil>=1'"
     )
 
 

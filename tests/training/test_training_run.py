@@ -57,7 +57,6 @@ def test_one_step_is_adamw_on_the_distillation_loss(model: VisionTransformer, im
 
     torch.manual_seed(0)
     plain = Compensator.for_model(model, groups=4).train()
-    torch.empty((), dtype=torch.int64).random_()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.05)
     for step, keys in enumerate(order(len(images), batch_size=2, steps=3, flip=False, seed=0)):
         source, target = draw_degrees(0, step, 4)

@@ -82,7 +82,7 @@ def test_weights_from_other_files_are_refused_wherever_they_are_asked_for(place:
         (outside("weights.bin", length=1 << 40), "from weights.bin, which has 26624"),
         (outside("weights.bin", size=1 << 40), "for a tensor of 4398046511104 bytes"),
         (outside("weights.bin", offset=-4), "lies at -4"),
-        (outside("weights.bin", offset="x"), "is no ONNX file"),
+        (outside("weights.bin", offset="x"), "is not an ONNX file"),
         (
             TensorProto(data_type=8, dims=[1], external_data=outside("weights.bin").external_data),
             "of type 8 cannot lie",

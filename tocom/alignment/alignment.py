@@ -123,7 +123,7 @@ class Alignment:
             if each.matrix is not None and len(each.matrix) != channels:
                 raise AlignmentError(
                     f"The alignment's map of degree {degree} has {len(each.matrix)} channels, the model's features "
-                    f"have {channels}. Fit it anew: tocom align."
+                    f"have {channels}. Fit it again: tocom align."
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Alignment:
                 f"Cannot read the alignment {path}: {error}. It must be a safetensors file written by tocom align."
             ) from error
         if (metadata.pop("format", None), metadata.pop("version", None)) != (FORMAT, VERSION):
-            raise AlignmentError(f"{path} is no {FORMAT} of version {VERSION}. Fit it anew: tocom align.")
+            raise AlignmentError(f"{path} is no {FORMAT} of version {VERSION}. Fit it again: tocom align.")
         try:
             content = json.loads(metadata.pop("alignment"))
             names = set(Binding.__dataclass_fields__)
@@ -186,12 +186,14 @@ class Alignment:
             maps = {int(degree): _map(int(degree), entry, tensors) for degree, entry in content["degrees"].items()}
             images = int(content["images"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AlignmentError(f"{path} is inconsistent ({error}). Fit it anew: tocom align.") from error
+            raise AlignmentError(f"{path} is inconsistent ({error}). Fit it again: tocom align.") from error
         if tensors:
-            raise AlignmentError(f"{path} holds {sorted(tensors)[0]!r}, which no degree has. Fit it anew: tocom align.")
+            raise AlignmentError(
+                f"{path} holds {sorted(tensors)[0]!r}, which no degree has. Fit it again: tocom align."
+            )
         widths = {each.matrix.shape[0] for each in maps.values() if each.matrix is not None}
         if len(widths) > 1:
-            raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it anew: tocom align.")
+            raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it again: tocom align.")
         return cls(binding, maps, images, {**metadata, "file_sha256": sha256_file(path)})
 
 

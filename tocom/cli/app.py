@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 
-# Progress and errors go to stderr; stdout carries results alone, wide enough for tables where it is no terminal.
+# Progress and errors go to stderr; stdout carries results alone, wide enough for tables where it is not a terminal.
 # No markup, no emoji codes: what is printed holds paths and messages, and a path may hold brackets and colons.
 console = Console(stderr=True, markup=False, emoji=False, highlight=False)
 output = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False)

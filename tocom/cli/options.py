@@ -56,7 +56,7 @@ def parse_family(merge_blocks: str | None, spacing: int | None, depth: int) -> s
     """Return the family that two options ask for, of a model with so many blocks; None where neither is given.
 
     Raises:
-        RequestError: Both are given, or the blocks are no numbers.
+        RequestError: Both are given, or the blocks are not numbers.
         DegreeError: Blocks or a spacing that the model does not have.
     """
     from tocom.formats.families import every_nth, spaced_family

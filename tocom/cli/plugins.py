@@ -56,7 +56,7 @@ def parse_architectures(text: str | None) -> tuple[int, ...] | None:
     """Return the architectures in ``text``, such as ``80,86``.
 
     Raises:
-        RequestError: It is no list of numbers.
+        RequestError: It is not a list of numbers.
     """
     if text is None:
         return None

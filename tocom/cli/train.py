@@ -77,7 +77,7 @@ def train(
     accumulation: Annotated[int, typer.Option(help="Parts to compute a batch in; saves memory.")] = 1,
     precision: Annotated[str, typer.Option(help="'fp32', 'bf16' or 'fp16', by autocast.")] = "fp32",
     activation_checkpointing: Annotated[
-        bool, typer.Option(help="Save memory: compute activations anew in the backward pass.")
+        bool, typer.Option(help="Save memory: compute activations again in the backward pass.")
     ] = False,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
     source_degree: Annotated[

@@ -225,7 +225,7 @@ class Compensator(nn.Module):
                 # The format itself holds sizes to the file's; a count it does not.
                 if len(file.keys()) > _MAX_TENSORS:
                     raise CompensatorError(
-                        f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}: it is no compensator."
+                        f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}: it is not a compensator."
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
@@ -235,11 +235,11 @@ class Compensator(nn.Module):
         if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
             raise CompensatorError(
                 f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, not {FORMAT!r} "
-                f"version {VERSION!r}. Train it anew with this tocom."
+                f"version {VERSION!r}. Train it again with this tocom."
             )
         missing = [name for name in _NEEDED if name not in metadata]
         if missing:
-            raise CompensatorError(f"{path} lacks metadata: {', '.join(missing)}. Train it anew with this tocom.")
+            raise CompensatorError(f"{path} lacks metadata: {', '.join(missing)}. Train it again with this tocom.")
         compensator = cls._from_tensors(path, metadata, tensors)
         compensator.metadata["file_sha256"] = sha256_file(path)
         return compensator.eval()
@@ -249,7 +249,7 @@ class Compensator(nn.Module):
         first = tensors.get("blocks.0.attn.q.down")
         first_up = tensors.get("blocks.0.attn.q.up")
         if first is None or first_up is None or first.ndim != 2 or first_up.ndim != 2:
-            raise CompensatorError(f"{path} has no matrices 'blocks.0.attn.q.down' and '.up': it is no compensator.")
+            raise CompensatorError(f"{path} has no matrices 'blocks.0.attn.q.down' and '.up': it is not a compensator.")
         try:
             sizes = {name: int(metadata[name]) for name in ("groups", "rank")}
             scale = float(metadata["scale"])
@@ -263,7 +263,7 @@ class Compensator(nn.Module):
         if sizes["groups"] * sizes["rank"] != first.shape[0]:
             raise CompensatorError(
                 f"{path}: its metadata says {sizes['groups']} groups of rank {sizes['rank']}, its tensors have "
-                f"{first.shape[0]} rank rows. Train it anew with this tocom."
+                f"{first.shape[0]} rank rows. Train it again with this tocom."
             )
         # Without memory until every shape is the file's: many small tensors could ask for many large ones.
         with torch.device("meta"):
@@ -287,10 +287,10 @@ class Compensator(nn.Module):
         wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
         if wrong:
             raise CompensatorError(
-                f"{path}: every tensor must be float32, but {wrong[0]}. Train it anew with this tocom."
+                f"{path}: every tensor must be float32, but {wrong[0]}. Train it again with this tocom."
             )
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise CompensatorError(f"{path} holds values that are not finite. Train it anew.")
+            raise CompensatorError(f"{path} holds values that are not finite. Train it again.")
         compensator.load_state_dict(tensors, strict=True, assign=True)
         return compensator
 

@@ -57,7 +57,7 @@ def compress(
         A model with the same forward call and the same names in its state dict.
 
     Raises:
-        ModelError: The model is no plain Vision Transformer; the message says why.
+        ModelError: The model is not a plain Vision Transformer; the message says why.
         DegreeError: A degree or the method is out of range.
         CompensatorError: The compensator does not fit the model, the method, the family or the degrees, or the degree
             is a list.

@@ -34,7 +34,7 @@ def largest_degree(tokens: int, depth: int, prefix: int, family: str = EVERY) ->
         family: See :mod:`tocom.formats.families`.
 
     Raises:
-        DegreeError: It is no family of a model with so many blocks.
+        DegreeError: It is not a family of a model with so many blocks.
     """
     return removable(tokens, prefix) // next(share for share in family_shares(family, depth) if share)
 
@@ -53,7 +53,7 @@ def removal_schedule(
         family: Which blocks remove how many times the degree: see :mod:`tocom.formats.families`.
 
     Raises:
-        DegreeError: ``degree`` is no integer, is negative, or is more than a block can remove; a list of another
+        DegreeError: ``degree`` is not an integer, is negative, or is more than a block can remove; a list of another
             length than the depth; an unknown family.
     """
     shares = family_shares(family, depth)

@@ -282,12 +282,12 @@ class Bundle:
         if size != expected["size"]:
             raise BundleError(
                 f"Bundle {self.path}: {name} has {size} bytes, the manifest says {expected['size']}. "
-                "The copy is incomplete or was changed; copy it again, or export it anew."
+                "The copy is incomplete or was changed; copy it again, or export it again."
             )
         if sha256 != expected["sha256"]:
             raise BundleError(
                 f"Bundle {self.path}: {name} has sha256 {sha256}, the manifest says {expected['sha256']}. "
-                "It was changed after the export; copy it again, or export it anew."
+                "It was changed after the export; copy it again, or export it again."
             )
 
     def _check_places(self, name: str, model: bytes) -> None:
@@ -310,7 +310,7 @@ class Bundle:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(
-                f"Bundle {self.path}: {name} is no ONNX file ({error}). Export the bundle anew."
+                f"Bundle {self.path}: {name} is not an ONNX file ({error}). Export the bundle again."
             ) from error
 
     def _unreadable(self, name: str, error: Exception) -> BundleError:
@@ -319,7 +319,7 @@ class Bundle:
         reason = getattr(error, "strerror", None) or error
         return BundleError(
             f"Bundle {self.path}: {name} cannot be read ({reason}). The manifest names it; "
-            "copy the bundle again, or export it anew."
+            "copy the bundle again, or export it again."
         )
 
 
@@ -335,7 +335,7 @@ def _read_manifest(folder: Path) -> bytes:
             f"No bundle at {folder}: {MANIFEST_NAME} cannot be read ({error.strerror}). Make one with 'tocom export'."
         ) from error
     if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is no bundle manifest.")
+        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is not a bundle manifest.")
     return data
 
 

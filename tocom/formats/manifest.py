@@ -71,12 +71,12 @@ def check_manifest(path: Path, manifest: Any) -> None:
     if not 1 <= smallest <= optimal <= largest <= _MAX_COUNT:
         raise BundleError(
             f"{path}: batch must be 1 ≤ min ≤ opt ≤ max ≤ {_MAX_COUNT}. Got {_shown(smallest)}, {_shown(optimal)}, "
-            f"{_shown(largest)}. Export anew."
+            f"{_shown(largest)}. Export again."
         )
     _check_input(path, manifest["input"], largest)
     labels = manifest.get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle anew.")
+        raise BundleError(f"{path}: 'labels' must be null or a list of names. Export the bundle again.")
     for output in _items(path, manifest, "outputs"):
         _expect(path, output, "name", str)
     _check_files(path, manifest["files"])
@@ -96,7 +96,7 @@ def _check_files(path: Path, files: dict[str, Any]) -> None:
         if not _SHA256.fullmatch(entry["sha256"]) or not 0 <= entry["size"] <= _MAX_FILE_BYTES:
             raise BundleError(
                 f"{path}: {name} must have a sha256 of 64 hexadecimal digits and a size from 0 to {_MAX_FILE_BYTES}. "
-                "Export the bundle anew."
+                "Export the bundle again."
             )
 
 
@@ -113,19 +113,19 @@ def _check_degrees(path: Path, manifest: dict[str, Any]) -> None:
         if not 0 <= entry["degree"] <= _MAX_COUNT or not 0 <= entry["macs"] <= _MAX_MACS:
             raise BundleError(
                 f"{path}: a degree must be from 0 to {_MAX_COUNT}, its macs from 0 to {_MAX_MACS}. Got "
-                f"{_shown(entry['degree'])} and {_shown(entry['macs'])}. Export the bundle anew."
+                f"{_shown(entry['degree'])} and {_shown(entry['macs'])}. Export the bundle again."
             )
         if not 1 <= len(entry["token_counts"]) <= _MAX_COUNT:
-            raise BundleError(f"{path}: degree {entry['degree']} has no token counts. Export the bundle anew.")
+            raise BundleError(f"{path}: degree {entry['degree']} has no token counts. Export the bundle again.")
         check = entry.get("check")
         if check is not None and not (isinstance(check, dict) and _is_number(check.get("max_abs_difference"))):
             raise BundleError(
-                f"{path}: the check of degree {entry['degree']} must be null or hold a number. Export anew."
+                f"{path}: the check of degree {entry['degree']} must be null or hold a number. Export again."
             )
         accuracy = entry.get("accuracy")
         if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 1):
             raise BundleError(
-                f"{path}: the accuracy of degree {entry['degree']} must be null or from 0 to 1. Export anew."
+                f"{path}: the accuracy of degree {entry['degree']} must be null or from 0 to 1. Export again."
             )
         if entry["degree"] in seen or not all(_is_count(n) for n in entry["token_counts"]):
             raise BundleError(f"{path}: degree {entry['degree']} is twice there, or has bad token counts.")
@@ -139,12 +139,12 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
     entry = manifest["references"]
     _expect(path, entry, "file", str)
     if entry["file"] not in manifest["files"]:
-        raise BundleError(f"{path}: references names {_shown(entry['file'])}, which is not under files. Export anew.")
+        raise BundleError(f"{path}: references names {_shown(entry['file'])}, which is not under files. Export again.")
     images, repeat = entry.get("images"), entry.get("repeat")
     if not (_is_count(images) and _is_count(repeat) and max(images, repeat) <= _MAX_REFERENCES):
         raise BundleError(
             f"{path}: references must have from 1 to {_MAX_REFERENCES} images, repeat likewise. Got {_shown(images)} "
-            f"and {_shown(repeat)}. Export the bundle anew."
+            f"and {_shown(repeat)}. Export the bundle again."
         )
     _, channels, height, width = manifest["input"]["shape"]
     if images * channels * height * width > _MAX_REFERENCE_VALUES:
@@ -154,7 +154,7 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
     for output in manifest["outputs"]:
         shape = output.get("shape")
         if not (isinstance(shape, list) and len(shape) == 2 and _is_count(shape[1])):
-            raise BundleError(f"{path}: an output's shape must be [batch, values]. Got {_shown(shape)}. Export anew.")
+            raise BundleError(f"{path}: an output's shape must be [batch, values]. Got {_shown(shape)}. Export again.")
     for each in _items(path, entry, "degrees"):
         _expect(path, each, "conclusive", list)
         tolerance, conclusive = each.get("tolerance"), each["conclusive"]
@@ -163,12 +163,12 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
         if not conclusive or any(type(place) is not int or not 0 <= place < images for place in conclusive):
             raise BundleError(
                 f"{path}: a degree's conclusive references must be some of 0 … {images - 1}. Got "
-                f"{_shown(conclusive)}. Export the bundle anew."
+                f"{_shown(conclusive)}. Export the bundle again."
             )
     have, want = ([each.get("degree") for each in group] for group in (entry["degrees"], manifest["degrees"]))
     if any(type(degree) is not int for degree in have) or sorted(have) != sorted(want):
         raise BundleError(
-            f"{path}: the references are of the degrees {_shown(have)}, the bundle has {_shown(want)}. Export anew."
+            f"{path}: the references are of the degrees {_shown(have)}, the bundle has {_shown(want)}. Export again."
         )
 
 
@@ -178,25 +178,25 @@ def _check_input(path: Path, entry: dict[str, Any], largest_batch: int) -> None:
     shape, mean, std = entry["shape"], entry["mean"], entry["std"]
     crop: Any = entry.get("crop")
     if len(shape) != 4 or not all(_is_count(n) for n in shape[1:]):
-        raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export anew.")
+        raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export again.")
     if largest_batch * shape[1] * shape[2] * shape[3] > _MAX_INPUT_VALUES:
         raise BundleError(
             f"{path}: the largest batch, {largest_batch} of {shape[1:]}, has more than {_MAX_INPUT_VALUES} values. "
             "Export with a smaller batch."
         )
     if not all(_is_number(value) for value in (*mean, *std)) or not len(mean) == len(std) == shape[1] or 0 in std:
-        raise BundleError(f"{path}: input.mean and input.std must be {shape[1]} numbers each, std not 0. Export anew.")
+        raise BundleError(f"{path}: input.mean and input.std must be {shape[1]} numbers each, std not 0. Export again.")
     if entry["interpolation"] not in INTERPOLATIONS:
         raise BundleError(
             f"{path}: input.interpolation must be one of {', '.join(INTERPOLATIONS)}. Got "
             f"{_shown(entry['interpolation'])}."
         )
     if not (_is_number(crop) and 0 < crop <= 1):
-        raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {_shown(crop)}. Export anew.")
+        raise BundleError(f"{path}: input.crop must be above 0 and at most 1. Got {_shown(crop)}. Export again.")
     if entry.get("crop_mode") not in CROP_MODES:
         raise BundleError(
             f"{path}: input.crop_mode must be one of {', '.join(CROP_MODES)}. Got {_shown(entry.get('crop_mode'))}. "
-            "Export anew."
+            "Export again."
         )
 
 
@@ -218,12 +218,14 @@ def _is_count(value: Any) -> bool:
 def _expect(path: Path, mapping: Any, key: str, kind: type) -> None:
     value = mapping.get(key) if isinstance(mapping, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BundleError(f"{path}: {key!r} must be of type {kind.__name__}. Got {_shown(value)} instead. Export anew.")
+        raise BundleError(
+            f"{path}: {key!r} must be of type {kind.__name__}. Got {_shown(value)} instead. Export again."
+        )
 
 
 def _items(path: Path, manifest: dict[str, Any], key: str) -> list[Any]:
     _expect(path, manifest, key, list)
     items: list[Any] = manifest[key]
     if not items:
-        raise BundleError(f"{path}: {key!r} is empty. Export the bundle anew.")
+        raise BundleError(f"{path}: {key!r} is empty. Export the bundle again.")
     return items

@@ -10,7 +10,7 @@ METHODS = ("merge", "prune")
 
 
 def check_method(method: str) -> str:
-    """Return ``method``, or raise DegreeError when it is no method."""
+    """Return ``method``, or raise DegreeError when it is not a method."""
     if method not in METHODS:
         raise DegreeError(f"The 'method' parameter must be one of {', '.join(METHODS)}. Got {method!r} instead.")
     return method

@@ -130,7 +130,7 @@ class Profile:
         if type(version) is not int or version != PROFILE_VERSION:
             raise CalibrationError(
                 f"{where} has profile version {version!r}, this tocom reads {PROFILE_VERSION}. "
-                "Measure it anew with 'tocom calibrate'."
+                "Measure it again with 'tocom calibrate'."
             )
         try:
             degrees: dict[int, DegreeProfile] = {}
@@ -143,16 +143,16 @@ class Profile:
             members = {name: value for name, value in content.items() if name not in around}
             profile = as_dataclass(cls, {**members, "degrees": degrees})
         except CalibrationError as error:
-            raise CalibrationError(f"{where}: {error} Measure it anew with 'tocom calibrate'.") from error
+            raise CalibrationError(f"{where}: {error} Measure it again with 'tocom calibrate'.") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CalibrationError(
-                f"{where} is no valid profile ({type(error).__name__}: {error}). "
-                "Measure it anew with 'tocom calibrate'."
+                f"{where} is not a valid profile ({type(error).__name__}: {error}). "
+                "Measure it again with 'tocom calibrate'."
             ) from error
         if content.get("fingerprint") != profile.fingerprint:
             raise CalibrationError(
                 f"{where} names the fingerprint {content.get('fingerprint')!r}, its content gives "
-                f"{profile.fingerprint!r}: it was changed by hand. Measure it anew with 'tocom calibrate'."
+                f"{profile.fingerprint!r}: it was changed by hand. Measure it again with 'tocom calibrate'."
             )
         return profile
 
@@ -172,7 +172,7 @@ class Profile:
                 f"No profile at {path} ({error.strerror}). Measure one with 'tocom calibrate'."
             ) from error
         if len(data) > _MAX_PROFILE_BYTES:
-            raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is no profile.")
+            raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is not a profile.")
         try:
             content = parse_sealed(data)
         except ValueError as error:

@@ -92,7 +92,7 @@ class References:
         return np.concatenate([np.asarray(outputs[name], np.float32) for name in self.outputs], axis=-1)
 
     def split(self, values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return the outputs by name of answers that stand one behind the other."""
+        """Return the outputs by name, [batch, width] each, of answers one behind the other, [batch, values]."""
         parts = np.split(values, np.cumsum(list(self.outputs.values()))[:-1], axis=-1)
         return dict(zip(self.outputs, parts, strict=True))
 
@@ -165,7 +165,7 @@ def read_references(bundle: Bundle) -> References:
     entry = bundle.manifest.get("references")
     if entry is None:
         raise BundleError(
-            f"Bundle {bundle.path} has no reference answers, so no engine of it can be checked. Export it anew; "
+            f"Bundle {bundle.path} has no reference answers, so no engine of it can be checked. Export it again; "
             "Runtime.open(…, check_answers=False) serves it unchecked."
         )
     channels, height, width = bundle.image_shape
@@ -180,14 +180,14 @@ def read_references(bundle: Bundle) -> References:
     if len(data) != expected:
         raise BundleError(
             f"Bundle {bundle.path}: {entry['file']} has {len(data)} bytes; {count} images of {list(stored[1:])} and "
-            f"their answers at {len(degrees)} degrees are {expected}. Export the bundle anew."
+            f"their answers at {len(degrees)} degrees are {expected}. Export the bundle again."
         )
     images = np.frombuffer(data, np.uint8, pixels).reshape(stored)
     answers = np.frombuffer(data, "<f4", offset=pixels).reshape(len(degrees), count, values)
     if not np.isfinite(answers).all():
         raise BundleError(
             f"Bundle {bundle.path}: {entry['file']} holds answers that are not finite: no model gives them. Export the "
-            "bundle anew."
+            "bundle again."
         )
     whole = images.repeat(repeat, axis=1).repeat(repeat, axis=2)[:, :height, :width]
     return References(

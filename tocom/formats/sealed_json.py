@@ -1,7 +1,7 @@
 """JSON that crosses machines: read within limits, and sealed, so that a change of any bit shows.
 
 A sealed file ends with the member ``sha256``: the hash of every byte before it. It finds accidents, not attackers, who
-can seal anew; against those there are signatures (:mod:`tocom.formats.signatures`).
+can seal again; against those there are signatures (:mod:`tocom.formats.signatures`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def parse_json(data: bytes) -> Any:
     """Return what the bytes of a JSON file say.
 
     Raises:
-        ValueError: They are no JSON, nest deeper than 32 levels, name a member twice, or hold NaN or infinity.
+        ValueError: They are not JSON, nest deeper than 32 levels, name a member twice, or hold NaN or infinity.
     """
     depth = _depth(data)
     if depth > _MAX_DEPTH:
@@ -39,7 +39,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """Return ``content`` as indented JSON that ends with its seal. NaN and infinity are refused: they are no JSON."""
+    """Return ``content`` as indented JSON that ends with its seal. NaN and infinity are refused: they are not JSON."""
     members = {name: value for name, value in content.items() if name != "sha256"}  # of what was read, and changed
     body = json.dumps(members, indent=2, allow_nan=False).removesuffix("\n}").encode()
     return body + b',\n  "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
@@ -93,4 +93,4 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not JSON number")

@@ -51,7 +51,7 @@ class Requirement:
         return f"pip install --upgrade '{self.package}{self.version}'"
 
     def met_by(self, version: str) -> bool:
-        """Return whether ``version`` is no older than what is declared."""
+        """Return whether ``version`` is not an older than what is declared."""
         floor = re.search(r"[>=]=([\d.]+)", self.version)
         return floor is None or _release(version) >= _release(floor[1])
 
@@ -121,7 +121,7 @@ def explain(error: BaseException) -> DependencyError | None:
     needed = declared[0]
     return DependencyError(
         f"The package {needed.package} {installed(needed.package) or '(version unknown)'} is broken: {text}. "
-        f"{needed.package}{needed.version} is needed. Install it and what it needs anew: {needed.upgrade}"
+        f"{needed.package}{needed.version} is needed. Install it and what it needs again: {needed.upgrade}"
     )
 
 

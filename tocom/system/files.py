@@ -64,12 +64,12 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, unbuffered; never follow a link, never wait for a pipe.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
@@ -198,7 +198,7 @@ def check_writable(folder: Path | str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically. NaN and infinity are refused: they are no JSON."""
+    """Write ``content`` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -40,7 +40,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         OutputError: The file is there but cannot be read.
-        TrainingError: It is no checkpoint, of another version, or of another run; the first field that differs is
+        TrainingError: It is not a checkpoint, of another version, or of another run; the first field that differs is
             named.
     """
     try:
@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if found != (FORMAT, VERSION):
         raise TrainingError(
             f"{path} has format {found[0]!r} version {found[1]!r}, not {FORMAT!r} version {VERSION}. "
-            "Remove it to start anew, or name another file."
+            "Remove it to start again, or name another file."
         )
     saved = content["identity"]
     for name in dict.fromkeys((*identity, *saved)):

@@ -38,7 +38,7 @@ class TrainingConfig:
             result up to rounding.
         precision: ``fp32``, or ``bf16`` or ``fp16`` by autocast; the compensator and the choice of tokens stay in
             float32. ``fp16`` scales the loss.
-        activation_checkpointing: Keep no activation inside the student's blocks and compute them anew in the backward
+        activation_checkpointing: Keep no activation inside the student's blocks and compute them again in the backward
             pass: a twelfth of the memory between the passes for 1.26 times the step's time (DeiT-S on a CPU,
             ``benchmarks/training_step.py``).
         learning_rate: Highest learning rate of AdamW. The paper has 1e-3 per 512 images.

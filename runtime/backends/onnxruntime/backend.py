@@ -222,13 +222,13 @@ class OnnxRuntimeBackend:
                 raise MemoryError(f"degree {degree} does not fit: {one_line(error)}") from error
             raise EngineError(
                 f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {one_line(error)} "
-                "Check the bundle with 'tocom verify', or export it anew."
+                "Check the bundle with 'tocom verify', or export it again."
             ) from error
 
 
 @contextlib.contextmanager
 def _utf8_path(folder: Path) -> Iterator[str]:
-    """Yield a path that ONNX Runtime takes: one whose bytes are no UTF-8 by the number of its open folder."""
+    """Yield a path that ONNX Runtime takes: one whose bytes are not an UTF-8 by the number of its open folder."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:

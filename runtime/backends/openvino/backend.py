@@ -131,7 +131,7 @@ class OpenVinoBackend:
             if isinstance(error, BundleError):
                 raise
             path = self._bundle.onnx_path(degree)
-            raise BundleError(f"{path} cannot be read ({one_line(error)}). Export the bundle anew.") from error
+            raise BundleError(f"{path} cannot be read ({one_line(error)}). Export the bundle again.") from error
         try:
             compiled = self._core.compile_model(self._read(model, weights, degree), "CPU", self._options())
             engine = OpenVinoEngine(compiled, self._openvino.Tensor, degree, self._bundle.output_names)

@@ -31,7 +31,7 @@ def readable_model(
             inputs are views of what it returns.
 
     Raises:
-        ValueError: The bytes are no ONNX file, or other tensors than initializers lie outside it.
+        ValueError: The bytes are not an ONNX file, or other tensors than initializers lie outside it.
     """
     import onnx
     import onnx.inliner
@@ -68,5 +68,5 @@ def readable_model(
     proto.graph.initializer.extend(rest.initializer)
     data = proto.SerializeToString()
     if next(external_places(data), None) is not None:
-        raise ValueError("tensors outside the file that are no initializers are not supported")
+        raise ValueError("tensors outside the file that are not initializers are not supported")
     return data, weights

@@ -22,7 +22,7 @@ def accuracy(right: int, count: int, kind: str = "top1") -> Accuracy:
 
 @pytest.mark.parametrize(("right", "count", "classes"), [(20, 200, 10), (3, 30, 10), (26, 50, 2)])
 def test_what_is_at_chance_is_refused(right: int, count: int, classes: int) -> None:
-    with pytest.raises(CalibrationError, match=r"that is no accuracy\. The weights are random"):
+    with pytest.raises(CalibrationError, match=r"that is not an accuracy\. The weights are random"):
         check_above_chance({0: accuracy(right, count), 8: accuracy(right - 1, count)}, classes)
 
 

@@ -83,7 +83,7 @@ def test_an_op_that_is_not_known(bundle):
 def test_files_that_are_no_model(tmp_path, content):
     path = tmp_path / "x.onnx"
     path.write_bytes(content)
-    with pytest.raises(EngineError, match=r"is no ONNX model"):
+    with pytest.raises(EngineError, match=r"is not an ONNX model"):
         read_source(path)
 
 

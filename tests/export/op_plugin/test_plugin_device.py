@@ -30,7 +30,7 @@ SHAPES = [
     (2, 201, 1408, 88, 16, 5),
     (64, 197, 384, 64, 16, 1),
     (5, 196, 320, 80, 11, 0),
-    # Rows that are no multiple of 16 bytes take the element-wise path.
+    # Rows that are not a multiple of 16 bytes take the element-wise path.
     (2, 61, 193, 33, 7, 1),
     (1, 2, 3, 1, 1, 0),
     (1, 1370, 1280, 80, 64, 1),

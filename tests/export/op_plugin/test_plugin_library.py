@@ -90,7 +90,7 @@ def test_a_changed_source_architecture_or_header_changes_the_key(op_plugin, tmp_
     (copy / "common" / "launch.h").write_text((copy / "common" / "launch.h").read_text() + "// changed\n")
     places.add(build_library(architectures=[ARCHITECTURE], cache=tmp_path).path)
     assert len(places) == 3
-    # The tests' own sources are no part of the library.
+    # The tests' own sources are not a part of the library.
     (copy / "testing" / "host_harness.cpp").unlink()
     places.add(build_library(architectures=[ARCHITECTURE], cache=tmp_path).path)
     assert len(places) == 3
@@ -99,7 +99,7 @@ def test_a_changed_source_architecture_or_header_changes_the_key(op_plugin, tmp_
 def test_a_compiler_error_is_one_readable_line(tmp_path, monkeypatch):
     copy = tmp_path / "plugins"
     shutil.copytree(SOURCES, copy)
-    (copy / "common" / "errors.cpp").write_text("this is no C++\n")
+    (copy / "common" / "errors.cpp").write_text("this is not a C++\n")
     monkeypatch.setattr(plugin_library, "SOURCES", copy)
     monkeypatch.setattr(plugin_library, "_UNITS", ("common/errors.cpp",))
     with pytest.raises(EngineError, match=r"common/errors.cpp ended with status .*--lowering native") as caught:

@@ -187,13 +187,13 @@ def test_fusions_that_are_slower_are_left_out(tmp_path: Path) -> None:
         return {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
 
     bundle = Bundle(write_small_bundle(tmp_path / "bundle").path)
-    # Where the first ends otherwise, this ONNX Runtime has other fusions, and the list wants measuring anew.
+    # Where the first ends otherwise, this ONNX Runtime has other fusions, and the list wants measuring again.
     assert {"SkipLayerNormalization", "BiasGelu"} <= kinds(onnxruntime.SessionOptions())
     assert kinds(OnnxRuntimeBackend(bundle)._options()) == {"Add", "LayerNormalization", "MatMul", "Gelu"}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "foreign"])
-@pytest.mark.fault("a cache of packed weights that is flipped, cut, emptied or foreign", outcome="it is built anew")
+@pytest.mark.fault("a cache of packed weights that is flipped, cut, emptied or foreign", outcome="it is built again")
 def test_a_damaged_cache_is_built_anew(bundle: SmallBundle, tmp_path: Path, damage: str) -> None:
     opened(bundle, tmp_path / "cache")
     cache = cache_of(bundle, tmp_path / "cache")

@@ -35,7 +35,7 @@ def merge_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
         folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ModelError: It is no adapter, one of another kind, or one of another model.
+        ModelError: It is not an adapter, one of another kind, or one of another model.
     """
     config, adapter = _read(folder)
     kind = str(config.get("peft_type"))

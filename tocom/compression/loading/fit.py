@@ -106,7 +106,7 @@ def npz_classes(path: Path) -> int:
     """Return how many classes Google's ``.npz`` weights have, 0 for none.
 
     Raises:
-        ModelError: It is no archive of arrays.
+        ModelError: It is not an archive of arrays.
     """
     return next((shape[-1] for key, shape in _npz_shapes(path).items() if key.endswith("head/bias")), 0)
 
@@ -137,7 +137,7 @@ def fit_npz(model: VisionTransformer, name: str, path: Path) -> str:
 def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("it is no archive of arrays")
+            raise ValueError("it is not an archive of arrays")
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key].shape for key in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -75,8 +75,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         places = [name for name, each in model.named_modules() if isinstance(each, VisionTransformer) and name]
         if places:
             raise ModelError(
-                f"{type(model).__name__} is no Vision Transformer but holds one at {places[0]!r}. Give export() that "
-                "part, if the rest does nothing after it."
+                f"{type(model).__name__} is not a Vision Transformer, but holds one at {places[0]!r}. Give export() "
+                "that part, if the rest does nothing after it."
             )
     return model
 

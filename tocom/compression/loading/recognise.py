@@ -29,7 +29,7 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 # Which set is taken where there are several: averaged weights, then the trained ones, then what is second by design.
 _AVERAGED = re.compile(r"(^|[._])(ema|teacher|averaged|swa)([._]|$)")
 _SECOND = re.compile(r"(^|\.)(student|target_encoder|optimizer|momentum_encoder)(\.|$)")
-# The signs of what is no plain Vision Transformer, or no model at all, in the order to look for them.
+# The signs of what is not a plain Vision Transformer, or no model at all, in the order to look for them.
 _STRANGERS = (
     (r"lora_[AB]|lora_(down|up)", "LoRA weights that are not merged"),
     (r"(hada_w|lokr_w|oft_[rR]|ia3_l|vera_lambda)", "the weights of an adapter"),

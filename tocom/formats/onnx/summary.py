@@ -44,7 +44,7 @@ def op_nodes(model: bytes) -> list[OpNode]:
     """Return the nodes of domain ``tocom`` of an ONNX file's bytes.
 
     Raises:
-        ValueError: The bytes are no protobuf message, or hold no node at all.
+        ValueError: The bytes are not a protobuf message, or hold no node at all.
     """
     found = []
     nodes = Message(model).message(fields.MODEL_GRAPH).messages(fields.GRAPH_NODE)
@@ -80,7 +80,7 @@ def values(model: bytes) -> tuple[list[Value], list[Value]]:
     """Return the inputs and the outputs.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
     graph = Message(model).message(fields.MODEL_GRAPH)
     inputs, outputs = (graph.messages(number) for number in (fields.GRAPH_INPUT, fields.GRAPH_OUTPUT))

@@ -79,7 +79,7 @@ def external_places(model: bytes) -> Iterator[Place]:
     """Yield the place of every tensor, wherever it stands in the model, that lies outside the ONNX file.
 
     Raises:
-        ValueError: The bytes are no protobuf message, a place lacks a part or is no number, or the model has more
+        ValueError: The bytes are not a protobuf message, a place lacks a part or is not a number, or the model has more
             than 100,000 tensors or nests deeper than 32 levels.
     """
     for count, place in enumerate(_places(model, "model", 0)):
@@ -117,7 +117,7 @@ def read_tensors(model: bytes) -> list[Tensor]:
     """Return the initializers of an ONNX file.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
     graphs = [content for number, _, content in read_fields(model) if number == fields.MODEL_GRAPH]
     return [
@@ -137,7 +137,7 @@ def rewrite_external_data(model: bytes, change: Change) -> bytes:
             called for initializers that lie in the file itself.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
     return _rewrite(model, (fields.MODEL_GRAPH, fields.GRAPH_INITIALIZER), change)
 

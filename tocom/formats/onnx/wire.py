@@ -18,7 +18,7 @@ class Message:
     """The fields of one protobuf message by number.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -56,7 +56,7 @@ def read_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield number, header bytes (tag and length) and content of each field of a protobuf message.
 
     Raises:
-        ValueError: The bytes are no protobuf message.
+        ValueError: The bytes are not a protobuf message.
     """
     place = 0
     while place < len(message):
