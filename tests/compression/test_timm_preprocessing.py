@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -19,6 +19,7 @@ from tocom.compression.surgery import check_supported
 from tocom.errors import ModelError, RequestError
 from tocom.formats.manifest import CROP_MODES, INTERPOLATIONS
 from tocom.images import preprocess
+from tocom.system.dependencies import Requirement
 
 # Where timm keeps the classes that can be compressed; the slow test below goes through all the others.
 MODULES = ("vision_transformer", "deit")
@@ -105,6 +106,9 @@ def test_every_mode_interpolation_and_size(
         "input_size": (3, *target), "crop_pct": crop, "interpolation": interpolation, "crop_mode": mode,
         "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
     }  # fmt: skip
+    # Before 1.0.31 timm left the interpolation out there: ours is what the config says.
+    forgotten = mode == "center" and target[0] != target[1] and interpolation != "bilinear"
+    assume(not forgotten or Requirement("timm>=1.0.31").met_by(timm.__version__))
     image = picture(*size)
     try:
         want = create_transform(**config)(image).numpy()

@@ -30,7 +30,7 @@ print(json.dumps({"Python": platform.python_version(), **found}))
 
 
 def main() -> None:
-    declared = {each.package: each for each in requirements() if each.extra not in LEFT_OUT and each.package != "tocom"}
+    declared = {each.package: each for each in requirements() if each.extra not in LEFT_OUT}
     environments = [
         json.loads(
             subprocess.run(

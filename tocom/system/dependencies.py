@@ -128,7 +128,8 @@ def explain(error: BaseException) -> DependencyError | None:
 def requirements() -> list[Requirement]:
     """Return everything that the installed tocom declares, the base install first."""
     try:
-        return [Requirement(line) for line in metadata.requires("tocom") or ()]
+        lines = map(Requirement, metadata.requires("tocom") or ())
+        return [line for line in lines if line.package != "tocom"]  # an extra that brings others names tocom itself
     except metadata.PackageNotFoundError:  # run from a checkout that was never installed
         return []
 
