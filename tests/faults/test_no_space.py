@@ -171,4 +171,4 @@ def test_cache(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
         logits = runtime.infer(images, degree=4).outputs["logits"]
         np.testing.assert_allclose(logits, bundle.reference(images, 4), atol=1e-4)
     assert "do not share weights" in caplog.text
-    assert not [path for path in (disk.path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert not [path for path in (disk.path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]

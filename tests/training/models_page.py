@@ -13,7 +13,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "models.md"
-sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "tocom")]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "compression")]
 
 import timm  # noqa: E402
 import torch  # noqa: E402
