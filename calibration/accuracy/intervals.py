@@ -66,7 +66,7 @@ def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:
         raise CalibrationError(
             f"The most accurate degree, {best}, is right on {entry.value:.1%} of {entry.count} images (95 % interval "
             f"{entry.low:.1%} … {entry.high:.1%}), and guessing one of {classes} classes on {1 / classes:.1%}: that is "
-            "no accuracy. The weights are random, the folders' names stand for other classes, or the images are of "
+            "not an accuracy. The weights are random, the folders' names stand for other classes, or the images are of "
             "another task. Compare with 'tocom inspect', or calibrate latency alone (no --images)."
         )
 

@@ -178,7 +178,7 @@ class Alignment:
                 f"Cannot read the alignment {path}: {error}. It must be a safetensors file written by tocom align."
             ) from error
         if (metadata.pop("format", None), metadata.pop("version", None)) != (FORMAT, VERSION):
-            raise AlignmentError(f"{path} is no {FORMAT} of version {VERSION}. Fit it again: tocom align.")
+            raise AlignmentError(f"{path} is not a {FORMAT} of version {VERSION}. Fit it again: tocom align.")
         try:
             content = json.loads(metadata.pop("alignment"))
             names = set(Binding.__dataclass_fields__)

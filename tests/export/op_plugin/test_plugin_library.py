@@ -137,7 +137,7 @@ def test_files_that_are_no_library(tmp_path):
         read_library(tmp_path / "missing.so")
     other = tmp_path / "other.so"
     other.write_bytes(b"\x7fELF" + bytes(100))
-    with pytest.raises(EngineError, match="no op plugin library of tocom"):
+    with pytest.raises(EngineError, match="not an op plugin library of tocom"):
         read_library(other)
 
 
