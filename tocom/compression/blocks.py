@@ -60,7 +60,7 @@ class CompressedBlocks(nn.Module):
         return len(self.removed)
 
     def __getitem__(self, index: int) -> nn.Module:
-        return self.get_submodule(str(range(len(self))[index]))
+        return getattr(self, str(range(len(self))[index]))  # torch 2.6 cannot trace get_submodule
 
     def __iter__(self) -> Iterator[nn.Module]:
         # timm runs the blocks one by one for masks and intermediate features; that would be the dense model.
