@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 from tocom.calibration import bench
 from tocom.cli import bench as command
 from tocom.errors import DegreeError, RequestError
+from tocom.formats.profile import DegreeProfile, Latency
 from tocom.runtime import Runtime
+from tocom.runtime.profiles import identity_of
 
 
 @pytest.fixture
@@ -47,6 +50,11 @@ def test_parts_add_up_and_queueing_shows_with_concurrency(bundle: SmallBundle) -
 
 def test_with_a_budget_the_policy_chooses(bundle: SmallBundle) -> None:
     with Runtime.open(bundle.path) as runtime:
+        device = identity_of(runtime.bundle, runtime.backend)["device"]
+        # Models this small take the same time at every degree: what the policy goes by is given, not measured.
+        degrees = {degree: DegreeProfile(Latency(5, *[ms] * 4)) for degree, ms in ((0, 3.0), (4, 2.0), (8, 1.0))}
+        profile = replace(runtime.profile, degrees=degrees, device=device)
+    with Runtime.open(bundle.path, profile=profile) as runtime:
         loose = bench(runtime, budget_ms=1000.0, duration_s=0.1)
         tight = bench(runtime, budget_ms=1e-6, duration_s=0.1)
     assert set(loose["degrees"]) == {"0"}
