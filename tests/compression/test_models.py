@@ -98,6 +98,7 @@ class Attack:
         (pickle.dumps(Attack(), protocol=2), "Cannot read the checkpoint"),
         (None, "does not exist"),
     ],
+    ids=["empty", "text", "code", "none"],  # the code names a file of its own in every process
 )
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_files_that_are_no_checkpoint(tmp_path: Path, suffix: str, content: bytes | None, message: str) -> None:

@@ -72,7 +72,7 @@ def test_one_step_is_adamw_on_the_distillation_loss(model: VisionTransformer, im
         assert reports[step].loss == pytest.approx(loss.item(), abs=1e-6)
         assert (reports[step].source, reports[step].target) == (source, target)
         assert reports[step].learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert _distance(found, plain) < 2e-5  # a five-hundredth of one learning rate
+    assert _distance(found, plain) < 5e-5  # a two-hundredth of one learning rate
 
 
 def _cos(share: float) -> float:
