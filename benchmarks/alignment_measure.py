@@ -39,8 +39,9 @@ MARKS = ("<!-- alignment -->", "<!-- end of alignment -->")
 DEGREES = (16, 20, 8, 12, 4)
 COUNTS = (25, 50, 100, 200, 400, 820, 1600)
 SEEDS = (0, 1, 2)
-RECIPE = "family-every"
+RECIPE = "quickstart"
 CROSSED = 16
+KINDS = (*METHODS, "compensated", "more", "across")
 
 
 class Fit:
@@ -59,6 +60,27 @@ class Fit:
     def at(self, *arguments: Any, **options: Any) -> Features:
         """Return features [cells, channels]: see :meth:`results_measure.Measured.at`."""
         return np.concatenate([part.at(*arguments, **options) for part in self.parts])
+
+
+def more_cells(model: VisionTransformer) -> Measured:
+    """Return the cells that make the number of those fitted on up to 1,600."""
+    return Measured("more", model, Subset(cell_views("rest", input_config(model)), range(max(COUNTS) - 820)))
+
+
+def compute_features(kind: str, model: VisionTransformer, fit: Fit, unseen: Unseen) -> None:
+    """Compute the features of one kind that are not there yet."""
+    if kind == "across":
+        across(model)
+    elif kind == "more":
+        for degree in (0, CROSSED, 8):
+            more_cells(model).at(degree)
+    else:
+        for degree in DEGREES if kind != "merge" else (0, *DEGREES):
+            for part in (*unseen.parts, *fit.parts):
+                if kind == "compensated":
+                    part.at(degree, recipe=RECIPE)
+                else:
+                    part.at(degree, kind)
 
 
 def is_there(parts: Sequence[Measured], degree: int, method: str = "merge") -> bool:
@@ -207,6 +229,7 @@ def section(result: dict[str, Any]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", choices=("features",))
+    options.add_argument("--of", choices=KINDS, nargs="+", help="with --only features: these, side by side elsewhere")
     options.add_argument("--cells", type=int, default=CELLS, choices=range(CHUNK, CELLS + 1, CHUNK))
     options.add_argument("--more", action="store_true", help="fit on up to 1,600 cells")
     options.add_argument("--across", action="store_true", help="domains too; needs scikit-image and scikit-learn")
@@ -218,10 +241,8 @@ def main() -> None:
     model, split = backbone(), quickstart_cells()
     fit, unseen = Fit(model, more=chosen.more), Unseen(model, chosen.cells)
     if chosen.only == "features":
-        for degree in (0, *DEGREES):
-            for method in METHODS if degree else METHODS[:1]:
-                for part in (*fit.parts, *unseen.parts):
-                    part.at(degree, method)
+        for kind in chosen.of or KINDS:
+            compute_features(kind, model, fit, unseen)
         return
     head = fit_head(torch.from_numpy(fit.parts[1].at(0)), [cell.label for cell in split.train])
     cells = [*split.test, *split.rest[len(split.rest) - (CELLS - len(split.test)) :]][: chosen.cells]

@@ -14,12 +14,15 @@ log-loss over all seeds. What has not been trained is left out; the page says so
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from domains import DOMAINS, cell_views, quickstart_cells, test_views, training_views
 from measuring import RESULTS, machine
@@ -30,10 +33,12 @@ from sklearn.metrics import roc_auc_score
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom import Compensator, compress
+from tocom import Compensator
 from tocom.alignment.ridge import feature_gaps
-from tocom.compression.features import pooled_features
+from tocom.compensator.compensator import model_sha256
 from tocom.compression.loading.preprocessing import input_config
+from tocom.export import export
+from tocom.formats.bundle import Bundle
 from tocom.formats.families import EVERY
 from tocom.quickstart.cells import LABELS
 from tocom.quickstart.head import fit_head
@@ -94,22 +99,40 @@ class Measured:
         if path.exists():
             return np.load(path)
         print(path.stem, file=sys.stderr, flush=True)
-        compensator = Compensator.load(compensator_path(recipe, seed)) if recipe else None
-        model = compress(
-            self.model,
-            degree,
-            method=method,
-            family=family,
-            compensator=compensator,
-            source_degree=source if recipe else 0,
-        )
-        found = pooled_features(model, self.images).numpy()
+        session = onnx_session(self.model, degree, method, family, recipe, seed, source if recipe else 0)
+        found = np.concatenate([session.run(None, {"images": image[None].numpy()})[0] for image in self.images])
         with (
             atomic_path(path) as beside,
             beside.open("wb") as file,
         ):  # what a stopped run leaves would count as measured
             np.save(file, found)
         return found
+
+
+@lru_cache(maxsize=2)
+def onnx_session(
+    model: VisionTransformer, degree: int, method: str, family: str, recipe: str, seed: int, source: int
+) -> onnxruntime.InferenceSession:
+    """Return a session that gives pooled features as torch does, which the export checks, in half of torch's time."""
+    along = family.replace(":", "-")
+    key = f"{model_sha256(model)[:8]}-{method}-{degree}-{along}"
+    key += f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else ""
+    path = FOLDER / "bundles" / key
+    if not path.exists():
+        bare = copy.deepcopy(model)
+        bare.reset_classifier(0)
+        export(
+            bare,
+            path,
+            degrees=(degree,),
+            method=method,
+            family=family,
+            compensator=Compensator.load(compensator_path(recipe, seed)) if recipe else None,
+            source_degree=source,
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(Bundle(path).onnx_path(degree)), options)
 
 
 def cell_losses(head: nn.Linear, features: Features, labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tocom.calibration.accuracy.intervals import check_interval, images_needed, wilson_interval
     from tocom.calibration.accuracy.ranking import expected_accuracies, mcnemar
     from tocom.calibration.agreement.check import check
+    from tocom.calibration.alignment import align_engines
     from tocom.calibration.latency.block_times import block_times
     from tocom.calibration.latency.measure import measure_latency, run_latency
     from tocom.calibration.latency.throughput import bench
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Suggestion": "tocom.calibration.suggest",
+    "align_engines": "tocom.calibration.alignment",
     "bench": "tocom.calibration.latency.throughput",
     "block_times": "tocom.calibration.latency.block_times",
     "calibrate": "tocom.calibration.profiling",
@@ -40,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Suggestion",
+    "align_engines",
     "bench",
     "block_times",
     "calibrate",

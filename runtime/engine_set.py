@@ -15,6 +15,7 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 from tocom.formats.references import read_references
 from tocom.formats.signatures import PublicKey
+from tocom.runtime.aligned import AlignedEngine, matching_alignment
 from tocom.runtime.answers import Checked, advice, batches_to_check, check_engine, version_of
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.runtime.backends.select import WITH_ENGINES, open_backend
@@ -44,6 +45,7 @@ class OpenOptions:
         timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
         check_answers: Serve no degree that answers the bundle's reference images wrongly.
         trusted_keys: Refuse bundles and engines that none of these keys signed; None asks for no signature.
+        alignment: Map features by the on-device alignment where there is one.
     """
 
     backend: str = "auto"
@@ -55,6 +57,7 @@ class OpenOptions:
     timeout_s: float | str | None = "auto"
     check_answers: bool = True
     trusted_keys: tuple[PublicKey, ...] | None = None
+    alignment: bool = True
 
 
 class EngineSet:
@@ -75,6 +78,7 @@ class EngineSet:
         self.controller: Controller | None = None
         # What came of the comparison with the reference answers, of degrees that are not served too.
         self.checked: dict[int, Checked] = {}
+        self.aligned: tuple[int, ...] = ()
         self._options = options
         self._image_shape = bundle.image_shape
         self._batch_range = (bundle.batch[0], bundle.batch[2])
@@ -194,7 +198,8 @@ class EngineSet:
             expect_profile: Warn when there is none.
 
         Raises:
-            BundleError: The reference answers are missing or damaged.
+            BundleError: The reference answers are missing or damaged, or no trusted key signed the alignment.
+            AlignmentError: The on-device alignment is damaged.
             EngineError: A degree does not run, or none answers rightly.
         """
         images = np.zeros((self.bundle.batch[1], *self._image_shape), np.float32)
@@ -204,6 +209,8 @@ class EngineSet:
             for engine in self.engines.values():
                 for _ in range(2):
                     engine.run(images)
+        if self._options.alignment:
+            self._align()  # what is compared with the reference answers is the engines' own
         if self.profile is None:
             if expect_profile:
                 log.warning(
@@ -247,6 +254,19 @@ class EngineSet:
                 f"{name} answers wrongly at every degree of {self.bundle.path}, so nothing is served: {found}. "
                 f"{advice(self.bundle.path, self.backend)}"
             )
+
+    def _align(self) -> None:
+        alignment = matching_alignment(self.bundle, self.backend)
+        if alignment is None:
+            return
+        self.engines = {
+            degree: AlignedEngine(engine, alignment.maps[degree], alignment.head)
+            if degree in alignment.maps
+            else engine
+            for degree, engine in self.engines.items()
+        }
+        self.aligned = tuple(degree for degree in self.engines if degree in alignment.maps)
+        log.info("features of the degrees %s are aligned, as fitted on %d images", self.aligned, alignment.images)
 
     def check(self, images: Any) -> Any:
         """Return the images as the engines take them.

@@ -73,6 +73,7 @@ class Runtime(Answering):
         check_answers: bool = True,
         warm: bool = True,
         trusted_keys: Sequence[Path | str] | None = None,
+        alignment: bool = True,
     ) -> Runtime:
         """Open a bundle: check every file's hash, load the degrees, find or measure a profile, warm up.
 
@@ -99,9 +100,11 @@ class Runtime(Answering):
             warm: Call :meth:`warm_up` now.
             trusted_keys: Files of public keys; a bundle, or an engine, that none of them signed is refused, on a
                 reload too. None asks for no signature.
+            alignment: Map features by the alignment that ``tocom calibrate --align`` fitted here, where there is one.
 
         Raises:
             BundleError: The bundle is missing, corrupt, was changed, or is not signed by a trusted key.
+            AlignmentError: The alignment for this bundle and device is damaged.
             DegreeError: ``degrees`` names one that the bundle lacks.
             EngineError: No backend, no degree fits, one cannot be loaded, or none answers rightly.
             CalibrationError: ``profile`` is not valid, or was measured elsewhere.
@@ -119,6 +122,7 @@ class Runtime(Answering):
             timeout_s=timeout_s,
             check_answers=check_answers,
             trusted_keys=None if trusted_keys is None else load_public_keys(trusted_keys),
+            alignment=alignment,
         )
         runtime = cls(EngineSet.load(bundle_path, options, profile), options, queue_limit=queue_limit)
         if warm:
@@ -252,6 +256,7 @@ class Runtime(Answering):
                 "bundle": str(active.bundle.path),
                 "backend": active.backend.name,
                 "degrees": list(active.engines),
+                "aligned": list(active.aligned),
                 "answers_checked": {str(degree): found.to_json() for degree, found in active.checked.items()},
                 "estimated_bytes": active.estimated_bytes,
                 **self._counters.snapshot(),

@@ -49,7 +49,7 @@ class Placement:
         # Random numbers, so that the exporter neither shares them nor folds them away.
         generator, channels = np.random.default_rng(0), model.num_features
         numbers = generator.standard_normal((channels + 1, channels), np.float32)
-        place = AlignedDropout(FeatureMap(numbers[1:], numbers[0], 0.0, 0.0, 0.0), channels, model.head_drop)
+        place = AlignedDropout(FeatureMap(numbers[1:], numbers[0], 0.0, 0.0, 0.0, 0), channels, model.head_drop)
         return replace_child(model, "head_drop", place.eval())
 
     def weights(self, graph: onnx.GraphProto, degree: int, *, precision: str) -> dict[str, onnx.TensorProto]:

@@ -136,10 +136,11 @@ class Alignment:
             "images": self.images,
             "degrees": {
                 str(degree): {
-                    "used": each.matrix is not None,
+                    "used": each.used,
                     "strength": each.strength,
                     "gap": each.gap,
                     "aligned_gap": each.aligned_gap,
+                    "directions": each.directions,
                 }
                 for degree, each in sorted(self.maps.items())
             },
@@ -215,7 +216,8 @@ def _map(degree: int, entry: Mapping[str, Any], tensors: dict[str, NDArray[Any]]
             raise ValueError(f"degree {degree}: shapes {matrix.shape} and {offset.shape}")
         if not (matrix.dtype == offset.dtype == np.float32 and np.isfinite(matrix).all() and np.isfinite(offset).all()):
             raise ValueError(f"degree {degree}: values must be float32 and finite")
-    return FeatureMap(matrix, offset, float(entry["strength"]), float(entry["gap"]), float(entry["aligned_gap"]))
+    gaps = float(entry["gap"]), float(entry["aligned_gap"])
+    return FeatureMap(matrix, offset, float(entry["strength"]), *gaps, int(entry["directions"]))
 
 
 class AlignedDropout(nn.Module):

@@ -22,6 +22,8 @@ STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
 # One-sided, 95 %: a map is kept where images that it was not fitted on show that it helps.
 _Z = 1.645
+# Gaps that differ by less, as a share, are the same but for rounding.
+_SAME = 1e-6
 Features = NDArray[np.floating]
 
 
@@ -35,6 +37,7 @@ class FeatureMap:
         strength: That was chosen.
         gap: Mean of one minus cosine to the source degree's features over the images, without the map.
         aligned_gap: With maps of that strength, each image by one that was fitted without its fifth of the images.
+        directions: In how many the degree's features differ from image to image; in all others the map is the identity.
     """
 
     matrix: NDArray[np.float32] | None
@@ -42,6 +45,12 @@ class FeatureMap:
     strength: float
     gap: float
     aligned_gap: float
+    directions: int
+
+    @property
+    def used(self) -> bool:
+        """Whether it helps; where not, it is the identity."""
+        return self.matrix is not None
 
     @property
     def closed(self) -> float:
@@ -93,12 +102,16 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
         for strength in STRENGTHS:
             matrix, offset = fit.solve(strength)
             gaps[strength][held_out] = feature_gaps(wanted[held_out], found[held_out] @ matrix + offset)
-    strength = min(gaps, key=lambda each: float(gaps[each].mean()))
+    # Where images are so alike that several strengths do as well, the largest: the least is learnt from noise.
+    means = {each: float(gaps[each].mean()) for each in STRENGTHS}
+    best = min(means.values())
+    strength = max(each for each in STRENGTHS if means[each] <= best + _SAME * abs(best))
     gain = without - gaps[strength]
-    figures = strength, float(without.mean()), float(gaps[strength].mean())
+    fit = _Ridge(found, wanted)
+    figures = strength, float(without.mean()), means[strength], fit.directions
     if gain.mean() <= _Z * gain.std(ddof=1) / len(gain) ** 0.5:
         return FeatureMap(None, None, *figures)
-    matrix, offset = _Ridge(found, wanted).solve(strength)
+    matrix, offset = fit.solve(strength)
     return FeatureMap(matrix.astype(np.float32), offset.astype(np.float32), *figures)
 
 
@@ -118,6 +131,12 @@ class _Ridge:
         values, self._vectors = np.linalg.eigh(centred.T @ centred)
         self._values = np.maximum(values, 0)  # rounding makes zeros a little negative
         self._target = self._vectors.T @ (centred.T @ (wanted - wanted.mean(axis=0) - centred))
+
+    @property
+    def directions(self) -> int:
+        """How many directions the features differ in, more than rounding explains."""
+        least = self._values.max() * len(self._values) * np.finfo(np.float32).eps
+        return int((self._values > max(float(least), np.finfo(np.float32).tiny)).sum())
 
     def solve(self, strength: float) -> tuple[Features, Features]:
         # Images that are all alike have no direction: any penalty leaves the identity and the shift.

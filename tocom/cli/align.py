@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import output, print_json
 from tocom.cli.model_options import (
     Adapter,
@@ -27,9 +27,6 @@ from tocom.cli.model_options import (
 )
 from tocom.cli.options import MergeBlocks, Spacing, parse_degrees, parse_family
 from tocom.cli.progress import steps
-
-if TYPE_CHECKING:
-    from tocom.alignment.alignment import Alignment
 
 __all__ = ["register"]
 
@@ -113,17 +110,4 @@ def align(
     if as_json:
         print_json(found.describe())
     else:
-        output.print(_table(found, out))
-
-
-def _table(alignment: Alignment, out: Path) -> Table:
-    table = Table(title=f"{out}: {alignment.images} images; each fifth judged by a map of the others")
-    for column in ("degree", "feature gap", "aligned", "closed", "strength"):
-        table.add_column(column, justify="right")
-    for degree, each in alignment.maps.items():
-        refused = "" if each.matrix is not None else " [red](no help shown: left out)[/]"
-        table.add_row(
-            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * each.closed:.0f} %{refused}",
-            f"{each.strength:g}",
-        )  # fmt: skip
-    return table
+        output.print(alignment_table(str(out), found.images, found.maps))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import console, output, print_json
 from tocom.cli.options import BackendName, TrustedKeys
 from tocom.cli.progress import steps
-from tocom.errors import OutputError
+from tocom.errors import OutputError, RequestError
 from tocom.formats.profile import PROFILES_FOLDER, Profile
 
 if TYPE_CHECKING:
@@ -45,9 +46,18 @@ def calibrate(
         typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="The same model at another precision (INT8 against float32): note the winner.")
+        Path | None,
+        typer.Option(help="The same model at another precision (INT8: float32): note the winner, or align to it."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the measuring order.")] = 0,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="Measure no latency: fit maps of the features from the engines' own answers to --images, no labels "
+            "needed, to the source degree's; of --against where given.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the measuring order, or of --align's fifths.")] = 0,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Measure nothing: take the saved profile of this device and power mode.")
     ] = False,
@@ -73,6 +83,9 @@ def calibrate(
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
 
+    if align:
+        _align(bundle, images, against, backend, threads, seed, trusted_key, as_json)
+        return
     unsaved = None if reuse else _why_nothing_can_be_saved(bundle)
     if unsaved is not None:
         if report:
@@ -133,6 +146,44 @@ def calibrate(
         console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", soft_wrap=True)
     if page is not None:
         console.print(f"wrote {page}", soft_wrap=True)
+
+
+def _align(
+    bundle: Path,
+    images: Path | None,
+    against: Path | None,
+    backend: str,
+    threads: int | None,
+    seed: int,
+    trusted_key: list[Path] | None,
+    as_json: bool,
+) -> None:
+    """Fit the on-device alignment, and say what the images said of it."""
+    from tocom.calibration import align_engines
+    from tocom.formats.device_alignment import ALIGNMENTS_FOLDER
+
+    if images is None:
+        raise RequestError("The '--align' option needs --images FOLDER: 25 images or more, no labels.")
+    with steps() as progress:
+        found = align_engines(
+            bundle,
+            images,
+            against=against,
+            backend=backend,
+            threads=threads,
+            seed=seed,
+            trusted_keys=trusted_key or None,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.describe())
+        return
+    output.print(alignment_table(str(bundle), found.images, found.degrees))
+    console.print(
+        f"saved in {bundle}/{ALIGNMENTS_FOLDER}; the runtime uses it from now on. What the degrees are worth with it: "
+        f"tocom calibrate {bundle} --images OTHERS",
+        soft_wrap=True,
+    )
 
 
 def _why_nothing_can_be_saved(bundle: Path) -> OutputError | None:

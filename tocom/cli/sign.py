@@ -26,7 +26,7 @@ def sign(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print key id and signed files as JSON.")] = False,
 ) -> None:
-    """Sign the manifest, and with it every file of the export, and the sidecars of all engines that are there now."""
+    """Sign the manifest, and with it every file of the export, and the engines and alignments that are there now."""
     from tocom.formats import signatures
     from tocom.formats.verification import verify
 

@@ -111,7 +111,7 @@ def new_key(path: Path | str) -> PublicKey:
 
 
 def sign(bundle_path: Path | str, key: Path | str) -> Signature:
-    """Sign the manifest and the sidecars of all engines that are there now; replaces what this key signed before.
+    """Sign the manifest, engines' sidecars and alignments that are there now; replaces what this key signed before.
 
     The caller has checked the bundle: what is signed is what lies there.
 
@@ -127,7 +127,8 @@ def sign(bundle_path: Path | str, key: Path | str) -> Signature:
     folder = Path(bundle_path)
     private = _load_private(Path(key))
     key_id = _named(private.public_key()).key_id
-    names = [MANIFEST_NAME, *(file.relative_to(folder).as_posix() for file in folder.glob("engines/*/degree-*.json"))]
+    made = [*folder.glob("engines/*/degree-*.json"), *folder.glob("alignments/*.json")]
+    names = [MANIFEST_NAME, *(file.relative_to(folder).as_posix() for file in made)]
     files = {}
     for name in sorted(names):
         try:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tocom.errors import BundleError, CalibrationError, EngineError
+from tocom.errors import AlignmentError, BundleError, CalibrationError, EngineError
 from tocom.formats.bundle import MANIFEST_NAME, Bundle
+from tocom.formats.device_alignment import DeviceAlignment, find_alignments
 from tocom.formats.profile import Profile, find_profiles
 from tocom.formats.sidecar import read_sidecar
 from tocom.formats.signatures import PublicKey, read_signatures, signed_files
@@ -23,8 +24,8 @@ class Checked:
 
     Attributes:
         file: Its name inside the bundle.
-        kind: ``manifest``, ``export``, ``engine``, ``op plugin``, ``profile``, ``signature``, or ``other``: a file
-            that nothing names and nothing opens.
+        kind: ``manifest``, ``export``, ``engine``, ``op plugin``, ``profile``, ``alignment``, ``signature``,
+            or ``other``: a file that nothing names and nothing opens.
         by: What vouches for it: ``seal``, ``manifest``, ``sidecar``; with keys also ``signature``. Empty for others.
         problem: What is wrong with it, or None.
     """
@@ -81,6 +82,7 @@ def verify(path: Path | str, keys: Sequence[PublicKey] | None = None) -> Verific
         *_export(bundle),
         *_engines(bundle, signed if keys is not None else None),
         *_profiles(bundle),
+        *_alignments(bundle, signed if keys is not None else None),
     ]
     by: list[str] | None = None if keys is None else []
     for signature in read_signatures(path):
@@ -149,6 +151,22 @@ def _profiles(bundle: Bundle) -> Iterator[Checked]:
             yield Checked(_name(bundle, path), "profile", "seal")
         except CalibrationError as error:
             yield Checked(_name(bundle, path), "profile", "seal", str(error))
+
+
+def _alignments(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
+    """Yield both files of each; with keys, the one that names the other must be signed."""
+    by = "seal" if signed is None else "signature"
+    for path in find_alignments(bundle.path):
+        name, problem = _name(bundle, path), None
+        try:
+            _, digest = DeviceAlignment.load(path)
+            if signed is not None and digest not in signed.get(name, ()):
+                problem = "no trusted key signed it: sign the bundle again with 'tocom sign'"
+        except AlignmentError as error:
+            problem = str(error)
+        yield Checked(name, "alignment", by, problem)
+        if path.with_suffix(".bin").exists():
+            yield Checked(_name(bundle, path.with_suffix(".bin")), "alignment", by, problem)
 
 
 def _name(bundle: Bundle, path: Path) -> str:

@@ -1,0 +1,49 @@
+"""What images said of an alignment's maps, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from rich.table import Table
+
+__all__ = ["alignment_table"]
+
+# Fewer images than these are refused; images that differ in fewer directions are not, but hardly say more.
+_FEW_DIRECTIONS = 24
+
+
+class Fitted(Protocol):
+    """A degree's map: see :class:`tocom.alignment.ridge.FeatureMap`."""
+
+    @property
+    def used(self) -> bool: ...
+    @property
+    def strength(self) -> float: ...
+    @property
+    def gap(self) -> float: ...
+    @property
+    def aligned_gap(self) -> float: ...
+    @property
+    def directions(self) -> int: ...
+
+
+def alignment_table(what: str, images: int, degrees: Mapping[int, Fitted]) -> Table:
+    """Return a row per degree, and below them what is to be said of the images."""
+    table = Table(title=f"{what}: {images} images; each fifth judged by a map of the others")
+    for column in ("degree", "feature gap", "aligned", "closed", "strength"):
+        table.add_column(column, justify="right")
+    for degree, each in degrees.items():
+        refused = "" if each.used else " [red](no help shown: left out)[/]"
+        closed = 1 - each.aligned_gap / each.gap if each.gap > 0 else 0.0
+        table.add_row(
+            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * closed:.0f} %{refused}",
+            f"{each.strength:g}",
+        )  # fmt: skip
+    fewest = min((each.directions for each in degrees.values()), default=_FEW_DIRECTIONS)
+    if fewest < _FEW_DIRECTIONS:
+        table.caption = (
+            f"The images are so alike that their features differ in {fewest} directions only: a large penalty was "
+            "taken, and in all other directions features stay as they are. Give images that differ as those to come do."
+        )
+    return table
