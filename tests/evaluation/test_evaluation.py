@@ -308,6 +308,30 @@ def test_one_source_gets_verdicts_a_chart_and_every_answer(one_source: tuple[lis
         assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50
 
 
+def test_alignments_have_rows_answers_a_picture_and_a_say_in_the_verdict(
+    one_source: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    arguments, file = one_source
+    options = ["--align", "--compensator", str(file), "--keep-scale", "--held-out-share", "0.4"]
+    outputs = ["--out", str(tmp_path), "--answers", str(tmp_path / "answers.csv")]
+    ran = CliRunner().invoke(app, [*arguments, *options, *outputs], catch_exceptions=False)
+    assert ran.exit_code == 0
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    ways = ["without", "compensated", "aligned", *(["both"] if content["scale"] else [])]
+    for pair in content["pairs"][1:]:
+        assert [way for way in ("without", "compensated", "aligned", "both") if pair[way]] == ways
+        assert pair["verdict"]["way"] in ways
+    rows = [line.split(",") for line in (tmp_path / "answers.csv").read_text().splitlines()[1:]]
+    for way in ways:
+        found = [float(row[-1]) for row in rows if row[1:3] == ["4", way]]
+        assert sum(found) / len(found) == pytest.approx(content["pairs"][2][way]["feature_gap"], abs=1e-12)
+    for word in ("alone", "compensator", "alignment"):
+        assert ran.stdout.count(word) >= 2
+    with Image.open(tmp_path / "evaluation.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
+    assert (0x4F, 0x9D, 0x5D) in colours
+
+
 def test_the_chosen_scale_goes_on_to_export_in_the_compensator(one_source: tuple[list[str], Path]) -> None:
     arguments, file = one_source
     before = Compensator.load(file)

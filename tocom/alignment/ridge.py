@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tocom.errors import AlignmentError
 
-__all__ = ["LEAST_IMAGES", "STRENGTHS", "FeatureMap", "feature_gaps", "fit_map"]
+__all__ = ["LEAST_IMAGES", "STRENGTHS", "FeatureMap", "feature_gaps", "fit_map", "fit_map_apart"]
 
 LEAST_IMAGES = 25
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -77,6 +77,26 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     Raises:
         AlignmentError: Fewer than 25 images, shapes that differ, or values that are not finite.
     """
+    return fit_map_apart(found, wanted, seed=seed)[0]
+
+
+def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
+    """Fit the map as :func:`fit_map` does, and map every image by one that was fitted without its fifth.
+
+    What the map is worth on other images can so be told from the very images that it is fitted on. Where the map is
+    refused, features stay as they are.
+
+    Args:
+        found: Of the degree, [images, channels].
+        wanted: Of the source degree, [images, channels].
+        seed: Of the fifths.
+
+    Returns:
+        The map, and the features of the images [images, channels], float32.
+
+    Raises:
+        AlignmentError: As :func:`fit_map`.
+    """
     if found.ndim != 2 or found.shape != wanted.shape:
         raise AlignmentError(
             f"Features of a degree and of the source degree must both be [images, channels]. Got {found.shape} and "
@@ -96,12 +116,14 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     fold = np.random.default_rng(seed).permutation(count) % _FOLDS
     without = feature_gaps(wanted, found)
     gaps = {strength: np.empty(count) for strength in STRENGTHS}
+    apart = {strength: np.empty(found.shape, np.float32) for strength in STRENGTHS}
     for number in range(_FOLDS):
         held_out = fold == number
         fit = _Ridge(found[~held_out], wanted[~held_out])
         for strength in STRENGTHS:
             matrix, offset = fit.solve(strength)
-            gaps[strength][held_out] = feature_gaps(wanted[held_out], found[held_out] @ matrix + offset)
+            apart[strength][held_out] = found[held_out] @ matrix + offset
+            gaps[strength][held_out] = feature_gaps(wanted[held_out], apart[strength][held_out])
     # Where images are so alike that several strengths do as well, the largest: the least is learnt from noise.
     means = {each: float(gaps[each].mean()) for each in STRENGTHS}
     best = min(means.values())
@@ -110,9 +132,9 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     fit = _Ridge(found, wanted)
     figures = strength, float(without.mean()), means[strength], fit.directions
     if gain.mean() <= _Z * gain.std(ddof=1) / len(gain) ** 0.5:
-        return FeatureMap(None, None, *figures)
+        return FeatureMap(None, None, *figures), found.astype(np.float32)
     matrix, offset = fit.solve(strength)
-    return FeatureMap(matrix.astype(np.float32), offset.astype(np.float32), *figures)
+    return FeatureMap(matrix.astype(np.float32), offset.astype(np.float32), *figures), apart[strength]
 
 
 def feature_gaps(expected: Features, got: Features) -> NDArray[np.float64]:

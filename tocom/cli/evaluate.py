@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_WAYS = {"without": "alone", "compensated": "compensator", "aligned": "alignment", "both": "both"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -75,7 +77,11 @@ def evaluate(
         float, typer.Option("--max-loss-points", help="Points of accuracy that a degree may lose before it is refused.")
     ] = 1.0,
     align: Annotated[
-        bool, typer.Option("--align", help="Measure alignments too, fitted on the held-out images without labels.")
+        bool,
+        typer.Option(
+            "--align",
+            help="Measure alignments too, fitted on the held-out images without labels, and choose among all.",
+        ),
     ] = False,
     keep_scale: Annotated[
         bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
@@ -205,13 +211,13 @@ def _write_answers(path: Path, result: Evaluation, images: list[Path]) -> None:
 
     with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("source", "target", "compensated", "image", "label", "answer", "log_loss", "feature_gap"))
-        for (source, target, compensated), each in result.answers.items():
+        writer.writerow(("source", "target", "way", "image", "label", "answer", "log_loss", "feature_gap"))
+        for (source, target, way), each in result.answers.items():
             for index, image in enumerate(images):
                 known: tuple[Any, Any] = ("", "")
                 if each.answer is not None and each.log_loss is not None:
                     known = each.answer[index], each.log_loss[index]
-                row = (source, target, compensated, image, each.label[index], *known, each.gap[index])
+                row = (source, target, way, image, each.label[index], *known, each.gap[index])
                 writer.writerow(row)
 
 
@@ -293,21 +299,16 @@ def _by_source(options: list[str]) -> dict[int, str]:
 def _table(result: Evaluation) -> Table:
     names = ("feature gap",) if result.pairs[0].without.accuracy is None else ("accuracy", "log-loss", "feature gap")
     table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
-    for column in ("source", "target", *names):
-        table.add_column(column, justify="right")
-    ways = [way for way in ("aligned", "both") if any(getattr(pair, way) is not None for pair in result.pairs)]
-    for way in ways:
-        table.add_column(f"{names[-1]}, {way}", justify="right")
+    for column in ("source", "target", "way", *names):
+        table.add_column(column, justify="left" if column == "way" else "right")
     table.add_column("verdict")
     for pair in result.pairs:
-        cells = _cells(pair.without)
-        if pair.compensated is not None and pair.source != pair.target:
-            cells = [" → ".join(both) for both in zip(cells, _cells(pair.compensated), strict=True)]
-        of = [getattr(pair, way) for way in ways]
-        cells += ["–" if each is None else _cells(each)[-1] for each in of]
-        table.add_row(str(pair.source), str(pair.target), *cells, pair.verdict.words if pair.verdict else "–")
-    if result.pairs[0].compensated is not None:
-        table.caption = "without → with the compensator"
+        ways = pair.ways() if pair.source != pair.target else {"without": pair.without}
+        for way, scores in ways.items():
+            first = way == "without"
+            words = pair.verdict.words if pair.verdict and first else "–" if first else ""
+            named = (str(pair.source), str(pair.target)) if first else ("", "")
+            table.add_row(*named, _WAYS[way], *_cells(scores), words, end_section=way == list(ways)[-1])
     return table
 
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from tocom.errors import DataError
 
-__all__ = ["Answers", "Scores", "answers_of"]
+__all__ = ["WAYS", "WITHOUT", "Answers", "Scores", "answers_of"]
+
+# The ways of running a degree: compression alone, then with the one, the other, or both.
+WITHOUT = "without"
+WAYS = (WITHOUT, "compensated", "aligned", "both")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from tocom.system.drawing import picture
 __all__ = ["draw_chart"]
 
 _Z_95 = 1.96
-_SERIES = ((False, "compression alone", "#d9822b", -0.12), (True, "with the compensator", "#3b8fc4", 0.12))
+_SERIES = {
+    "without": ("compression alone", "#d9822b"),
+    "compensated": ("with the compensator", "#3b8fc4"),
+    "aligned": ("with an alignment", "#4f9d5d"),
+    "both": ("with both", "#7a5195"),
+}
+_APART = 0.18  # of a degree's place, between two ways
 
 
 def draw_chart(evaluation: Evaluation, path: Path) -> None:
@@ -41,11 +47,14 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
         for index, (label, differences) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
             axes.axhline(0, color="#8a8a8a", lw=1)
-            for compensated, name, colour, shift in _SERIES:
-                known = [target for target in targets if (source, target, compensated) in evaluation.answers]
-                if not known:
-                    continue
-                values = [differences(evaluation.answers[source, target, compensated], dense) for target in known]
+            measured = [
+                way for way in _SERIES if any((source, target, way) in evaluation.answers for target in targets)
+            ]
+            for place, way in enumerate(measured):
+                name, colour = _SERIES[way]
+                shift = _APART * (place - (len(measured) - 1) / 2)
+                known = [target for target in targets if (source, target, way) in evaluation.answers]
+                values = [differences(evaluation.answers[source, target, way], dense) for target in known]
                 means = [float(each.mean()) for each in values]
                 halves = [
                     _Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values

@@ -13,12 +13,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tocom.alignment.ridge import FeatureMap, fit_map
+from tocom.alignment.ridge import FeatureMap, fit_map_apart
 from tocom.compensator.compensator import Compensator
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
 from tocom.errors import RequestError
-from tocom.evaluation.answers import Answers, Scores, answers_of
+from tocom.evaluation.answers import WAYS, WITHOUT, Answers, Scores, answers_of
 from tocom.evaluation.held_out import Samples, check_apart
 from tocom.evaluation.verdict import FEWEST_IMAGES, Verdict, give_verdicts
 from tocom.formats.families import EVERY
@@ -53,6 +53,11 @@ class Pair:
     aligned: Scores | None = None
     both: Scores | None = None
 
+    def ways(self) -> dict[str, Scores]:
+        """Return the scores of every way that was measured."""
+        known = {way: getattr(self, way) for way in WAYS}
+        return {way: scores for way, scores in known.items() if scores is not None}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -67,7 +72,7 @@ class Evaluation:
         method: ``merge`` or ``prune``.
         family: Along which the degrees are.
         provenance: What the figures are of: compensator, models, seed of the split.
-        answers: By source, target and whether compensated: what was answered to each test image.
+        answers: By source, target and way: what was answered to each test image.
     """
 
     pairs: tuple[Pair, ...]
@@ -78,16 +83,15 @@ class Evaluation:
     method: str
     family: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    answers: Mapping[tuple[int, int, bool], Answers] = field(default_factory=dict)
+    answers: Mapping[tuple[int, int, str], Answers] = field(default_factory=dict)
 
     def confusions(self) -> list[dict[str, Any]]:
-        """Return per source, target and kind of answer the confusion of classes; empty without a classifier."""
-        kinds = {False: "without", True: "compensated"}
+        """Return per source, target and way the confusion of classes; empty without a classifier."""
         known = [(key, each) for key, each in self.answers.items() if each.answer is not None]
         classes = 1 + max((int(max(each.label.max(), each.answer.max())) for _, each in known), default=0)
         return [
-            {"source": source, "target": target, "kind": kinds[which], "confusion": each.confusion(classes)}
-            for (source, target, which), each in known
+            {"source": source, "target": target, "way": way, "confusion": each.confusion(classes)}
+            for (source, target, way), each in known
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +191,8 @@ def evaluate(
 
         return _Measured(sources, compensator, along, samples, input_entry, batch_size, advance)
 
-    chosen_by, tried, verdicts, maps = "given", {}, {}, {}
+    chosen_by, tried, verdicts = "given", {}, {}
+    maps: dict[tuple[int, int, str], FeatureMap] = {}
     if held_out:
         ask = measure(held_out, "choosing on held-out images")
         found = {(*pair, each): ask(*pair, each) for each in tries for pair in changed}
@@ -195,33 +200,33 @@ def evaluate(
         scale = min(tried, key=lambda each: _rank(tried[each]))
         criterion = "feature gap" if tried[scale].accuracy is None else "accuracy, then log-loss"
         chosen_by = f"{criterion} of {len(held_out)} held-out images, none of them a test image"
-        for source, target in changed if align else ():
-            aim = ask.features(source, source).numpy()
-            for each in dict.fromkeys((0.0, scale)):
-                maps[source, target, each] = fit_map(ask.features(source, target, each).numpy(), aim)
+        known = {WITHOUT: {pair: found[(*pair, 0.0)] for pair in changed}}
+        if scale:
+            known["compensated"] = {pair: found[(*pair, scale)] for pair in changed}
+        for way, each in (("aligned", 0.0), *((("both", scale),) if scale else ())) if align else ():
+            known[way] = {}
+            for source, target in changed:
+                given, aim = ask.features(source, target, each), ask.features(source, source)
+                maps[source, target, way], apart = fit_map_apart(given.numpy(), aim.numpy())
+                known[way][source, target] = ask.answers(source, torch.from_numpy(apart))
         if len(held_out) >= FEWEST_IMAGES:
             for source in sources:
-                others = [target for target in targets if target != source]
-                alone = {target: found[source, target, 0.0] for target in others}
-                helped = {target: found[source, target, scale] for target in others} if scale else {}
-                verdicts[source] = give_verdicts(ask(source, source, 0.0), alone, helped, allowed=allowed)
+                of = {way: {r: each for (m, r), each in rows.items() if m == source} for way, rows in known.items()}
+                verdicts[source] = give_verdicts(ask(source, source, 0.0), of, allowed=allowed)
     ask = measure(test, "measuring test images")
     rows, answers = [], {}
     for source, target in pairs:
-        answers[source, target, False] = ask(source, target, 0.0)
-        compensated = None
+        used = scale if source != target and scale else 0.0
+        of = {WITHOUT: ask(source, target, 0.0)}
         if compensator is not None:
-            again = source != target and scale
-            answers[source, target, True] = ask(source, target, scale) if again else answers[source, target, False]
-            compensated = answers[source, target, True].scores()
+            of["compensated"] = ask(source, target, used)
+        for way in ("aligned", "both"):
+            if (source, target, way) in maps:
+                of[way] = ask(source, target, used if way == "both" else 0.0, maps[source, target, way])
+        answers.update({(source, target, way): each for way, each in of.items()})
         verdict = verdicts.get(source, {}).get(target)
-        aligned, both = (
-            ask(source, target, each, maps[source, target, each]).scores()
-            if each is not None and (source, target, each) in maps
-            else None
-            for each in (0.0, scale or None)
-        )
-        rows.append(Pair(source, target, answers[source, target, False].scores(), compensated, verdict, aligned, both))
+        scores = {way: each.scores() for way, each in of.items()}
+        rows.append(Pair(source, target, verdict=verdict, **{way: scores.get(way) for way in WAYS}))  # type: ignore[arg-type]
     return Evaluation(
         pairs=tuple(rows),
         scale=scale or 0.0,
@@ -271,8 +276,10 @@ class _Measured:
     def __call__(self, source: int, target: int, scale: float, found: FeatureMap | None = None) -> Answers:
         """Return the answers at a target degree, behind a map of the features where one is given."""
         features = self.features(source, target, scale)
-        if found is not None:
-            features = torch.from_numpy(found.apply(features.numpy()))
+        return self.answers(source, features if found is None else torch.from_numpy(found.apply(features.numpy())))
+
+    def answers(self, source: int, features: Tensor) -> Answers:
+        """Return what the head makes of features [images, channels]."""
         return answers_of(features, self._sources[source].head, self.features(source, source), self._labels)
 
 
