@@ -1,13 +1,14 @@
 """What an alignment is worth on the quickstart's model and cells; writes ``benchmarks/results/alignment.json``.
 
     python benchmarks/alignment_measure.py --only features     # an hour or two; every set of features is kept
-    python benchmarks/alignment_measure.py [--across]          # the figures, from what there is
+    python benchmarks/alignment_measure.py                     # the figures, from what there is
+    python benchmarks/alignment_page.py                        # docs/alignment.md
 
-Fitted on the 820 cells that the quickstart learns from and chooses on (``--more``: on up to 1,600), measured on cells
+Fitted on 700 of the 820 cells that the quickstart learns from and chooses on, three draws of them, measured on cells
 that nothing learned from: feature gap, recall (the same cell found again among dense features), accuracy and log-loss
-of the unchanged head. Alone, and on top of the compensators of ``families_measure.py`` where these are trained. By the
-number of images. Across domains: fitted on cells, photographs or digits or on all three, measured on each. Intervals
-are paired by image; a set of features that is not there is left out.
+of the unchanged head. Alone, and on top of the quickstart's compensator, whose file is
+``build/results/quickstart-seed0.safetensors``. By the number of images. Across domains: fitted on cells, photographs or
+digits or on all three, measured on each. Intervals are paired by image; what has no features yet is left out.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from domains import DOMAINS, cell_views, quickstart_cells, test_views, training_views
-from families_measure import CELLS, CHUNK, Unseen, interval, recall, trained
-from measuring import RESULTS, between, machine
+from families_measure import CELLS, CHUNK, Unseen, interval, recall
+from measuring import RESULTS, machine
 from results_measure import Features, Measured, cell_losses
-from results_train import FOLDER, backbone
+from results_train import FOLDER, backbone, compensator_path
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import Subset
 
@@ -34,10 +34,10 @@ from tocom.formats.methods import METHODS
 from tocom.quickstart.head import fit_head
 from tocom.system.files import write_json
 
-RESULT, PAGE = RESULTS / "alignment.json", Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-MARKS = ("<!-- alignment -->", "<!-- end of alignment -->")
+RESULT = RESULTS / "alignment.json"
 DEGREES = (16, 20, 8, 12, 4)
 COUNTS = (25, 50, 100, 200, 400, 820, 1600)
+FITTED_ON = 700
 SEEDS = (0, 1, 2)
 RECIPE = "quickstart"
 CROSSED = 16
@@ -45,17 +45,14 @@ KINDS = (*METHODS, "compensated", "more", "across")
 
 
 class Fit:
-    """Features of the cells that are fitted on, in the order that a smaller number of them is taken from."""
+    """Features of the 820 cells that are fitted on."""
 
-    def __init__(self, model: VisionTransformer, *, more: bool) -> None:
+    def __init__(self, model: VisionTransformer) -> None:
         entry = input_config(model)
         self.parts = [
             Measured("cells-held-out", model, cell_views("held_out", entry)),
             Measured("train", model, cell_views("train", entry)),
         ]
-        if more:
-            rest = cell_views("rest", entry)
-            self.parts.append(Measured("more", model, Subset(rest, range(max(COUNTS) - 820))))
 
     def at(self, *arguments: Any, **options: Any) -> Features:
         """Return features [cells, channels]: see :meth:`results_measure.Measured.at`."""
@@ -83,72 +80,84 @@ def compute_features(kind: str, model: VisionTransformer, fit: Fit, unseen: Unse
                     part.at(degree, kind)
 
 
-def is_there(parts: Sequence[Measured], degree: int, method: str = "merge") -> bool:
-    """Return whether features without a compensator have been computed."""
-    return all(part.has(degree, method) for part in parts)
+def is_there(parts: Sequence[Measured], degree: int, method: str = "merge", recipe: str = "") -> bool:
+    """Return whether these features have been computed."""
+    return all(part.has(degree, method, recipe=recipe) for part in parts)
 
 
-def scored(head: torch.nn.Linear, found: Features, dense: Features, labels: np.ndarray) -> dict[str, Any]:
-    """Return what features are worth, with intervals over the cells."""
-    losses = cell_losses(head, found, labels)
-    right = head(torch.from_numpy(found)).argmax(-1).numpy() == labels
+def per_cell(head: torch.nn.Linear, found: Features, dense: Features, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what features are worth at each cell, [cells] each."""
     return {
-        "gap": interval(feature_gaps(dense, found)),
-        "recall": float(recall(found, dense).mean()),
-        "accuracy": float(right.mean()),
-        "log_loss": float(losses.mean()),
-        "log_loss_change": interval(losses - cell_losses(head, dense, labels)),
+        "gap": feature_gaps(dense, found),
+        "recall": recall(found, dense).astype(float),
+        "accuracy": (head(torch.from_numpy(found)).argmax(-1).numpy() == labels).astype(float),
+        "log_loss": cell_losses(head, found, labels),
+    }
+
+
+def scored(drawn: Sequence[dict[str, np.ndarray]], others: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Return the scores of every draw, and the paired differences of their mean to other ways, with intervals."""
+    means = {score: np.mean([each[score] for each in drawn], axis=0) for score in drawn[0]}
+    return {
+        **{score: [float(each[score].mean()) for each in drawn] for score in means},
+        "to": {
+            name: {score: interval(means[score] - other[score]) for score in means} for name, other in others.items()
+        },
     }
 
 
 def described(fitted: FeatureMap) -> dict[str, Any]:
-    return {"used": fitted.matrix is not None, "strength": fitted.strength, "expected_closed": fitted.closed}
+    return {"used": fitted.used, "strength": fitted.strength, "expected_closed": fitted.closed}
+
+
+def drawn_maps(given: Features, aim: Features, count: int) -> list[FeatureMap]:
+    """Return a map per seed, of so many images that the seed draws."""
+    draws = [np.random.default_rng(seed).permutation(len(aim))[:count] for seed in SEEDS]
+    return [fit_map(given[drawn], aim[drawn], seed=seed) for seed, drawn in zip(SEEDS, draws, strict=True)]
 
 
 def on_cells(fit: Fit, unseen: Unseen, head: torch.nn.Linear, labels: np.ndarray) -> list[dict[str, Any]]:
-    """Return per method and degree what the four ways are worth; of compensators every seed."""
+    """Return per method and degree what the four ways are worth."""
     rows, dense, aim = [], unseen.at(0), fit.at(0)
+    at_dense = per_cell(head, dense, dense, labels)
     for method in METHODS:
-        for degree in DEGREES:
+        for degree in sorted(DEGREES):
             if not is_there([*fit.parts, *unseen.parts], degree, method):
                 continue
-            found, given = unseen.at(degree, method), fit.at(degree, method)
-            maps = [fit_map(given, aim, seed=seed) for seed in SEEDS]
-            row = {
-                "method": method,
-                "degree": degree,
-                "alone": scored(head, found, dense, labels),
-                "alignment": [scored(head, each.apply(found), dense, labels) | described(each) for each in maps],
-                "gap_change": interval(feature_gaps(dense, maps[0].apply(found)) - feature_gaps(dense, found)),
-                "compensator": [],
-                "both": [],
-            }
-            for seed in trained(RECIPE) if method == "merge" else []:
-                compensated = unseen.at(degree, recipe=RECIPE, seed=seed)
-                fitted = fit_map(fit.at(degree, recipe=RECIPE, seed=seed), aim, seed=seed)
-                row["compensator"].append(scored(head, compensated, dense, labels))
-                row["both"].append(scored(head, fitted.apply(compensated), dense, labels) | described(fitted))
+            row: dict[str, Any] = {"method": method, "degree": degree}
+            others = {"dense": at_dense}
+            for name, way, recipe in (("alone", "alignment", ""), ("compensator", "both", RECIPE)):
+                if recipe and (method != "merge" or not is_there([*fit.parts, *unseen.parts], degree, recipe=recipe)):
+                    continue
+                plain, given = (each.at(degree, method, recipe=recipe) for each in (unseen, fit))
+                maps = drawn_maps(given, aim, FITTED_ON)
+                of_plain = per_cell(head, plain, dense, labels)
+                aligned = [per_cell(head, each.apply(plain), dense, labels) for each in maps]
+                row[name] = scored([of_plain], others)
+                others = {**others, name: of_plain}
+                row[way] = {**scored(aligned, others), "maps": [described(each) for each in maps]}
+                others[way] = {score: np.mean([each[score] for each in aligned], axis=0) for score in of_plain}
             rows.append(row)
     return rows
 
 
-def by_count(fit: Fit, unseen: Unseen) -> list[dict[str, Any]]:
-    """Return per degree and number of images the share of the gap closed on unseen cells, for three draws of them."""
-    rows, dense, aim = [], unseen.at(0), fit.at(0)
-    for degree in DEGREES:
-        if not is_there([*fit.parts, *unseen.parts], degree):
-            continue
-        found, given = unseen.at(degree), fit.at(degree)
-        without = feature_gaps(dense, found).mean()
-        for count in COUNTS:
-            if count > len(aim):
+def by_count(fit: Fit, unseen: Unseen, more: Measured) -> list[dict[str, Any]]:
+    """Return per way, degree and number of images the share of the gap closed on unseen cells, for three draws."""
+    rows, dense = [], unseen.at(0)
+    for recipe in ("", RECIPE):
+        for degree in sorted(DEGREES):
+            if not is_there([*fit.parts, *unseen.parts], degree, recipe=recipe):
                 continue
-            closed = []
-            for seed in SEEDS:
-                drawn = np.random.default_rng(seed).permutation(len(aim))[:count]
-                fitted = fit_map(given[drawn], aim[drawn], seed=seed)
-                closed.append(float(1 - feature_gaps(dense, fitted.apply(found)).mean() / without))
-            rows.append({"degree": degree, "images": count, "closed": closed})
+            found, given, aim = unseen.at(degree, recipe=recipe), fit.at(degree, recipe=recipe), fit.at(0)
+            if not recipe and is_there([more], degree) and is_there([more], 0):
+                given, aim = np.concatenate([given, more.at(degree)]), np.concatenate([aim, more.at(0)])
+            without = feature_gaps(dense, unseen.at(degree)).mean()
+            for count in (count for count in COUNTS if count <= len(aim)):
+                gaps = [feature_gaps(dense, each.apply(found)).mean() for each in drawn_maps(given, aim, count)]
+                closed = [float(1 - gap / without) for gap in gaps]
+                rows.append(
+                    {"way": "both" if recipe else "alignment", "degree": degree, "images": count, "closed": closed}
+                )
     return rows
 
 
@@ -178,68 +187,18 @@ def across(model: VisionTransformer) -> list[dict[str, Any]]:
     return rows
 
 
-def section(result: dict[str, Any]) -> str:
-    """Return the tables of the page."""
-    lines = [
-        f"Fitted on {result['fitted_on']:,} cells, measured on {result['unseen']:,} others; dense: accuracy "
-        f"{100 * result['dense']['accuracy']:.1f} %, log-loss {result['dense']['log_loss']:.3f}. What is not in the "
-        "table was not measured.",
-        "",
-        "| method | degree | way | gap | closed | recall | accuracy | log-loss | change of log-loss to dense |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["cells"]:
-        ways = {
-            "compression alone": [row["alone"]],
-            **{name: row[name] for name in ("compensator", "alignment", "both")},
-        }
-        for way, each in ways.items():
-            if not each:
-                continue
-            gap = np.mean([one["gap"][0] for one in each])
-            low, high = (np.mean([one["log_loss_change"][end] for one in each]) for end in (1, 2))
-            closed = 1 - gap / row["alone"]["gap"][0]
-            lines.append(
-                f"| {row['method']} | {row['degree']} | {way} | {gap:.5f} | {100 * closed:.0f} % "
-                f"| {np.mean([one['recall'] for one in each]):.3f} "
-                f"| {100 * np.mean([one['accuracy'] for one in each]):.1f} % "
-                f"| {np.mean([one['log_loss'] for one in each]):.3f} | {low:+.3f} to {high:+.3f} |"
-            )
-    lines += ["", "Share of the gap closed on unseen cells, by the number of images, three draws:", ""]
-    counts = sorted({row["images"] for row in result["by_count"]})
-    lines += ["| degree | " + " | ".join(map(str, counts)) + " |", "| ---: |" + " ---: |" * len(counts)]
-    for degree in sorted({row["degree"] for row in result["by_count"]}):
-        of = {row["images"]: row["closed"] for row in result["by_count"] if row["degree"] == degree}
-        cells = [f"{100 * min(of[n]):.0f} to {100 * max(of[n]):.0f} %" for n in counts]
-        lines.append(f"| {degree} | " + " | ".join(cells) + " |")
-    if result["across"]:
-        lines += ["", f"Fitted on 200 images of one kind, met by another, degree {CROSSED}:", ""]
-        lines += [
-            "| fitted on | measured on | gap | closed | change of the gap |",
-            "| --- | --- | ---: | ---: | ---: |",
-        ]
-        for row in result["across"]:
-            _, low, high = row["gap_change"]
-            closed = f"{100 * row['closed']:.0f} %" if row["used"] else "refused"
-            kinds = f"{row['fitted_on']} | {row['measured_on']}"
-            lines.append(f"| {kinds} | {row['gap']:.5f} | {closed} | {low:+.5f} to {high:+.5f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", choices=("features",))
     options.add_argument("--of", choices=KINDS, nargs="+", help="with --only features: these, side by side elsewhere")
     options.add_argument("--cells", type=int, default=CELLS, choices=range(CHUNK, CELLS + 1, CHUNK))
-    options.add_argument("--more", action="store_true", help="fit on up to 1,600 cells")
-    options.add_argument("--across", action="store_true", help="domains too; needs scikit-image and scikit-learn")
-    options.add_argument("--threads", type=int, help="of torch")
+    options.add_argument("--threads", type=int, help="of torch and ONNX Runtime")
     chosen = options.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     (FOLDER / "features").mkdir(parents=True, exist_ok=True)
     model, split = backbone(), quickstart_cells()
-    fit, unseen = Fit(model, more=chosen.more), Unseen(model, chosen.cells)
+    fit, unseen = Fit(model), Unseen(model, chosen.cells)
     if chosen.only == "features":
         for kind in chosen.of or KINDS:
             compute_features(kind, model, fit, unseen)
@@ -247,18 +206,18 @@ def main() -> None:
     head = fit_head(torch.from_numpy(fit.parts[1].at(0)), [cell.label for cell in split.train])
     cells = [*split.test, *split.rest[len(split.rest) - (CELLS - len(split.test)) :]][: chosen.cells]
     labels = np.array([cell.label for cell in cells])
+    dense = unseen.at(0)
     result = {
         "machine": machine(),
         "unseen": chosen.cells,
-        "fitted_on": len(fit.at(0)),
-        "dense": scored(head, unseen.at(0), unseen.at(0), labels),
+        "fitted_on": FITTED_ON,
+        "compensator": compensator_path(RECIPE, 0).exists(),
+        "dense": scored([per_cell(head, dense, dense, labels)], {}),
         "cells": on_cells(fit, unseen, head, labels),
-        "by_count": by_count(fit, unseen),
-        "across": across(model) if chosen.across else [],
+        "by_count": by_count(fit, unseen, more_cells(model)),
+        "across": across(model),
     }
     write_json(RESULT, result)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(between(page, *MARKS, "\n\n".join((MARKS[0], section(result), MARKS[1]))), encoding="utf-8")
     print(RESULT, file=sys.stderr)
 
 

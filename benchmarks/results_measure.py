@@ -80,9 +80,11 @@ class Measured:
         key = f"{method}-{degree}{along}" + (f"-{named(compensator_path(recipe, seed))}-from{source}" if recipe else "")
         return FOLDER / "features" / f"{self.name}-{key}.npy"
 
-    def has(self, degree: int, method: str = "merge", *, family: str = EVERY) -> bool:
-        """Return whether features without a compensator have been computed."""
-        return self._path(degree, method, family, "", 0, 0).exists()
+    def has(self, degree: int, method: str = "merge", *, family: str = EVERY, recipe: str = "", seed: int = 0) -> bool:
+        """Return whether features have been computed."""
+        if recipe and not compensator_path(recipe, seed).exists():
+            return False
+        return self._path(degree, method, family, recipe, seed, 0).exists()
 
     def at(
         self,

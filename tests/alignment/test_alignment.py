@@ -233,6 +233,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert "source_degree" in ran.stdout
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "30 images; each fifth judged" in ran.stdout
+    for index in range(30):
+        Image.new("RGB", (80, 80), (9, 99, 199)).save(folder / f"{index}.png")
+    ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "so alike that their features differ in 0 directions only" in " ".join(ran.stdout.split())
 
 
 def test_pooled_features_are_what_the_head_reads(model: VisionTransformer) -> None:

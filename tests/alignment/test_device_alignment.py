@@ -129,8 +129,12 @@ def test_refusals(model: VisionTransformer, bundle: Path, tmp_path: Path) -> Non
         align_engines(alone, images)
     align_engines(alone, images, against=bundle, backend="onnxruntime", save=False)
     other = export(small_vit(seed=1), tmp_path / "other", degrees=[0, 2], features=True, check=False).path
-    with pytest.raises(AlignmentError, match="not of one model"):
-        align_engines(bundle, images, against=other)
+    reheaded = small_vit()
+    reheaded.reset_classifier(4)
+    head = export(reheaded, tmp_path / "head", degrees=[0, 2], features=True, check=False).path
+    for wrong in (other, head):
+        with pytest.raises(AlignmentError, match="not of one model"):
+            align_engines(bundle, images, against=wrong)
     bad = [np.full_like(images[0], np.nan), *images[1:]]
     with pytest.raises((AlignmentError, ValueError), match=r"NaN|finite"):
         align_engines(bundle, bad, backend="onnxruntime")

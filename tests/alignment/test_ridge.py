@@ -75,6 +75,15 @@ def test_images_that_are_all_alike_leave_the_identity_and_a_shift() -> None:
     assert fitted.matrix is not None
     np.testing.assert_allclose(fitted.matrix, np.eye(8), atol=1e-6)
     np.testing.assert_allclose(fitted.offset, [-1, 0, 0, 0, 0, 0, 0, 0], atol=1e-6)
+    assert (fitted.directions, fitted.strength) == (0, max(STRENGTHS))
+
+
+@pytest.mark.parametrize("directions", [1, 3, 8])
+def test_directions_in_which_images_differ_are_counted(directions: int) -> None:
+    generator = np.random.default_rng(3)
+    found = generator.standard_normal((40, directions)) @ generator.standard_normal((directions, 8)) + 5
+    fitted = fit_map(found, found + 0.1 * generator.standard_normal((40, 8)))
+    assert fitted.directions == directions
 
 
 def test_few_images_of_many_channels_are_finite() -> None:

@@ -152,13 +152,14 @@ class _Ridge:
         centred = found - self._mean
         values, self._vectors = np.linalg.eigh(centred.T @ centred)
         self._values = np.maximum(values, 0)  # rounding makes zeros a little negative
+        # Features are float32 at best: what that much of their size moves is no direction.
+        self._rounding = float(np.finfo(np.float32).eps ** 2 * np.square(found).sum())
         self._target = self._vectors.T @ (centred.T @ (wanted - wanted.mean(axis=0) - centred))
 
     @property
     def directions(self) -> int:
         """How many directions the features differ in, more than rounding explains."""
-        least = self._values.max() * len(self._values) * np.finfo(np.float32).eps
-        return int((self._values > max(float(least), np.finfo(np.float32).tiny)).sum())
+        return int((self._values > self._rounding).sum())
 
     def solve(self, strength: float) -> tuple[Features, Features]:
         # Images that are all alike have no direction: any penalty leaves the identity and the shift.
