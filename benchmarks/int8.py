@@ -2,7 +2,7 @@
 
     python benchmarks/int8.py [--quickstart quickstart-output] [--part every_layer|accuracy|ranges|latency]
 
-Takes the bundle of ``tocom quickstart``, or makes it first (about nine minutes). Ranges come from training cells. The
+Takes the bundle of ``tocom quickstart``, or makes it first (about five minutes). Ranges come from training cells. The
 floor comes from cells that the quickstart uses for nothing: of its 120 held-out cells two are 1.7 points,
 so a floor of one point would be held or missed by chance. Every figure is of test cells, which decide nothing. Writes
 ``benchmarks/results/int8.json`` and the tables of ``docs/int8.md``. Without ``--part`` all is measured; a part that is

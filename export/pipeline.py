@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from tocom.export.graph.alignment import Placement
 from tocom.export.graph.check import CheckResult, check_onnx, sample_images, torch_answers
 from tocom.export.graph.half import HalfPlan, magnitudes, plan_half
 from tocom.export.graph.projections import projection_weights
-from tocom.export.graph.retarget import at_degree, make_retargetable
-from tocom.export.graph.trace import DTYPES, trace
+from tocom.export.graph.retarget import at_degree
+from tocom.export.graph.templates import Templates, put_shared
+from tocom.export.graph.trace import DTYPES
 from tocom.export.references import ReferenceImages, add_references, rounding_changes
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.formats.families import EVERY, named_family
@@ -59,6 +60,7 @@ def export(
     check: bool = True,
     check_images: np.ndarray | None = None,
     overwrite: bool = False,
+    templates: Templates | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle: a manifest, one ONNX file per degree with the compensator merged in, and the weights once.
@@ -87,6 +89,7 @@ def export(
         check_images: Images for that, [count, channels, height, width] float32, and for the reference answers in the
             bundle, so real ones are best; both see them in eight bits. Without them, smooth random ones.
         overwrite: Replace ``out`` when it exists.
+        templates: Share one object among exports of the same model, and torch traces it once for all of them.
         progress: Called with what is being done, the steps done, and all steps.
 
     Returns:
@@ -126,6 +129,7 @@ def export(
     entry = {**loaded.input_entry, "sources": loaded.origins}
     entry["shape"] = list(entry["shape"])
     entry["shape"][0] = fixed or "batch"
+    templates = templates or Templates()
     steps = _Steps(progress, total=1 + 2 * len(degrees))
 
     given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
@@ -152,11 +156,11 @@ def export(
         schedules = {degree: removal_schedule(tokens, depth, degree, prefix, family) for degree in degrees}
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
-            templates = {
-                compressed: _template(
-                    placement.traced(compressed=compressed),
-                    store,
-                    changing=placement.names,
+            graphs = {}
+            for compressed in sorted({degree > 0 for degree in degrees}):
+                graphs[compressed] = templates.make(
+                    vit,
+                    placement,
                     compressed=compressed,
                     method=method,
                     family=family,
@@ -165,12 +169,11 @@ def export(
                     precision=precision,
                     plan=plan,
                 )
-                for compressed in sorted({degree > 0 for degree in degrees})
-            }
+                put_shared(graphs[compressed], store, vit, changing=placement.names, precision=precision, plan=plan)
             for degree, removed in schedules.items():
                 steps.next(f"writing degree {degree}")
                 proto = at_degree(
-                    templates[degree > 0],
+                    graphs[degree > 0],
                     removed,
                     tokens=tokens,
                     prefix=prefix,
@@ -347,39 +350,6 @@ def _values(vit: VisionTransformer, *, features: bool) -> int:
     """Return how many values the outputs of one image have."""
     own = vit.head.out_features if isinstance(vit.head, nn.Linear) else vit.num_features
     return int(own + (vit.num_features if features else 0))
-
-
-def _template(
-    vit: VisionTransformer,
-    store: WeightStore,
-    *,
-    changing: Collection[str],
-    compressed: bool,
-    method: str,
-    family: str,
-    fuse: bool,
-    features: bool,
-    precision: str,
-    plan: HalfPlan,
-) -> onnx.ModelProto:
-    template = trace(
-        vit,
-        compressed=compressed,
-        method=method,
-        family=family,
-        fuse=fuse,
-        features=features,
-        precision=precision,
-        plan=plan,
-    )
-    make_retargetable(template)
-    placeholders = {*projection_weights(vit, precision=precision, wide=plan.attention), *changing}
-    for tensor in template.graph.initializer:
-        if tensor.name in placeholders:
-            tensor.ClearField("raw_data")
-        else:
-            store.place(tensor)
-    return template
 
 
 def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, onnx.TensorProto]) -> None:

@@ -12,9 +12,9 @@ from tocom.alignment.ridge import FeatureMap
 from tocom.compression.blocks import replace_child
 from tocom.export.graph.projections import to_onnx
 
-__all__ = ["Placement"]
+__all__ = ["HEAD", "Placement"]
 
-_HEAD = ("head.weight", "head.bias")
+HEAD = ("head.weight", "head.bias")
 _MAP = ("head_drop.matrix", "head_drop.offset")
 
 
@@ -38,13 +38,17 @@ class Placement:
     ) -> None:
         self._model, self._alignment = model, alignment
         self.is_folded = not features and isinstance(model.head, nn.Linear) and model.head.bias is not None
-        self.names = () if alignment is None else _HEAD if self.is_folded else _MAP
+        self.names = () if alignment is None else HEAD if self.is_folded else _MAP
         self.mapped = {degree for degree in degrees if alignment is not None and alignment.at(degree) is not None}
+
+    def has_place(self, *, compressed: bool) -> bool:
+        """Return whether graphs of this kind hold a product for the map: where a degree of it is mapped."""
+        return not self.is_folded and any((degree > 0) == compressed for degree in self.mapped)
 
     def traced(self, *, compressed: bool) -> nn.Module:
         """Return the model to trace, dense or compressed: with a place for a map if a degree of it needs one."""
         model = self._model
-        if self.is_folded or not any((degree > 0) == compressed for degree in self.mapped):
+        if not self.has_place(compressed=compressed):
             return model
         # Random numbers, so that the exporter neither shares them nor folds them away.
         generator, channels = np.random.default_rng(0), model.num_features

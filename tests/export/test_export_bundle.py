@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,8 @@ from tocom import compress
 from tocom.compression.macs import count_macs
 from tocom.errors import CompensatorError, DegreeError, ExportError, TocomError
 from tocom.export import export
+from tocom.export.graph.templates import Templates
+from tocom.export.graph.trace import trace
 from tocom.formats.weights import tensor_bytes
 
 
@@ -161,3 +164,28 @@ def test_bad_requests_end_before_anything_is_written(
         export(model, tmp_path / "bundle", **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_that_share_templates_trace_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without a compensator, behind another head, at another degree: the same files as on their own."""
+    traced = []
+
+    def counting(*arguments: Any, **options: Any) -> onnx.ModelProto:
+        traced.append(options["compressed"])
+        return trace(*arguments, **options)
+
+    monkeypatch.setattr("tocom.export.graph.templates.trace", counting)
+    model, shared = small_vit(side=32, depth=2, num_classes=3), Templates()
+    with torch.no_grad():
+        model.head.bias.zero_()  # which the exporter would fold away
+    export(model, tmp_path / "plain", degrees=(0, 1), templates=shared)
+    torch.nn.init.normal_(model.head.bias)
+    options = {"degrees": (0, 2), "compensator": busy_compensator(model)}
+    again = export(model, tmp_path / "again", templates=shared, **options)  # checks itself
+    assert traced == [False, True]
+    alone = export(model, tmp_path / "alone", **options)
+    assert traced == [False, True] * 2
+    assert again.manifest["files"] == alone.manifest["files"]
+    torch.nn.init.normal_(model.blocks[0].mlp.fc1.bias)
+    export(model, tmp_path / "changed", degrees=(0,), templates=shared)
+    assert traced == [False, True, False, True, False]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.errors import BundleError
+from tocom.errors import BundleError, EngineError
 from tocom.formats.bundle import Bundle
 from tocom.formats.pixels import normalise
 
@@ -83,8 +83,17 @@ class References:
         return self.compare_values(degree, places, self.values(outputs))
 
     def compare_values(self, degree: int, places: Sequence[int], values: NDArray[np.float32]) -> Agreement:
-        """Compare answers that stand one behind the other, [batch, values]; otherwise as :meth:`compare`."""
+        """Compare answers that stand one behind the other, [batch, values]; otherwise as :meth:`compare`.
+
+        Raises:
+            EngineError: The answers have another shape: a runtime that is out of memory may leave rows out.
+        """
         expected = self.answers[degree][list(places)]
+        if values.shape != expected.shape:
+            raise EngineError(
+                f"Degree {degree} answered {list(values.shape)} values where the reference answers are "
+                f"{list(expected.shape)}: it is not the engine of this bundle, or the device is out of memory."
+            )
         return compare_answers(values, expected, self.allowed(degree), self.tolerances[degree], self.outputs)
 
     def values(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The quickstart's picture: accuracy over latency, and the stream of budget, latency and degree over time."""
+"""The quickstart's picture: search and accuracy over latency, and the stream under a stepping budget."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         figures: Content of ``figures.json``.
         path: The file.
     """
-    with picture(path, 12, 7.5) as figure:
-        grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.1))
-        _accuracy(figure.add_subplot(grid[0, 0]), figures)
-        _gap(figure.add_subplot(grid[0, 1]), figures)
+    cells, gallery, machine = figures["cells"]["test"], figures["gallery"], figures["machine"]
+    with picture(path, 12, 8) as figure:
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.2, 1))
+        _over_latency(
+            figure.add_subplot(grid[0, 0]),
+            figures,
+            "found",
+            f"The same cell found again, % ({cells} queries)",
+            f"Search in {gallery} features of the dense model",
+        )
+        _over_latency(
+            figure.add_subplot(grid[0, 1]),
+            figures,
+            "accuracy",
+            f"Accuracy, % ({cells} cells)",
+            "Classification, the dense model's head",
+        )
         _stream(figure.add_subplot(grid[1, :]), figures)
-        machine = figures["machine"]
-        figure.suptitle(f"ViT-S/14 on solar cells, {machine['cores']} cores of {machine['processor']}", fontsize=12)
+        figure.suptitle(
+            f"One ViT-S/14, nothing re-tuned; {machine['cores']} cores of {machine['processor']}; 95 % intervals",
+            fontsize=12,
+        )
 
 
-def _accuracy(axes: Any, figures: dict[str, Any]) -> None:
-    for key, colour, label, shift in (
-        ("accuracy", _WITH, "with compensator", 0.0),
-        ("accuracy_without_compensator", _WITHOUT, "without", 0.25),
+def _over_latency(axes: Any, figures: dict[str, Any], key: str, label: str, title: str) -> None:
+    x = [row["p50_ms"] for row in figures["degrees"]]
+    style: dict[str, Any] = {"fmt": "o-", "capsize": 3, "lw": 1.4, "elinewidth": 0.8}
+    for name, colour, way, shift in (
+        (key, _WITH, "with compensator", 0.0),
+        (f"{key}_without_compensator", _WITHOUT, "merging alone", 0.2),
     ):
-        x = [row["p50_ms"] + shift for row in figures["degrees"]]
-        y = [100 * row[key]["value"] for row in figures["degrees"]]
-        low = [100 * (row[key]["value"] - row[key]["low"]) for row in figures["degrees"]]
-        high = [100 * (row[key]["high"] - row[key]["value"]) for row in figures["degrees"]]
-        axes.errorbar(x, y, yerr=(low, high), fmt="o-", color=colour, capsize=3, lw=1.2, elinewidth=0.6, label=label)
-    for row in figures["degrees"]:
+        shares = [row[name] for row in figures["degrees"]]
+        y = [100 * share["value"] for share in shares]
+        bars = (
+            [100 * (share["value"] - share["low"]) for share in shares],
+            [100 * (share["high"] - share["value"]) for share in shares],
+        )
+        axes.errorbar([each + shift for each in x], y, yerr=bars, color=colour, label=way, **style)
+    for row, at in zip(figures["degrees"], x, strict=True):
         axes.annotate(
             f"r={row['degree']}",
-            (row["p50_ms"], 100 * row["accuracy"]["value"]),
+            (at, 100 * row[key]["value"]),
             textcoords="offset points",
-            xytext=(4, 6),
+            xytext=(0, 9),
+            ha="right",
             fontsize=8,
         )
-    axes.set(
-        xlabel="latency, median ms (batch 1)",
-        ylabel="accuracy %",
-        title=f"Accuracy over latency ({figures['cells']['test']} test cells, 95 % intervals)",
-    )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set(xlabel="latency, median ms (batch 1)", ylabel=label, title=title)
+    axes.margins(x=0.08, y=0.1)
+    axes.legend(loc="lower right", fontsize=9)
     axes.grid(alpha=0.25)
-
-
-def _gap(axes: Any, figures: dict[str, Any]) -> None:
-    rows = [row for row in figures["degrees"] if row["feature_gap"]]
-    places = range(len(rows))
-    for key, colour, label, shift in (
-        ("without_compensator", _WITHOUT, "without", -0.2),
-        ("with_compensator", _WITH, "with compensator", 0.2),
-    ):
-        axes.bar(
-            [p + shift for p in places], [row["feature_gap"][key] for row in rows], 0.38, color=colour, label=label
-        )
-    axes.set_xticks(list(places), [str(row["degree"]) for row in rows])
-    axes.set(xlabel="degree", ylabel="1 − cosine to the dense feature", title="Feature gap on test cells")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.25, axis="y")
 
 
 def _stream(axes: Any, figures: dict[str, Any]) -> None:

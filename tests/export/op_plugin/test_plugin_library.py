@@ -142,6 +142,7 @@ def test_files_that_are_no_library(tmp_path):
 
 
 # 70 s on two cores the first time; afterwards the cache in .pytest_cache answers.
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_default_architectures_compile(op_plugin, op_plugin_cache):
     wanted = default_architectures(find_toolkit())

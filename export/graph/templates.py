@@ -1,0 +1,115 @@
+"""The traced graphs that every degree of an export is made from; exports of one model may share them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import onnx
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tocom.compensator.compensator import model_sha256
+from tocom.compression.blocks import replace_child
+from tocom.export.graph.alignment import HEAD, Placement
+from tocom.export.graph.half import HalfPlan
+from tocom.export.graph.projections import projection_weights, to_onnx
+from tocom.export.graph.retarget import make_retargetable
+from tocom.export.graph.trace import trace
+from tocom.formats.weights import WeightStore
+
+__all__ = ["Templates", "put_shared"]
+
+
+class Templates:
+    """Graphs of one model by how they were traced.
+
+    Tracing takes most of an export's time. Exports that are handed the same object trace once: with and without a
+    compensator, at other degrees, behind another head of the same shape.
+    """
+
+    def __init__(self) -> None:
+        self._traced: dict[tuple[object, ...], onnx.ModelProto] = {}
+
+    def make(
+        self,
+        model: VisionTransformer,
+        placement: Placement,
+        *,
+        compressed: bool,
+        method: str,
+        family: str,
+        fuse: bool,
+        features: bool,
+        precision: str,
+        plan: HalfPlan,
+    ) -> onnx.ModelProto:
+        """Return a graph of the caller's own, dense or compressed.
+
+        Args:
+            model: Dense.
+            placement: Of the alignment in it.
+            compressed: This and what follows is as :func:`tocom.export.graph.trace.trace` has it.
+            method: ``merge`` or ``prune``.
+            family: Which blocks remove tokens.
+            fuse: With ``prune``: fuse the removed tokens.
+            features: Beside ``logits`` give the pooled ``features``.
+            precision: Type of weights and activations.
+            plan: What stays wide in half precision.
+
+        Raises:
+            ExportError: torch cannot trace the model.
+        """
+        aligned = placement.has_place(compressed=compressed)
+        backbone = model_sha256(model, without="head."), str(model.head)
+        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, features, precision)
+        if key not in self._traced:
+            self._traced[key] = trace(
+                _with_random_head(placement.traced(compressed=compressed)),
+                compressed=compressed,
+                method=method,
+                family=family,
+                fuse=fuse,
+                features=features,
+                precision=precision,
+                plan=plan,
+            )
+            make_retargetable(self._traced[key])
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self._traced[key])
+        for tensor in graph.graph.initializer:
+            if tensor.name in HEAD:
+                tensor.CopyFrom(to_onnx(model.get_parameter(tensor.name).detach(), tensor.name, precision))
+        return graph
+
+
+def _with_random_head(model: Any) -> Any:
+    """Return a twin whose classifier the exporter neither shares nor folds away; its real values are put in later."""
+    if not isinstance(model.head, nn.Linear):
+        return model
+    head = copy.deepcopy(model.head)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for values in head.parameters():
+            values.copy_(torch.rand(values.shape, generator=generator))
+    return replace_child(model, "head", head)
+
+
+def put_shared(
+    template: onnx.ModelProto,
+    store: WeightStore,
+    model: VisionTransformer,
+    *,
+    changing: Collection[str],
+    precision: str,
+    plan: HalfPlan,
+) -> None:
+    """Move a template's weights into the bundle's, but for those that differ by degree: these are emptied."""
+    placeholders = {*projection_weights(model, precision=precision, wide=plan.attention), *changing}
+    for tensor in template.graph.initializer:
+        if tensor.name in placeholders:
+            tensor.ClearField("raw_data")
+        else:
+            store.place(tensor)
