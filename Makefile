@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-aarch64  the runtime and the op plugins' arithmetic on an emulated aarch64 Python"
 	@echo "make gpu         what needs an NVIDIA GPU, in one go; make gpu-rehearsal without one"
-	@echo "make fuzz        damaged manifests, profiles and compensators; MINUTES=10 in all"
+	@echo "make fuzz        damaged manifests, profiles, alignments and compensators; MINUTES=10 in all"
 	@echo "make soak        an hour of budgets, faults and reloads; MINUTES=60"
 	@echo "make coverage    the tests, and which lines they run"
 	@echo "make docs        the documentation as a site, into build/site/"
@@ -76,8 +76,8 @@ test-slow: $(VENV)/.stamp
 
 # One reader after another; stops at the first input that a reader does not take well, and keeps it as crash-*.
 fuzz: $(VENV)/.stamp
-	for reader in manifest profile compensator; do \
-		$(BIN)/python tests/faults/fuzz_readers.py $$reader --seconds $$(( $(or $(MINUTES),10) * 20 )) \
+	for reader in manifest profile alignment compensator; do \
+		$(BIN)/python tests/faults/fuzz_readers.py $$reader --seconds $$(( $(or $(MINUTES),10) * 15 )) \
 			--corpus build/fuzz/$$reader || exit 1; \
 	done
 

@@ -171,7 +171,7 @@ def engines_part(engines: dict[str, Any]) -> list[str]:
 
 
 def page(result: dict[str, Any], engines: dict[str, Any]) -> str:
-    machine, dense = result["machine"], result["dense"]
+    machine, dense, shares = result["machine"], result["dense"], result["classes"]["shares"]
     at = next((row for row in result["cells"] if (row["method"], row["degree"]) == ("merge", CROSSED)), {})
     lines = [
         "# Alignment: results",
@@ -183,8 +183,9 @@ def page(result: dict[str, Any], engines: dict[str, Any]) -> str:
         "The quickstart's ViT-S/14 and head, and its compensator (300 steps). Fitted on "
         f"{result['fitted_on']} of the 820 cells that the quickstart learns from and chooses on, three draws; measured "
         f"on {result['unseen']:,} cells that nothing learned from. Behind ±: half the range of the three draws. "
+        f"Half of these are defective, {100 * shares[1]:.0f} % of all cells: means are weighed by class. "
         "*Closed*: share of the gap of compression alone. *Recall*: the same cell found again among all cells' dense "
-        "features. Intervals are 95 %, paired by cell. Dense: accuracy  "
+        "features. Intervals are 95 %, paired by cell. Dense: accuracy "
         f"{100 * dense['accuracy'][0]:.1f} %, log-loss {dense['log_loss'][0]:.3f}.",
     ]
     for method in METHODS:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tocom.alignment.ridge import feature_gaps, fit_map
 from tocom.calibration import align_engines
 from tocom.cli import calibrate as command
+from tocom.cli import inspect
 from tocom.errors import AlignmentError, BundleError, DegreeError
 from tocom.export import export
 from tocom.formats.device_alignment import DeviceAlignment, find_alignments
@@ -226,7 +227,7 @@ def test_command(model: VisionTransformer, bundle: Path, tmp_path: Path) -> None
 
     app = typer.Typer()
     command.register(app)
-    app.command("other")(lambda: None)
+    inspect.register(app)
     folder = tmp_path / "images" / "sub"
     folder.mkdir(parents=True)
     for place, colour in enumerate(np.random.default_rng(0).integers(0, 255, (30, 3))):
@@ -240,5 +241,7 @@ def test_command(model: VisionTransformer, bundle: Path, tmp_path: Path) -> None
     as_json = CliRunner().invoke(app, [*run, "--images", str(tmp_path / "images"), "--json"])
     content = json.loads(as_json.stdout)
     assert sorted(content["degrees"]) == ["2", "5"]
-    assert len(find_alignments(bundle)) == 1
+    (path,) = find_alignments(bundle)
+    shown = CliRunner().invoke(app, ["inspect", str(path), "--json"])
+    assert json.loads(shown.stdout) == content
     assert not list(bundle.glob("profiles/*"))

@@ -1,6 +1,6 @@
-"""Feed damaged manifests, profiles and compensators to their readers, guided by coverage (atheris, libFuzzer).
+"""Feed damaged manifests, profiles, alignments and compensators to their readers, by coverage (atheris, libFuzzer).
 
-    python tests/faults/fuzz_readers.py {manifest,profile,compensator} [--seconds S] [--corpus FOLDER]
+    python tests/faults/fuzz_readers.py {manifest,profile,alignment,compensator} [--seconds S] [--corpus FOLDER]
 
 Every input must end in an object or in one of our errors, in one line. Anything else (another exception, more than a
 gigabyte, more than ten seconds) ends the run with a traceback and the input in ``crash-…`` in the working directory.
@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import atheris
+import numpy as np
 
 with atheris.instrument_imports(include=["tocom", "json"]):
-    from tocom.errors import BundleError, CalibrationError, CompensatorError, TocomError
+    from tocom.errors import AlignmentError, BundleError, CalibrationError, CompensatorError, TocomError
     from tocom.formats.bundle import Bundle
+    from tocom.formats.device_alignment import DeviceAlignment, FittedDegree, Linear
     from tocom.formats.profile import DegreeProfile, Latency, Profile
     from tocom.formats.sealed_json import sealed
 
@@ -87,6 +90,19 @@ def read_profile(folder: Path, data: bytes) -> None:
     return None
 
 
+def read_alignment(folder: Path, data: bytes) -> None:
+    path = folder / "alignment.json"  # the numbers beside it are the seed's
+    path.write_bytes(data)
+    try:
+        alignment, _ = DeviceAlignment.load(path)
+    except AlignmentError as error:
+        return one_line(error)
+    alignment.describe()
+    for linear in (*alignment.maps.values(), *([alignment.head] if alignment.head else [])):
+        assert bool(np.isfinite(linear(np.zeros((1, len(linear.matrix)), np.float32))).all())
+    return None
+
+
 def read_compensator(folder: Path, data: bytes) -> None:
     from tocom import Compensator
 
@@ -114,6 +130,21 @@ def seed_profile() -> dict[str, Any]:
         degrees={degree: DegreeProfile(Latency(10, 1.0, 2.0, 3.0, 4.0)) for degree in (0, 8)},
     )  # fmt: skip
     content: dict[str, Any] = profile.to_json()
+    return content
+
+
+def seed_alignment(folder: Path) -> dict[str, Any]:
+    linear = Linear(np.ones((3, 3), np.float32), np.zeros(3, np.float32))
+    head = Linear(np.ones((3, 2), np.float32), np.zeros(2, np.float32))
+    saved = DeviceAlignment(
+        identity={"bundle": "a" * 64, "precision": "int8", "backend": "onnxruntime", "device": {"processor": "x"}},
+        aim={"bundle": "b" * 64, "precision": "fp32", "degree": 0}, images=30,
+        degrees={0: FittedDegree(False, 1.0, 0.1, 0.1, 3), 8: FittedDegree(True, 0.1, 0.2, 0.1, 3)},
+        maps={8: linear}, head=head, fitted_by="fuzz",
+    ).save(folder)  # fmt: skip
+    shutil.copy(saved.with_suffix(".bin"), folder / "alignment.bin")
+    content: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
+    del content["sha256"]
     return content
 
 
@@ -209,7 +240,7 @@ def of_safetensors(seed: bytes) -> Callable[[bytes], bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reader", choices=("manifest", "profile", "compensator"))
+    parser.add_argument("reader", choices=("manifest", "profile", "alignment", "compensator"))
     parser.add_argument("--seconds", type=int, default=200)
     parser.add_argument("--corpus", type=Path, help="folder that keeps inputs that reach new code, for the next run")
     arguments = parser.parse_args()
@@ -222,6 +253,7 @@ def main() -> None:
     make, read = {
         "manifest": lambda: (of_json(MANIFEST), read_manifest),
         "profile": lambda: (of_json(seed_profile()), read_profile),
+        "alignment": lambda: (of_json(seed_alignment(folder)), read_alignment),
         "compensator": lambda: (of_safetensors(seed_compensator(folder)), read_compensator),
     }[arguments.reader]()
     options = [f"-max_total_time={arguments.seconds}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=4096"]

@@ -40,8 +40,8 @@ the marker `fault` of the tests; a test compares this page with what the script 
 
 `make test` runs every test named here: those of a full disk where it may mount a tmpfs, those of TensorRT-RTX where it
 is installed. Those marked *long* run in `make test-slow` too, with more repetitions.
-`make fuzz` feeds damaged manifests, profiles and compensators to their readers for ten minutes; `make soak` serves for
-an hour under random budgets, faults and reloads and writes `benchmarks/results/soak.json`.
+`make fuzz` feeds damaged manifests, profiles, alignments and compensators to their readers for ten minutes; `make soak`
+serves for an hour under random budgets, faults and reloads and writes `benchmarks/results/soak.json`.
 
 **A device that falls silent** cannot be interrupted: a call into a driver returns when it returns. So `Runtime.open`
 takes `timeout_s`: inferences then run on a thread of the runtime's own, and a request that is not answered in time ends

@@ -15,9 +15,9 @@ from tocom.errors import BundleError, OutputError
 SCRIPT = Path(__file__).parent / "fuzz_readers.py"
 
 
-@pytest.mark.parametrize("reader", ["manifest", "profile", "compensator"])
+@pytest.mark.parametrize("reader", ["manifest", "profile", "alignment", "compensator"])
 @pytest.mark.fault(
-    "manifests, profiles and compensators as a fuzzer makes them",
+    "manifests, profiles, on-device alignments and compensators as a fuzzer makes them",
     outcome="an object or one of our errors, in one line; no other exception, no hang, no memory spent",
 )
 def test_a_short_run_is_clean(reader: str, tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ def inspect(
 
         facts: dict[str, Any] = (Alignment if is_alignment(path) else Compensator).load(path).describe()
     elif path.suffix == ".json":
+        from tocom.formats.device_alignment import ALIGNMENTS_FOLDER, DeviceAlignment
         from tocom.formats.profile import Profile
 
-        facts = Profile.load(path).to_json()
+        is_aligned = path.resolve().parent.name == ALIGNMENTS_FOLDER
+        facts = DeviceAlignment.load(path)[0].describe() if is_aligned else Profile.load(path).to_json()
     else:
         raise RequestError(f"The 'path' argument must be a folder, a .safetensors or a .json file. Got {path} instead.")
     if as_json:
