@@ -118,6 +118,7 @@ def quickstart(
     with tempfile.TemporaryDirectory() as folder:
         dense = export(loaded, Path(folder, "dense"), degrees=[0], features=True, check=False, templates=templates)
         with Runtime.open(dense.path, warm=False) as runtime:
+            runtime.warm_up(expect_profile=False)
             trained_on = measured(runtime, split.train, advance)
     head = fit_head(torch.from_numpy(trained_on.features[0]), [cell.label for cell in split.train])
     model.head.load_state_dict(head.state_dict())
@@ -142,6 +143,7 @@ def quickstart(
     write("bundle-without-compensator", check=False)  # the other bundle's check is this one's too, but for q and v
     advance = stage("test cells by merging alone")
     with Runtime.open(bundles["bundle-without-compensator"].path, warm=False) as runtime:
+        runtime.warm_up(expect_profile=False)
         alone = measured(runtime, split.test, advance)
     if first is not None:
         first(first_rows(bundles["bundle-without-compensator"], alone, trained_on))
