@@ -13,18 +13,36 @@ import inspect
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["differences"]
+__all__ = ["classes", "differences"]
 
 # What the scripted modules stand for; more are read when they are named here.
 CLASSES = (
+    "Builder",
+    "BuilderFlag",
+    "DataType",
+    "Dims",
     "ExecutionContextAllocationStrategy",
+    "HardwareCompatibilityLevel",
+    "IBuilderConfig",
     "ICudaEngine",
     "IExecutionContext",
+    "ILayer",
     "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
     "IPluginRegistry",
+    "IProgressMonitor",
+    "ITensor",
+    "ITimingCache",
+    "LayerType",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "ParserError",
     "Runtime",
     "TensorIOMode",
 )
@@ -39,7 +57,7 @@ def members(body: list[ast.stmt]) -> dict[str, Any]:
             found[node.target.id] = None
         elif isinstance(node, ast.ClassDef):
             found[node.name] = None
-        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+        elif isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
             if any("property" in ast.unparse(mark) or ".setter" in ast.unparse(mark) for mark in node.decorator_list):
                 found[node.name] = None
             else:
@@ -47,12 +65,25 @@ def members(body: list[ast.stmt]) -> dict[str, Any]:
     return found
 
 
-def differences(scripted: type, name: str) -> list[str]:
-    """Return what a scripted class has that TensorRT's class of this name has not, or takes in another way."""
-    real = json.loads(LIST.read_text())["classes"][name]
+@cache
+def classes() -> dict[str, dict[str, Any]]:
+    """Return the members of each class, as :func:`members` finds them."""
+    found: dict[str, dict[str, Any]] = json.loads(LIST.read_text())["classes"]
+    return found
+
+
+def differences(scripted: type, name: str, *, made: bool = False) -> list[str]:
+    """Return what a scripted class has that TensorRT's class of this name has not, or takes in another way.
+
+    Args:
+        scripted: The class.
+        name: TensorRT's name of it.
+        made: It is called to make an object, so its arguments count too.
+    """
+    real = classes()[name]
     found = []
     for member, value in vars(scripted).items():
-        if member.startswith("_"):
+        if member.startswith("_") and not (made and member == "__init__"):
             continue
         if member not in real:
             found.append(f"{name} has no {member}")

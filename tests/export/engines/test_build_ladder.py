@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import scripted_tensorrt
+import tensorrt_names
 from host_cuda import HostCuda
 from scripted_engines import ScriptedTensorRt, engine_bytes, reference
-from small_bundles import SmallBundle, images_of, put_references, write_small_bundle
+from small_bundles import SmallBundle, images_of, put_references, seal_bundle, write_small_bundle
 from small_vits import small_vit
 
 from tocom.errors import EngineError
@@ -23,6 +28,8 @@ from tocom.export.engines.backend import BackendFound, Device
 from tocom.export.engines.ladder import rungs
 from tocom.export.engines.process import Job, build_engines
 from tocom.export.engines.trial import Trial, run_trial
+from tocom.export.graph.functions import token_merge_function
+from tocom.export.op_plugin.library import OpPluginLibrary
 from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import MANIFEST_NAME, Bundle
 from tocom.formats.sealed_json import write_sealed_json
@@ -69,13 +76,14 @@ def build_where(monkeypatch: pytest.MonkeyPatch, bundle: SmallBundle) -> Callabl
 
     monkeypatch.setattr(builder, "run_trial", tried)
 
-    def build(is_wrong: IsWrong, **asked: Any) -> tuple[Any, list[str]]:
+    def build(is_wrong: IsWrong | None, **asked: Any) -> tuple[Any, list[str]]:
+        """None builds in the worker's own process, over what it has for TensorRT."""
+
         def compiled(_: Any, jobs: Sequence[Job], options: BuildOptions, *, on_done: Any, **how: Any) -> None:
+            assert is_wrong is not None
             for job in jobs:
                 content = engine_bytes(job.degree, **({"wrong": "zeros"} if is_wrong(options) else {}))
                 job.engine.write_bytes(content)
-                import hashlib
-
                 facts = {
                     "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
                     "content_bytes": len(content), "device_memory_bytes": None, "inputs": [], "outputs": [],
@@ -83,7 +91,8 @@ def build_where(monkeypatch: pytest.MonkeyPatch, bundle: SmallBundle) -> Callabl
                 }  # fmt: skip
                 on_done(job.degree, facts)
 
-        monkeypatch.setattr(builder, "build_engines", compiled)
+        if is_wrong is not None:
+            monkeypatch.setattr(builder, "build_engines", compiled)
         lines: list[str] = []
         return builder.build(bundle.path, backend="tensorrt", say=lines.append, **asked), lines
 
@@ -143,6 +152,64 @@ def test_the_rungs_of_a_degree_with_ops_and_of_a_float32_bundle() -> None:
     last = found["optimization level 4"]
     assert (last.batch, last.lowering, last.float32) == ((2, 2, 2), "native", "none")
     assert list(rungs(BuildOptions(lowering="native"), has_ops=True, precision="fp32"))[1][0] == "optimization level 1"
+
+
+# The worker's process: TensorRT is the scripted module, whose engines are wrong where a layer is an op plugin's.
+WORKER = """
+import json, sys
+sys.path[:0] = {folders}
+import scripted_tensorrt
+module = sys.modules["tensorrt"] = scripted_tensorrt.make({{"wrong_with": ["PLUGIN_V3"], "degree": 8}})
+from tocom.export.engines.worker import main
+code = main()
+import onnx
+kinds = sorted({{layer.type.name for layer in module.networks[-1]._layers}})
+functions = [each.name for each in onnx.load_from_string(module.parsed[-1][0]).functions]
+with open({log!r}, "a") as log:
+    log.write(json.dumps([kinds, functions, len(module.libraries)]) + "\\n")
+sys.exit(code)
+"""
+
+
+def test_native_lowering_builds_the_functions_and_loads_no_op_plugin(
+    bundle: SmallBundle,
+    build_where: Callable[..., tuple[Any, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = onnx.helper.make_node(
+        "TokenMerge",
+        ["x", "k", "s"],
+        ["y", "t", "u"],
+        domain="tocom",
+        r=8,
+        plugin_version="1",
+        plugin_namespace="tocom",
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("tocom", 1)]
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    model = onnx.helper.make_model(graph, functions=[token_merge_function()], opset_imports=opsets)
+    onnx.save(model, str(bundle.path / "degree-08.onnx"))
+    seal_bundle(bundle.path, json.loads((bundle.path / MANIFEST_NAME).read_text()))
+    library = tmp_path / "libtocom_op_plugin.so"
+    library.write_bytes(b"a library")
+    described = OpPluginLibrary(
+        library, hashlib.sha256(b"a library").hexdigest(), 1, (10, 3), (12, 6), (87,), platform.machine()
+    )
+    monkeypatch.setattr(builder, "_library", lambda *_: described)
+    log = tmp_path / "built.jsonl"
+    folders = [str(Path(scripted_tensorrt.__file__).parent), str(Path(tensorrt_names.__file__).parent)]
+    worker = ("-c", WORKER.format(folders=folders, log=str(log)))
+    monkeypatch.setattr(builder, "build_engines", partial(build_engines, worker=worker))
+    engines, _ = build_where(None)
+    kept = engines.records[8]
+    assert [each.split(": ")[0] for each in kept.answers.tried] == ["as asked", "fixed batch 2"]
+    assert (kept.options.lowering, kept.op_plugin, kept.answers.state) == ("native", None, "right")
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [
+        [["PLUGIN_V3"], [], 1],
+        [["PLUGIN_V3"], [], 1],
+        [["CAST"], ["TokenMerge"], 0],
+    ]
 
 
 @pytest.mark.parametrize(

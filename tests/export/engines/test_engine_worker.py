@@ -13,10 +13,13 @@ import onnx
 import pytest
 import scripted_tensorrt
 from onnx import helper
+from tensorrt_names import classes, differences
 
+from tocom.errors import EngineError
 from tocom.export.engines import worker as engine_worker
 from tocom.export.graph.functions import token_merge_function
 from tocom.formats.build_options import BuildOptions
+from tocom.runtime.backends.tensorrt.library import import_tensorrt
 
 PLUGIN = {"plugin_version": "1", "plugin_namespace": "tocom"}
 
@@ -71,7 +74,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     )
     code, events, module = work(options=options)
     assert code == 0
-    said = module.configs[0].set
+    said = module.configs[0]._said
     assert said["WORKSPACE"] == 64 << 20
     assert said["builder_optimization_level"] == 5
     assert said["VERSION_COMPATIBLE"] is True
@@ -90,7 +93,7 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
 
 def test_what_is_not_asked_for_is_left_to_tensorrt(work):
     _, _, module = work()
-    assert set(module.configs[0].set) == {"progress_monitor"}
+    assert set(module.configs[0]._said) == {"progress_monitor"}
 
 
 @pytest.mark.parametrize(("strongly_typed", "flags"), [(True, 2), (False, 0)])
@@ -138,20 +141,39 @@ def test_a_library_that_is_not_the_one_that_was_chosen_is_not_loaded(work):
     assert module.libraries == []
 
 
+def test_a_parser_that_takes_other_layers_is_told(work):
+    code, events, _ = work(op_nodes=12)
+    assert code == 1
+    assert events[-1]["message"].startswith(
+        "x.onnx has 12 tocom nodes, of which 12 must be layers of the op plugin; 1 are. The parser is at fault: "
+        "library and attributes are right, but TensorRT"
+    )
+
+
 @pytest.mark.parametrize(
     ("attributes", "creators", "fault"),
     [
-        (PLUGIN, [scripted_tensorrt.CREATOR], "The parser is at fault: library and attributes are right, but TensorRT"),
         (PLUGIN, [], "The library is at fault: it registers no TokenMerge of version 1."),
-        ({"plugin_version": "1"}, [], "The attributes are at fault: 1 of 1 tocom nodes do not say"),
+        (
+            {"plugin_version": "1"},
+            [scripted_tensorrt.CREATOR],
+            "The attributes are at fault: 1 of 1 tocom nodes do not",
+        ),
     ],
 )
-def test_layers_that_do_not_run_in_the_op_plugin_are_an_error_that_says_whose(work, attributes, creators, fault):
+def test_a_node_that_no_op_plugin_takes_is_an_error_that_says_whose(work, attributes, creators, fault):
     one_node(Path("x.onnx"), **attributes)
-    code, events, _ = work({"creators": creators}, op_nodes=12)
+    code, events, _ = work({"creators": creators})
     assert code == 1
-    message = events[-1]["message"]
-    assert message.startswith("x.onnx has 12 tocom nodes, of which 12 must be layers of the op plugin; 1 are. " + fault)
+    assert events[-1]["message"].startswith("TensorRT cannot read x.onnx")
+    assert fault in events[-1]["message"]
+
+
+def test_where_there_is_a_function_and_an_op_plugin_the_parser_takes_the_function(work, monkeypatch):
+    """Before TensorRT 10.7: so a file that kept its functions would have none of its layers in the op plugin."""
+    monkeypatch.setattr(engine_worker, "without_functions", lambda content: content)
+    _, events, _ = work()
+    assert "of which 1 must be layers of the op plugin; 0 are" in events[-1]["message"]
 
 
 def test_a_node_that_the_parser_does_not_know_is_an_error_that_says_whose(work):
@@ -167,17 +189,20 @@ def test_the_op_plugin_has_no_function_beside_it_that_a_parser_could_take(work, 
     model = onnx.load_from_string(content)
     assert [function.name for function in model.functions] == functions
     assert [node.op_type for node in model.graph.node] == ["TokenMerge"]
+    kinds = {layer.type.name for layer in module.networks[0]._layers}
+    assert kinds == ({"PLUGIN_V3"} if op_plugin else {"CAST"})
+    assert len(module.libraries) == op_plugin
 
 
 def test_one_batch_makes_fixed_shapes(work):
     _, _, module = work(options=BuildOptions(batch=(4, 4, 4)))
-    assert module.networks[0].images.shape == [4, 3, 32, 32]
+    assert module.networks[0].get_input(0).shape == [4, 3, 32, 32]
     assert module.shapes == {}
 
 
 def test_the_gpus_to_build_for_are_named(work):
     _, _, module = work(compute_capabilities=["8.6", "8.9"])
-    assert module.configs[0].set["compute_capabilities"] == ["SM86", "SM89"]
+    assert module.configs[0]._said["compute_capabilities"] == ["SM86", "SM89"]
 
 
 def test_an_engine_that_cannot_be_written_keeps_its_kind(work, tmp_path):
@@ -194,3 +219,48 @@ def test_an_engine_that_cannot_be_loaded_here_tells_no_memory(work, why):
     assert code == 0
     assert events[-1]["device_memory_bytes"] is None
     assert any("not loaded" in event.get("text", "") for event in events) == (why == "no room to load it")
+
+
+HELD = (
+    *("ILogger", "IProgressMonitor", "BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel", "Dims", "ITensor"),
+    *("ILayer", "LayerType", "DataType", "INetworkDefinition", "ITimingCache", "IOptimizationProfile", "ParserError"),
+    *("IPluginRegistry", "IBuilderConfig"),
+)
+MADE = ("Builder", "OnnxParser", "Runtime", "ILogger", "IProgressMonitor", "Dims")
+
+
+@pytest.mark.parametrize("name", sorted({*HELD, *MADE}))
+def test_the_script_has_only_names_and_arguments_of_tensorrt(name):
+    scripted = getattr(scripted_tensorrt, name, None) or getattr(scripted_tensorrt.make({}), name)
+    found = differences(scripted, name, made=name in MADE and name != "Dims")
+    assert found == (["IBuilderConfig has no set_compute_capability"] if name == "IBuilderConfig" else [])
+
+
+def test_every_class_of_the_script_is_held():
+    module = {name for name, each in vars(scripted_tensorrt.make({})).items() if isinstance(each, type)}
+    own = {
+        name for name, each in vars(scripted_tensorrt).items() if isinstance(each, type) and each.__module__ != "typing"
+    }
+    assert module | {name for name in own if name in classes()} <= {*HELD, *MADE, "ComputeCapability"}
+
+
+def test_what_only_tensorrt_rtx_has_is_there():
+    try:
+        rtx = import_tensorrt("tensorrt-rtx")
+    except EngineError as error:
+        pytest.skip(str(error))
+    assert all(hasattr(rtx.IBuilderConfig, name) for name in scripted_tensorrt.OF_RTX)
+    assert all(hasattr(rtx.ComputeCapability, each.name) for each in scripted_tensorrt.ComputeCapability)
+
+
+def test_a_name_that_tensorrt_lacks_and_a_wrong_call_fail_on_the_script():
+    module = scripted_tensorrt.make({})
+    builder = module.Builder(module.ILogger())
+    with pytest.raises(AttributeError, match="has no optimisation_level"):
+        builder.create_builder_config().optimisation_level = 3
+    with pytest.raises(AttributeError):
+        builder.create_engine()
+    with pytest.raises(TypeError):
+        builder.create_optimization_profile().set_shape("images", [1], [1])
+    with pytest.raises(TypeError):
+        module.OnnxParser(builder.create_network(0))
