@@ -6,14 +6,11 @@
 A budget that no degree meets, and a device that fails, are 503; bytes that are not a picture, a wrong budget: 400.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-from tocom.errors import BudgetError, DataError, EngineError, RequestError
+from tocom.errors import BudgetError, DataError, EngineError
 from tocom.runtime import Runtime
 
 MOST_BYTES = 20 << 20
@@ -23,22 +20,17 @@ class Handler(BaseHTTPRequestHandler):
     runtime: Runtime
 
     def do_POST(self) -> None:
+        content: dict[str, object]
         try:
-            size = int(self.headers.get("Content-Length", 0))
-            if not 0 < size <= MOST_BYTES:
-                raise RequestError(f"Send 1 to {MOST_BYTES} bytes of a picture. Got {size}.")
+            size = min(int(self.headers.get("Content-Length", 0)), MOST_BYTES)
             images = self.runtime.preprocess(self.rfile.read(size))
-            budget_ms = self.headers.get("X-Budget-Ms")
-            result = self.runtime.infer(images, None if budget_ms is None else float(budget_ms))
-        except (BudgetError, EngineError) as error:
-            self.reply(503, {"error": str(error)})
-        except (DataError, ValueError) as error:
-            self.reply(400, {"error": str(error)})
-        else:
+            result = self.runtime.infer(images, float(self.headers.get("X-Budget-Ms", "inf")))
             top = [{"class": c.index, "label": c.label, "probability": c.probability} for c in result.top(5)]
-            self.reply(200, {"top": top, "degree": result.degree, "latency_ms": result.latency_ms})
-
-    def reply(self, code: int, content: dict[str, Any]) -> None:
+            code, content = 200, {"top": top, "degree": result.degree, "latency_ms": result.latency_ms}
+        except (BudgetError, EngineError) as error:
+            code, content = 503, {"error": str(error)}
+        except (DataError, ValueError) as error:
+            code, content = 400, {"error": str(error)}
         data = json.dumps(content).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
@@ -47,18 +39,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("--port", type=int, default=8080)
     options = parser.parse_args()
-    with (
-        Runtime.open(options.bundle, on_infeasible="raise") as Handler.runtime,
-        ThreadingHTTPServer(("127.0.0.1", options.port), Handler) as server,
-    ):
+    with Runtime.open(options.bundle, on_infeasible="raise") as Handler.runtime:
+        server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
         print(f"serving on port {server.server_port}", flush=True)
         server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import signal
@@ -93,3 +94,10 @@ def test_refusals(service: str, body: bytes, budget_ms: str | None, code: int) -
     assert got == code, answer
     assert answer["error"]
     assert ask(service, picture(1)[1])[0] == 200
+
+
+def test_it_is_forty_lines() -> None:
+    """Of code: what its docstring promises."""
+    text = EXAMPLE.read_text()
+    begin = ast.parse(text).body[0].end_lineno
+    assert sum(bool(line.strip()) for line in text.splitlines()[begin:]) <= 40
