@@ -6,7 +6,9 @@ No model runs: the runtime's own controller and load decide at the times of a si
 a device would: its degree's median times noise and slow swings that all degrees share. Of each camera the newest frame
 waits; a frame that is replaced, or answered late, missed its deadline, one period after its arrival. The oracle knows
 every inference's time beforehand, meets as many deadlines as can be met, and then is as accurate as can be (dynamic
-programming over the finish time in steps of a quarter millisecond, in order of arrival).
+programming over the finish time in steps of a quarter millisecond, in order of arrival). Where batches pay, each
+further image of one is assumed to cost ``MORE`` of the first, as on a GPU that one image does not fill; the policy then
+answers frames together, the pinned degrees and the oracle one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 
 from tocom.formats.profile import Latency
 from tocom.runtime.policy.controller import Controller
-from tocom.runtime.policy.load import Load
+from tocom.runtime.policy.load import Load, Together
+from tocom.runtime.policy.together import Asking, plan_together
 
 # Medians relative to the dense model and accuracies of a DeiT-S with its compensator, as docs/results.md measures them.
 COST = {0: 1.0, 4: 0.86, 8: 0.72, 12: 0.59, 16: 0.48}
@@ -30,6 +33,7 @@ ACCURACY = {0: 0.798, 4: 0.796, 8: 0.792, 12: 0.783, 16: 0.763}
 NOISE = 0.02
 SWING = 0.02
 STEP_S = 0.25e-3
+MORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,19 @@ def serve(
     base_ms: float,
     speed: NDArray[np.float64],
     pinned: int | None,
+    *,
+    batches: bool = False,
 ) -> Run:
     """Serve all frames by the policy, or at a pinned degree."""
     load = Load()
     base = {degree: base_ms * cost for degree, cost in COST.items()}
-    controller = Controller(
-        {d: Latency(400, ms, ms * 1.026, ms * 1.033, ms * 1.047) for d, ms in base.items()}, ACCURACY
-    )
+
+    def profile(batch: int) -> dict[int, Latency]:
+        times = {degree: ms * (1 + MORE * (batch - 1)) for degree, ms in base.items()}
+        return {d: Latency(400, ms, ms * 1.026, ms * 1.033, ms * 1.047) for d, ms in times.items()}
+
+    sizes = [batch for batch in (2, 4, 8) if batches and batch <= cameras]
+    controller = Controller(profile(1), ACCURACY, batched={batch: profile(batch) for batch in sizes})
     for camera in range(cameras):
         load.expect(camera, period_s)
     slots: dict[int, tuple[float, float, int]] = {}  # arrival, when the turn is due, token
@@ -99,21 +109,33 @@ def serve(
                 break
             now = events[place][0]
             continue
-        camera = min(slots, key=lambda each: slots[each][1])
-        arrival, _, token = slots.pop(camera)
-        load.start(token)
-        left_ms = (arrival + period_s - now) * 1e3
+        waiting = sorted(slots, key=lambda each: slots[each][1])
+        asking = [Asking(camera, slots[camera][2], slots[camera][0] + period_s) for camera in waiting]
+        count = 1
+        if batches and pinned is None:
+            count, wait_until = plan_together(asking, now, load, controller)
+            if wait_until is not None:
+                following = events[place][0] if place < len(events) else wait_until
+                now = max(min(following, wait_until), now) + 1e-7
+                continue
+        asking = asking[:count]
+        for each in asking:
+            del slots[each.source]
+            load.start(each.token)
+        first_due = min(each.due for each in asking)
         degree = pinned
         if degree is None:
-            share = load.share_ms(camera, now, left_ms, controller)
-            degree = controller.decide(share).degree
-        took_ms = base[degree] * speed[turn]
+            asker = Together(each.source for each in asking) if count > 1 else asking[0].source
+            share = load.share_ms(asker, now, (first_due - now) * 1e3, controller, count)
+            degree = controller.decide(share, count).degree
+        took_ms = base[degree] * (1 + MORE * (count - 1)) * speed[turn]
         turn += 1
         now += took_ms / 1e3
-        in_time = now <= arrival + period_s
-        controller.observe(degree, took_ms, in_time, pinned=pinned is not None)
-        met += in_time
-        taken.append((degree, in_time))
+        controller.observe(degree, took_ms, now <= first_due, count, pinned=pinned is not None)
+        for each in asking:
+            in_time = now <= each.due
+            met += in_time
+            taken.append((degree, in_time))
     accuracies = [ACCURACY[degree] for degree, _ in taken]
     right = sum(ACCURACY[degree] for degree, in_time in taken if in_time)
     return Run(met / len(events), float(np.mean(accuracies)), right / len(events))
@@ -145,7 +167,9 @@ def oracle(
     return met / len(events), (total - bonus * met) / len(events)
 
 
-def compare(cameras: int, *, staggered: bool, room: float, seeds: int, seconds: float) -> dict[str, object]:
+def compare(
+    cameras: int, *, staggered: bool, room: float, seeds: int, seconds: float, batches: bool = False
+) -> dict[str, object]:
     """Compare all ways for some cameras.
 
     Args:
@@ -154,6 +178,7 @@ def compare(cameras: int, *, staggered: bool, room: float, seeds: int, seconds: 
         room: What the period leaves of the time that all cameras take at degree 8.
         seeds: Repetitions, each with other times.
         seconds: Of each camera.
+        batches: Let the policy answer frames together.
     """
     base_ms = 30.0
     period_s = cameras * base_ms * COST[8] * room / 1e3
@@ -165,7 +190,7 @@ def compare(cameras: int, *, staggered: bool, room: float, seeds: int, seconds: 
         speed = speeds(len(events), np.random.default_rng(seed))
         for way, runs in ways.items():
             pinned = None if way == "policy" else int(way)
-            runs.append(serve(events, cameras, period_s, base_ms, speed, pinned))
+            runs.append(serve(events, cameras, period_s, base_ms, speed, pinned, batches=batches))
         best.append(oracle(events, period_s, base_ms, speed))
     mean = {
         way: {
@@ -180,6 +205,7 @@ def compare(cameras: int, *, staggered: bool, room: float, seeds: int, seconds: 
     return {
         "cameras": cameras,
         "staggered": staggered,
+        "batches": batches,
         "fps": 1 / period_s,
         "ways": mean,
         "best_pinned": max(good, key=lambda way: mean[way]["accuracy"]) if good else None,
@@ -196,13 +222,21 @@ def main() -> None:
     found = []
     for cameras in (2, 4, 8):
         for staggered in (False, True):
-            for room in (1.02, 1.1, 1.18):
-                each = compare(cameras, staggered=staggered, room=room, seeds=options.seeds, seconds=options.seconds)
+            for room, batches in ((1.02, False), (1.1, False), (1.18, False), (1.02, True)):
+                each = compare(
+                    cameras,
+                    staggered=staggered,
+                    room=room,
+                    seeds=options.seeds,
+                    seconds=options.seconds,
+                    batches=batches,
+                )
                 found.append({**each, "room": room})
                 policy, pinned = each["ways"]["policy"], each["best_pinned"]  # type: ignore[index]
                 beside = each["ways"][pinned] if pinned else None  # type: ignore[index]
                 print(
-                    f"{cameras} cameras, {'staggered' if staggered else 'in phase'}, {each['fps']:.1f} fps: policy met "
+                    f"{cameras} cameras, {'staggered' if staggered else 'in phase'}"
+                    f"{', batches pay' if batches else ''}, {each['fps']:.1f} fps: policy met "
                     f"{policy['met']:.2%} (least {policy['least_met']:.2%}) at {policy['accuracy']:.4f}; "
                     f"best pinned {pinned}: "
                     + (f"{beside['met']:.2%} at {beside['accuracy']:.4f}" if beside else "none")

@@ -14,12 +14,13 @@ from tocom.calibration.device_state.energy import measure_energy
 from tocom.calibration.device_state.opening import open_reader
 from tocom.calibration.latency.measure import LatencyRun, Progress, run_latency
 from tocom.calibration.suggest import with_dominated
-from tocom.errors import CalibrationError, OutputError
+from tocom.errors import CalibrationError, OutputError, RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import PROFILES_FOLDER, DegreeProfile, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
 from tocom.system.files import atomic_path, check_writable
+from tocom.system.numbers import is_integer
 from tocom.version import __version__
 
 __all__ = ["calibrate", "saved_profile"]
@@ -37,6 +38,7 @@ def calibrate(
     backend: str = "auto",
     threads: int | None = None,
     degrees: Sequence[int] | None = None,
+    batch: int | None = None,
     interval_points: float | None = None,
     against: Path | str | None = None,
     seed: int = 0,
@@ -54,6 +56,8 @@ def calibrate(
         backend: A backend's name, or ``auto``.
         threads: CPU threads of one inference; None takes the usable physical cores.
         degrees: Degrees to measure; None takes all.
+        batch: Images per inference; None takes the bundle's optimal batch. Of other sizes :meth:`Runtime.streams`
+            makes use, where they are measured beside it.
         interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
             percentage points; None takes what they give.
         against: Bundle of the same model at another precision, such as the float32 one that an INT8 bundle was made
@@ -68,7 +72,7 @@ def calibrate(
         DataError: The images cannot be read or used, or are too few for ``interval_points``.
         CalibrationError: No degree is told to be more accurate than chance, on 30 labelled images or more.
         EngineError: A degree cannot be loaded or run.
-        RequestError: ``against`` is of another model, or of the same precision.
+        RequestError: ``against`` is of another model, or of the same precision; or ``batch`` is out of range.
         OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.
     """
     with Runtime.open(
@@ -76,6 +80,11 @@ def calibrate(
     ) as runtime:
         if save:
             check_writable(runtime.bundle.path / PROFILES_FOLDER)
+        least, _, most = runtime.bundle.batch
+        if batch is not None and not is_integer(batch, least, most):
+            raise RequestError(
+                f"The 'batch' parameter must be from {least} to {most}, as in the bundle. Got {batch!r}."
+            )
         runtime.warm_up(expect_profile=False)
         if images is not None and against is not None:
             # Read twice: an iterable of samples would be used up.
@@ -88,13 +97,13 @@ def calibrate(
             check_above_chance(accuracy, classes)
         if interval_points is not None and accuracy:
             check_interval(accuracy, interval_points)
-        identity = identity_of(runtime.bundle, runtime.backend)
+        identity = identity_of(runtime.bundle, runtime.backend, batch)
         reader = open_reader(identity["device"])
         try:
             run = run_latency(
-                runtime, samples=samples, tolerance=tolerance, seed=seed, reader=reader, progress=progress
+                runtime, samples=samples, tolerance=tolerance, batch=batch, seed=seed, reader=reader, progress=progress
             )
-            energy = measure_energy(runtime, reader, seed=seed, progress=progress)
+            energy = measure_energy(runtime, reader, batch=batch, seed=seed, progress=progress)
         finally:
             reader.close()
         latency = run.latency

@@ -40,6 +40,7 @@ class Client:
         if not self._models:
             raise SystemExit(f"{url} serves no model {name}-r*. Start it with the repository of {bundle.path}.")
         self._outputs = bundle.output_names
+        self._type = {"float32": "FP32", "uint8": "UINT8"}[bundle.input_type]
 
     @property
     def degrees(self) -> list[int]:
@@ -48,7 +49,7 @@ class Client:
     def infer(self, images: np.ndarray, degree: int) -> tuple[dict[str, np.ndarray], float]:
         """Return the outputs, and the milliseconds of the round trip."""
         begin = time.perf_counter()
-        tensor = self._triton.InferInput("images", list(images.shape), "FP32")
+        tensor = self._triton.InferInput("images", list(images.shape), self._type)
         tensor.set_data_from_numpy(images)
         answer = self._server.infer(self._models[degree], [tensor])
         outputs = {name: answer.as_numpy(name) for name in self._outputs}

@@ -30,12 +30,13 @@ from tocom.export.graph.trace import DTYPES
 from tocom.export.references import ReferenceImages, add_references, rounding_changes
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.formats.families import EVERY, named_family
+from tocom.formats.manifest import INPUT_TYPES
 from tocom.formats.methods import check_method
 from tocom.formats.references import REFERENCES_NAME
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, Steps
 from tocom.version import __version__
 
 __all__ = ["export"]
@@ -55,6 +56,7 @@ def export(
     fuse: bool = False,
     features: bool = False,
     precision: str = "fp32",
+    input_type: str = "float32",
     batch: int | tuple[int, int, int] = 1,
     labels: Sequence[str] | None = None,
     check: bool = True,
@@ -83,6 +85,8 @@ def export(
         fuse: With ``prune``: fuse the removed tokens into one.
         features: Beside ``logits`` give the pooled ``features`` [batch, channels] that the classifier reads.
         precision: ``fp32``, ``fp16`` or ``bf16``; input and output stay float32.
+        input_type: ``float32``, images that are normalised; or ``uint8``: their pixels, a fourth of the bytes, which
+            the graph normalises.
         batch: A fixed batch, or (smallest, optimal, largest).
         labels: Names of the classes.
         check: Compare every degree with torch, under ONNX Runtime on the CPU.
@@ -126,11 +130,13 @@ def export(
     minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
     if features and isinstance(vit.head, nn.Identity):
         raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
-    entry = {**loaded.input_entry, "sources": loaded.origins}
+    if input_type not in INPUT_TYPES:
+        raise ExportError(f"The 'input_type' parameter must be one of {', '.join(INPUT_TYPES)}. Got {input_type!r}.")
+    entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
     entry["shape"] = list(entry["shape"])
     entry["shape"][0] = fixed or "batch"
     templates = templates or Templates()
-    steps = _Steps(progress, total=1 + 2 * len(degrees))
+    steps = Steps(progress, total=1 + 2 * len(degrees))
 
     given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
     references = ReferenceImages(given, entry, values=_values(vit, features=features), degrees=len(degrees))
@@ -168,6 +174,7 @@ def export(
                     features=features,
                     precision=precision,
                     plan=plan,
+                    pixels=entry if input_type == "uint8" else None,
                 )
                 put_shared(graphs[compressed], store, vit, changing=placement.names, precision=precision, plan=plan)
             for degree, removed in schedules.items():
@@ -210,6 +217,7 @@ def export(
                     reference,
                     references.images,
                     parts,
+                    inputs=references.inputs,
                     precision=precision,
                     batch=fixed,
                     features=features,
@@ -287,16 +295,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-class _Steps:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def next(self, what: str) -> None:
-        if self._progress is not None:
-            self._progress(what, self._done, self._total)
-        self._done += 1
 
 
 def _check_request(

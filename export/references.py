@@ -13,7 +13,7 @@ from torch import nn
 
 from tocom.export.graph.check import equally_right
 from tocom.export.graph.trace import answers
-from tocom.formats.pixels import normalise
+from tocom.formats.pixels import normalise, to_input
 from tocom.formats.references import allowed_differences, write_references
 
 __all__ = ["TOLERANCES", "ReferenceImages", "add_references", "rounding_changes"]
@@ -39,7 +39,8 @@ class ReferenceImages:
     Attributes:
         pixels: [count, height / repeat, width / repeat, channels], uint8.
         repeat: How often each pixel stands in a row and in a column: above 1 only where two images would take too much.
-        images: The same images as a model takes them, [count, channels, height, width] float32.
+        images: The same images as a torch model takes them, [count, channels, height, width] float32.
+        inputs: The same images as the ONNX files take them: ``images``, or their pixels.
         most: Images that a bundle holds.
     """
 
@@ -54,6 +55,7 @@ class ReferenceImages:
         height, width = images.shape[2:]
         whole = self.pixels.repeat(self.repeat, axis=1).repeat(self.repeat, axis=2)[:, :height, :width]
         self.images = normalise(whole, entry)
+        self.inputs = to_input(whole, entry)
         self.most = max(1, min(_MOST_IMAGES, _MOST_BYTES // (self.pixels[0].size + answers_bytes)))
 
     def _thinned(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import DegreeError, RequestError, TocomError
@@ -72,8 +71,8 @@ class Answering(Streaming):
         """Answer one request.
 
         Args:
-            images: [batch, channels, height, width], float32, as the manifest's input entry says; or a list of what
-                :meth:`preprocess` takes, which is done within the budget. A batch that is smaller than the bundle's
+            images: [batch, channels, height, width], float32 or uint8, as the manifest's input entry says; or a list of
+                what :meth:`preprocess` takes, which is done within the budget. A batch smaller than the bundle's
                 smallest is filled up, and the filling's answers are dropped.
             budget_ms: Milliseconds from this call to the answer; None sets no limit.
             deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
@@ -95,7 +94,7 @@ class Answering(Streaming):
         return self._answer(images, start, budget_ms, degree)
 
     def submit(
-        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
+        self, images: NDArray[Any], budget_ms: float | None = None, *, deadline: float | None = None
     ) -> Future[Result]:
         """Queue a request and return the future of its answer. The earliest deadline is answered first.
 
@@ -126,7 +125,7 @@ class Answering(Streaming):
         return future
 
     async def infer_async(
-        self, images: NDArray[np.float32], budget_ms: float | None = None, *, deadline: float | None = None
+        self, images: NDArray[Any], budget_ms: float | None = None, *, deadline: float | None = None
     ) -> Result:
         """Await an answer without blocking the event loop; arguments and errors as for :meth:`submit`."""
         return await asyncio.wrap_future(self.submit(images, budget_ms, deadline=deadline))
@@ -142,7 +141,7 @@ class Answering(Streaming):
 
     def _answer(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[Any],
         start: float,
         budget_ms: float | None,
         degree: int | None,
@@ -166,7 +165,7 @@ class Answering(Streaming):
 
     def _answer_in_turn(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[Any],
         start: float,
         budget_ms: float | None,
         degree: int | None,

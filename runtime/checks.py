@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from tocom.errors import EngineError, RequestError
 from tocom.runtime.backends.arrays import DeviceImages
+from tocom.runtime.policy.choice import GOALS
 from tocom.system.numbers import is_integer
 
 __all__ = [
     "check_budget",
     "check_deadline",
+    "check_goal",
     "check_images",
     "check_open_options",
     "check_outputs",
@@ -67,6 +69,25 @@ def check_rate(fps: Any) -> float | None:
     raise RequestError(f"The 'fps' parameter must be a number greater than 0. Got {fps!r} instead.")
 
 
+def check_goal(goal: Any, max_loss: Any) -> float:
+    """Return the largest loss of accuracy that a goal allows.
+
+    Raises:
+        RequestError: The goal is not known, or ``max_loss`` is out of range, missing, or given with another goal.
+    """
+    if goal not in GOALS:
+        raise RequestError(f"The 'goal' parameter must be one of {', '.join(GOALS)}. Got {goal!r} instead.")
+    if goal != "energy" and max_loss is None:
+        return 0.0
+    is_share = isinstance(max_loss, (int, float)) and not isinstance(max_loss, bool) and 0 <= max_loss < 1
+    if goal != "energy" or not is_share:
+        raise RequestError(
+            "The 'max_loss' parameter belongs to goal='energy': the share of accuracy that it may cost, such as 0.01. "
+            f"Got {max_loss!r} with goal={goal!r}."
+        )
+    return float(max_loss)
+
+
 def check_open_options(**options: Any) -> None:
     """Check options that are None or a positive integer.
 
@@ -111,7 +132,12 @@ def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int)
 
 
 def check_images(
-    images: Any, image_shape: tuple[int, int, int], batch_range: tuple[int, int], *, finite: bool = False
+    images: Any,
+    image_shape: tuple[int, int, int],
+    batch_range: tuple[int, int],
+    *,
+    dtype: np.dtype[Any],
+    finite: bool = False,
 ) -> Any:
     """Return the images as they came. Any order in memory is fine: engines copy what they cannot read in place.
 
@@ -119,6 +145,7 @@ def check_images(
         images: What the caller gave.
         image_shape: Channels, height, width that the engines take.
         batch_range: Smallest and largest batch; of host memory fewer are fine, and are filled up later.
+        dtype: Of the images: float32, or uint8 where the graph normalises.
         finite: Refuse NaN and infinity (costs a pass over the images).
 
     Raises:
@@ -132,15 +159,17 @@ def check_images(
     if not isinstance(images, np.ndarray):
         hint = " Move it to the CPU first: images.cpu().numpy()." if hasattr(images, "cpu") else ""
         raise RequestError(
-            "The 'images' parameter must be a numpy array in host memory, float32 [batch, channels, height, width]. "
+            f"The 'images' parameter must be a numpy array in host memory, {dtype} [batch, channels, height, width]. "
             f"Got {type(images).__module__}.{type(images).__name__} instead.{hint}"
         )
     shape = images.shape
-    if images.dtype != np.float32:
-        raise RequestError(
-            f"The 'images' parameter must be float32. Got {images.dtype} instead. "
-            "Normalise as the manifest's input entry says (tocom.images.read_image does it), then astype('float32')."
+    if images.dtype != dtype:
+        todo = (
+            "Give the pixels: this bundle's graph normalises them."
+            if dtype == np.uint8
+            else "Normalise as the manifest's input entry says, as Runtime.preprocess() does, then astype('float32')."
         )
+        raise RequestError(f"The 'images' parameter must be {dtype}. Got {images.dtype} instead. {todo}")
     _check_shape(shape, image_shape, (1, batch_range[1]))
     if finite:
         _check_finite(images, "check_finite is on")

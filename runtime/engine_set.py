@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from tocom.formats.signatures import PublicKey
 from tocom.runtime.aligned import AlignedEngine, matching_alignment
 from tocom.runtime.answers import Checked, advice, batches_to_check, check_engine, version_of
 from tocom.runtime.backends.base import Backend, Engine
-from tocom.runtime.backends.select import WITH_ENGINES, open_backend
+from tocom.runtime.backends.select import ON_GPU, WITH_ENGINES, open_backend
 from tocom.runtime.checks import check_images
 from tocom.runtime.guard import Guard, GuardedEngine
-from tocom.runtime.memory.needs import Need, best_subset, set_bytes, set_value
-from tocom.runtime.policy.choice import rank_accuracies
+from tocom.runtime.lifecycle import opening
+from tocom.runtime.memory.needs import Need, best_subset, set_bytes
 from tocom.runtime.policy.controller import Controller, ControllerConfig
-from tocom.runtime.profiles import identity_of, matching_profile, short_profile
+from tocom.runtime.profiles import batch_profiles, identity_of, matching_profile, short_profile
+from tocom.runtime.worth import by_value, expected_latency, ranks
 
 __all__ = ["EngineSet", "OpenOptions"]
 
@@ -44,6 +45,8 @@ class OpenOptions:
         controller: How degrees are chosen.
         timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
         check_answers: Serve no degree that answers the bundle's reference images wrongly.
+        goal: ``accuracy``: the most accurate degree in time; ``energy``: the cheapest within ``max_loss``.
+        max_loss: Share of accuracy that the goal may cost.
         trusted_keys: Refuse bundles and engines that none of these keys signed; None asks for no signature.
         alignment: Map features by the on-device alignment where there is one.
     """
@@ -56,6 +59,8 @@ class OpenOptions:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     timeout_s: float | str | None = "auto"
     check_answers: bool = True
+    goal: str = "accuracy"
+    max_loss: float = 0.0
     trusted_keys: tuple[PublicKey, ...] | None = None
     alignment: bool = True
 
@@ -74,13 +79,19 @@ class EngineSet:
                 degree: GuardedEngine(engine, self._guard, degree) for degree, engine in self.engines.items()
             }
         self.profile: Profile | None = None
+        # Of other batches: what a micro-batch costs.
+        self.batched: Mapping[int, Profile] = {}
         self.needs: Mapping[int, Need] = {}
         self.controller: Controller | None = None
         # What came of the comparison with the reference answers, of degrees that are not served too.
         self.checked: dict[int, Checked] = {}
         self.aligned: tuple[int, ...] = ()
         self._options = options
+        # What ``auto`` passed over, and what opens the next backend.
+        self._refused: dict[str, str] = {}
+        self._again: Callable[[dict[str, str]], EngineSet] | None = None
         self._image_shape = bundle.image_shape
+        self._dtype = np.dtype(bundle.input_type)
         self._batch_range = (bundle.batch[0], bundle.batch[2])
 
     @classmethod
@@ -99,7 +110,8 @@ class EngineSet:
             CalibrationError: The given profile does not hold here.
         """
         try:
-            return cls._open(path, options, profile)
+            with opening():
+                return cls._open(path, options, profile)
         except MemoryError as error:
             raise EngineError(
                 f"Out of memory while opening {path}. Free some, or keep fewer degrees resident."
@@ -118,13 +130,21 @@ class EngineSet:
 
     @classmethod
     def _load(
-        cls, bundle: Bundle, wanted: Sequence[int], options: OpenOptions, profile: Profile | Path | str | None
+        cls,
+        bundle: Bundle,
+        wanted: Sequence[int],
+        options: OpenOptions,
+        profile: Profile | Path | str | None,
+        refused: dict[str, str] | None = None,
     ) -> EngineSet:
-        refused: dict[str, str] = {}
+        refused = dict(refused or {})
         while True:
             backend = open_backend(options.backend, bundle, threads=options.threads, refused=refused)
             try:
-                return cls._load_into(backend, bundle, wanted, options, profile)
+                loaded = cls._load_into(backend, bundle, wanted, options, profile)
+                loaded._refused = refused
+                loaded._again = lambda known: cls._load(bundle, wanted, options, profile, known)
+                return loaded
             except EngineError as error:
                 if options.backend != "auto" or backend.name not in WITH_ENGINES:
                     raise
@@ -143,8 +163,8 @@ class EngineSet:
         engines: dict[int, Engine] = {}
         try:
             found = matching_profile(bundle, identity_of(bundle, backend), wanted, profile)
-            accuracy = _accuracies(bundle, wanted, found)
-            latency = _expected_latency(bundle, wanted, found)
+            accuracy = ranks(bundle, wanted, found, goal=options.goal, max_loss=options.max_loss)
+            latency = expected_latency(bundle, wanted, found)
             needs = backend.needs(wanted)
             chosen = tuple(wanted)
             if options.memory_limit_bytes is not None:
@@ -160,7 +180,7 @@ class EngineSet:
                         left_out,
                     )
             backend.prepare(chosen)
-            for degree in _by_value(chosen, accuracy, latency):
+            for degree in by_value(chosen, accuracy, latency):
                 try:
                     engines[degree] = backend.load(degree)
                 except MemoryError as error:
@@ -178,6 +198,8 @@ class EngineSet:
             raise
         loaded = cls(bundle, backend, engines, options)
         loaded.profile = found
+        if found is not None:
+            loaded.batched = batch_profiles(bundle, backend, wanted)
         loaded.needs = needs
         log.info(
             "opened %s on %s (%s): degrees %s, about %d MiB",
@@ -202,9 +224,9 @@ class EngineSet:
             AlignmentError: The on-device alignment is damaged.
             EngineError: A degree does not run, or none answers rightly.
         """
-        images = np.zeros((self.bundle.batch[1], *self._image_shape), np.float32)
+        images = np.zeros((self.bundle.batch[1], *self._image_shape), self._dtype)
         if self._options.check_answers:
-            self._check_answers()
+            self._check_answers_or_go_on()
         else:
             for engine in self.engines.values():
                 for _ in range(2):
@@ -221,9 +243,13 @@ class EngineSet:
         degrees = list(self.engines)
         self.controller = Controller(
             {degree: self.profile.degrees[degree].latency for degree in degrees},
-            _accuracies(self.bundle, degrees, self.profile),
+            ranks(self.bundle, degrees, self.profile, goal=self._options.goal, max_loss=self._options.max_loss),
             batch=self.profile.batch,
             config=self._options.controller,
+            batched={
+                batch: {degree: profile.degrees[degree].latency for degree in degrees}
+                for batch, profile in self.batched.items()
+            },
         )
 
     @property
@@ -231,9 +257,24 @@ class EngineSet:
         """Estimated memory of the resident engines."""
         return set_bytes([self.needs[degree] for degree in self.engines], shared=self.backend.shares_weights)
 
+    def _check_answers_or_go_on(self) -> None:
+        """Compare with the references; where ``auto`` chose a GPU that is wrong at every degree, take the next."""
+        while True:
+            try:
+                self._check_answers()
+            except EngineError as error:
+                if self._options.backend != "auto" or self.backend.name not in ON_GPU or self._again is None:
+                    raise
+                log.warning("%s is passed over for %s: %s", self.backend.name, self.bundle.path, error)
+                refused = {**self._refused, self.backend.name: str(error)}
+                self.close()
+                vars(self).update(vars(self._again(refused)))
+            else:
+                return
+
     def _check_answers(self) -> None:
         references = read_references(self.bundle)
-        batches = batches_to_check(self.bundle.batch)
+        batches = sorted({*batches_to_check(self.bundle.batch), *self.batched})
         name = version_of(self.backend)
         for degree, engine in list(self.engines.items()):
             checked = check_engine(engine, degree, references, batches)
@@ -277,7 +318,8 @@ class EngineSet:
         if not isinstance(images, np.ndarray):
             adopted = self.backend.adopt(images)
             images = images if adopted is None else adopted
-        return check_images(images, self._image_shape, self._batch_range, finite=self._options.check_finite)
+        finite = self._options.check_finite
+        return check_images(images, self._image_shape, self._batch_range, dtype=self._dtype, finite=finite)
 
     def filled(self, images: Any) -> Any:
         """Return checked images as a batch that the engines take: one that is too small repeats its last image."""
@@ -311,26 +353,3 @@ def _wanted_degrees(bundle: Bundle, degrees: Sequence[int] | None) -> list[int]:
             f"Got {list(degrees)} instead."
         )
     return sorted(set(degrees))
-
-
-def _accuracies(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
-    entries = {} if profile is None else profile.degrees
-    measured = {d: None if e.accuracy is None else e.accuracy.rank for d, e in entries.items()}
-    exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
-    return rank_accuracies(degrees, measured, exported)
-
-
-def _expected_latency(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
-    """Return the profile's p95, or before one is measured the MACs: both order the degrees by cost."""
-    if profile is not None:
-        return {degree: profile.degrees[degree].latency.p95_ms for degree in degrees}
-    return {degree: float(bundle.degrees[degree].macs) for degree in degrees}
-
-
-def _by_value(degrees: Sequence[int], accuracy: Mapping[int, float], latency: Mapping[int, float]) -> list[int]:
-    """Return the degrees in the order in which each adds most to the set's value."""
-    order: list[int] = []
-    while len(order) < len(degrees):
-        rest = [degree for degree in degrees if degree not in order]
-        order.append(max(rest, key=lambda degree: set_value([*order, degree], accuracy, latency)))
-    return order

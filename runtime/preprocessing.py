@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import DataError, RequestError
-from tocom.formats.pixels import normalise
+from tocom.formats.pixels import to_input
 from tocom.images import preprocess, read_image, resized_size
+from tocom.runtime.resampling import FILTERS, Window, shrink
+from tocom.system.pools import submit
 
 __all__ = ["prepare"]
 
 _ORDERS = ("rgb", "bgr")
 
 
-def prepare(images: Any, entry: Mapping[str, Any], order: str = "rgb") -> NDArray[np.float32]:
-    """Return images as a batch [batch, channels, height, width], float32; see :meth:`Runtime.preprocess`."""
+def prepare(images: Any, entry: Mapping[str, Any], order: str = "rgb") -> NDArray[Any]:
+    """Return images as a batch [batch, channels, height, width]; see :meth:`Runtime.preprocess`."""
     if order not in _ORDERS:
         raise RequestError(f"The 'order' parameter must be one of {', '.join(_ORDERS)}. Got {order!r} instead.")
     if isinstance(images, (list, tuple)):
@@ -33,12 +35,12 @@ def prepare(images: Any, entry: Mapping[str, Any], order: str = "rgb") -> NDArra
     return _one(images, entry, order)[None]
 
 
-def _one(image: Any, entry: Mapping[str, Any], order: str) -> NDArray[np.float32]:
+def _one(image: Any, entry: Mapping[str, Any], order: str) -> NDArray[Any]:
     if isinstance(image, (str, Path)):
         return read_image(image, entry)
     if isinstance(image, np.ndarray):
-        if image.dtype == np.float32 and list(image.shape) == list(entry["shape"][1:]):
-            return image  # normalised already
+        if image.dtype == entry.get("dtype", "float32") and list(image.shape) == list(entry["shape"][1:]):
+            return image  # prepared already
         return _of_array(image, entry, order)
     from PIL import Image
 
@@ -58,14 +60,14 @@ def _one(image: Any, entry: Mapping[str, Any], order: str) -> NDArray[np.float32
     )
 
 
-def _of_array(pixels: NDArray[Any], entry: Mapping[str, Any], order: str) -> NDArray[np.float32]:
+def _of_array(pixels: NDArray[Any], entry: Mapping[str, Any], order: str) -> NDArray[Any]:
     """Return an array's pixels, resized only where the crop looks, in two halves at once."""
     from PIL import Image
 
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise RequestError(
             "An array of pixels must be uint8 [height, width, 3] or [height, width]. "
-            f"Got {pixels.dtype} {list(pixels.shape)} instead. Inputs that are normalised already go to infer()."
+            f"Got {pixels.dtype} {list(pixels.shape)} instead. Images that are prepared already go to infer()."
         )
     if 0 in pixels.shape:
         raise RequestError(f"An array of pixels must hold some. Got the shape {list(pixels.shape)}.")
@@ -78,28 +80,21 @@ def _of_array(pixels: NDArray[Any], entry: Mapping[str, Any], order: str) -> NDA
     # off between differs; where it grows, there is nothing to save.
     fast = wide >= tall and across >= down >= 1 and min(left, top) >= 0
     fast = fast and entry["crop_mode"] != "border" and channels == 3 == pixels.ndim
+    fast = fast and entry["interpolation"] in FILTERS
     if not fast:
         return preprocess(Image.fromarray(pixels[..., ::-1] if order == "bgr" and pixels.ndim == 3 else pixels), entry)
-    resample = getattr(Image.Resampling, str(entry["interpolation"]).upper())
-    # What a resampling filter of this scale reads beyond the box: Lanczos, the widest, 3 pixels of the smaller image.
-    reach = int(4 * max(down, 1.0)) + 1
-
-    def rows(first: int, last: int) -> NDArray[np.uint8]:
-        """Return rows of the cropped image; only those pixels are copied that they need."""
-        begin, end = (top + first) * down, min((top + last) * down, tall)
-        above, below = max(int(begin) - reach, 0), min(int(end) + reach, tall)
-        part = Image.fromarray(pixels[above:below])
-        columns = max(left * across, 0), 0, min((left + width) * across, wide), below - above
-        narrow = part.resize((width, below - above), resample, box=columns)
-        return np.asarray(narrow.resize((width, last - first), resample, box=(0, begin - above, width, end - above)))
-
     half = height // 2
-    lower = _helper().submit(rows, half, height)
+    columns = Window(wide, full_wide, left, width)
+
+    def rows(first: int, count: int) -> NDArray[np.uint8]:
+        return shrink(pixels, columns, Window(tall, full_tall, top + first, count), entry["interpolation"])
+
+    lower = submit(_helper(), rows, half, height - half)
     resized = np.concatenate([rows(0, half), lower.result()])
-    return normalise(resized[..., ::-1] if order == "bgr" else resized, entry)
+    return to_input(resized[..., ::-1] if order == "bgr" else resized, entry)
 
 
 @cache
 def _helper() -> ThreadPoolExecutor:
-    # Pillow lets go of the interpreter while it resizes.
+    # NumPy lets go of the interpreter while it computes.
     return ThreadPoolExecutor(1, "tocom-resize")

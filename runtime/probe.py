@@ -109,7 +109,7 @@ def _work() -> int:
                 request["bundle"], request["backend"], degrees=[degree], threads=request["threads"], warm=False
             ) as runtime:
                 engine = runtime._active.engines[degree]
-                engine.run(np.zeros((runtime.bundle.batch[1], *runtime.bundle.image_shape), np.float32))
+                engine.run(np.zeros((runtime.bundle.batch[1], *runtime.bundle.image_shape), runtime.bundle.input_type))
     except TocomError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return 1

@@ -19,7 +19,7 @@ from tocom.runtime.backends.base import Backend, Engine
 from tocom.system.cpu import power_mode
 from tocom.version import __version__
 
-__all__ = ["INTERVAL", "identity_of", "latency_of", "matching_profile", "short_profile"]
+__all__ = ["INTERVAL", "batch_profiles", "identity_of", "latency_of", "matching_profile", "short_profile"]
 
 log = logging.getLogger("tocom.runtime")
 
@@ -84,15 +84,28 @@ def matching_profile(
     return None
 
 
+def batch_profiles(bundle: Bundle, backend: Backend, degrees: Sequence[int]) -> dict[int, Profile]:
+    """Return the profiles beside a bundle that hold here, but for another batch of its range: by their batch."""
+    least, optimal, most = bundle.batch
+    found = {}
+    for path in find_profiles(bundle.path):
+        try:
+            profile = Profile.load(path)
+        except CalibrationError:  # told where the profile in use was looked for
+            continue
+        identity = identity_of(bundle, backend, profile.batch)
+        if least <= profile.batch <= most and profile.batch != optimal and _unfit(profile, identity, degrees) is None:
+            found[profile.batch] = profile
+    return found
+
+
 def latency_of(samples_ms: Sequence[float]) -> Latency:
     """Return the quantiles of latency samples (linear interpolation), in milliseconds."""
     p50, p90, p95, p99 = (float(q) for q in np.quantile(np.asarray(samples_ms), (0.5, 0.9, 0.95, 0.99)))
     return Latency(len(samples_ms), p50, p90, p95, p99)
 
 
-def short_profile(
-    bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], images: NDArray[np.float32]
-) -> Profile:
+def short_profile(bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], images: NDArray[Any]) -> Profile:
     """Measure a few rounds over all degrees, interleaved; at most about five seconds. Not saved: too few samples."""
     samples: dict[int, list[float]] = {degree: [] for degree in engines}
     begin = time.perf_counter()

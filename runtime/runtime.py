@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import RequestError
@@ -20,11 +19,12 @@ from tocom.formats.signatures import load_public_keys
 from tocom.runtime.answering import Answering, State
 from tocom.runtime.backends.base import Backend
 from tocom.runtime.checks import (
+    check_goal,
     check_open_options,
     check_timeout,
 )
 from tocom.runtime.engine_set import EngineSet, OpenOptions
-from tocom.runtime.lifecycle import keep_for_ever, track
+from tocom.runtime.lifecycle import keep_for_ever, opening, track
 from tocom.runtime.policy.controller import ControllerConfig
 from tocom.runtime.preprocessing import prepare
 
@@ -71,6 +71,8 @@ class Runtime(Answering):
         queue_limit: int = 64,
         timeout_s: float | str | None = "auto",
         check_answers: bool = True,
+        goal: str = "accuracy",
+        max_loss: float | None = None,
         warm: bool = True,
         trusted_keys: Sequence[Path | str] | None = None,
         alignment: bool = True,
@@ -97,6 +99,9 @@ class Runtime(Answering):
             check_answers: Serve no degree whose answers to the bundle's reference images are wrong: each is compared
                 at the smallest, the optimal and the largest batch, plainly and captured, on a reload too. False is for
                 those who know why an engine differs.
+            goal: ``accuracy`` takes the most accurate degree within the budget; ``energy`` the one that takes the least
+                energy among those within ``max_loss`` of the most accurate, by a profile that holds both.
+            max_loss: Share of accuracy that ``goal="energy"`` may cost, such as 0.01.
             warm: Call :meth:`warm_up` now.
             trusted_keys: Files of public keys; a bundle, or an engine, that none of them signed is refused, on a
                 reload too. None asks for no signature.
@@ -107,7 +112,7 @@ class Runtime(Answering):
             AlignmentError: The alignment for this bundle and device is damaged.
             DegreeError: ``degrees`` names one that the bundle lacks.
             EngineError: No backend, no degree fits, one cannot be loaded, or none answers rightly.
-            CalibrationError: ``profile`` is not valid, or was measured elsewhere.
+            CalibrationError: ``profile`` is not valid, or was measured elsewhere; or it lacks what ``goal`` needs.
             RequestError: Another argument is out of its range.
         """
         check_open_options(threads=threads, memory_limit_bytes=memory_limit_bytes, queue_limit=queue_limit)
@@ -121,6 +126,8 @@ class Runtime(Answering):
             controller=ControllerConfig(quantile=quantile, hysteresis=hysteresis, on_infeasible=on_infeasible),
             timeout_s=timeout_s,
             check_answers=check_answers,
+            goal=goal,
+            max_loss=check_goal(goal, max_loss),
             trusted_keys=None if trusted_keys is None else load_public_keys(trusted_keys),
             alignment=alignment,
         )
@@ -172,7 +179,7 @@ class Runtime(Answering):
         """The names of the model's classes, or None."""
         return self.bundle.labels
 
-    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[np.float32]:
+    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
         """Return images as :meth:`infer` takes them: resized, cropped and normalised as the model was trained with.
 
         Args:
@@ -181,8 +188,9 @@ class Runtime(Answering):
             order: Of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
 
         Returns:
-            [batch, channels, height, width], float32. Files and PIL images equal timm's evaluation transform bit for
-            bit; arrays are resized where the model looks alone, which is faster and equal within one grey level.
+            [batch, channels, height, width], float32; or uint8, where the bundle's graph normalises. Files and
+            PIL images equal timm's evaluation transform bit for bit; arrays are resized where the model looks alone,
+            which is faster and equal within one grey level.
 
         Raises:
             DataError: An image cannot be decoded, or its pixels' range is not known; a file is named.
@@ -230,8 +238,9 @@ class Runtime(Answering):
             path = self.bundle.path if bundle_path is None else bundle_path
             fresh: EngineSet | None = None
             try:
-                fresh = EngineSet.load(path, self._options, profile)
-                fresh.warm_up()
+                with opening():
+                    fresh = EngineSet.load(path, self._options, profile)
+                    fresh.warm_up()
             except BaseException as error:
                 if fresh is not None:
                     fresh.close()
@@ -274,7 +283,7 @@ class Runtime(Answering):
             return
         self._state = State.CLOSED
         self._queue.close()
-        if not self._lock._is_owned():  # type: ignore[attr-defined]  # what threading.Condition asks an RLock, too
+        if not self._lock._is_owned():  # what threading.Condition asks an RLock, too
             self._release()
 
     def _release(self) -> None:

@@ -26,6 +26,7 @@ class Counters:
         self.failures = 0
         self.refusals = 0
         self.reloads = 0
+        self.together = 0
         # Readers drop and requests fail beside the one that runs, and a signal's handler may come in between.
         self._lock = threading.RLock()
         self.dropped: dict[str, int] = {}
@@ -76,6 +77,7 @@ class Counters:
             "switches": self.switches,
             "failures": self.failures,
             "reloads": self.reloads,
+            "answered_together": self.together,
             "refusals": self.refusals,
             "errors": dict(sorted(list(self.errors.items()))),
             "frames_dropped": sum(list(self.dropped.values())),

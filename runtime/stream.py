@@ -15,6 +15,7 @@ from typing import Any
 from tocom.errors import DataError
 from tocom.runtime.lifecycle import track
 from tocom.runtime.policy.load import Load
+from tocom.runtime.policy.together import Plan
 from tocom.runtime.result import Result
 
 __all__ = ["Frame", "Streams", "Waiting"]
@@ -22,6 +23,8 @@ __all__ = ["Frame", "Streams", "Waiting"]
 log = logging.getLogger("tocom.runtime")
 
 _AT_THE_END_S = 2.0
+# Past the moment until which others are waited for, so that a wake-up is not too early.
+_TICK_S = 1e-4
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Frame:
     source: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A frame that waits.
 
@@ -51,6 +54,7 @@ class Waiting:
         images: What the source gave, as :meth:`Runtime.infer` takes it.
         arrived: When it came.
         budget_ms: Milliseconds from then to its answer; None for no limit.
+        due: When that is; infinity for no limit.
         urgent: When the first frame that waited since the source's last answer is due: newer ones keep its turn, or a
             fast source would never let a slow one have its own.
         asker: Its source's name in the load.
@@ -62,6 +66,7 @@ class Waiting:
     images: Any
     arrived: float
     budget_ms: float | None
+    due: float
     urgent: float
     asker: Hashable
     token: int
@@ -84,7 +89,8 @@ class Streams:
 
     Args:
         sources: The frames of each source; reading one may block (a camera) or not (a list).
-        answer: Answers a frame.
+        answer: Answers one frame, or several at once.
+        together: Of frames that wait, the most urgent first, how many to answer at once, and until when to wait.
         prepare: Makes what a source gives what ``answer`` takes.
         rates: Frames per second at which to read each source; None reads as fast as it gives.
         budgets: Milliseconds that each source's answers may take; None for no limit.
@@ -96,8 +102,9 @@ class Streams:
     def __init__(
         self,
         sources: Mapping[str, Iterable[Any]],
-        answer: Callable[[Waiting], Result],
+        answer: Callable[[list[Waiting]], list[Result]],
         *,
+        together: Callable[[list[Waiting]], Plan],
         prepare: Callable[[Any], Any],
         rates: Mapping[str, float | None],
         budgets: Mapping[str, float | None],
@@ -106,6 +113,7 @@ class Streams:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answer, self._prepare, self._on_drop, self._clock = answer, prepare, on_drop, clock
+        self._together = together
         self._load = load
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -121,13 +129,14 @@ class Streams:
 
     def __iter__(self) -> Iterator[Frame]:
         with self:
-            while (frame := self._next()) is not None:
-                yield frame
+            while frames := self._next():
+                yield from frames
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         with self:
-            while (frame := await asyncio.to_thread(self._next)) is not None:
-                yield frame
+            while frames := await asyncio.to_thread(self._next):
+                for frame in frames:
+                    yield frame
 
     def __enter__(self) -> Streams:
         if not self._started:
@@ -168,29 +177,60 @@ class Streams:
         self._stopped = threading.Event()
         self._stopped.set()
 
-    def _next(self) -> Frame | None:
-        waiting = self._take()
-        if waiting is None:
-            return None
-        result = self._answer(waiting)
-        return Frame(waiting.index, result, self._sources[waiting.source].dropped, waiting.source)
+    def _next(self) -> list[Frame]:
+        while True:
+            waiting = self._take()
+            if not waiting:
+                return []
+            # Asked without the readers' lock: another thread may infer meanwhile.
+            plan = self._together(waiting)
+            if plan.wait_until is None:
+                break
+            self._put_back(waiting)
+            with self._changed:
+                if all(source.slot is None or source.slot in waiting for source in self._sources.values()):
+                    self._changed.wait(max(plan.wait_until - self._clock(), 0.0) + _TICK_S)
+        self._put_back(waiting[plan.size :])
+        chosen = waiting[: plan.size]
+        return [
+            Frame(each.index, result, self._sources[each.source].dropped, each.source)
+            for each, result in zip(chosen, self._answer(chosen), strict=True)
+        ]
 
-    def _take(self) -> Waiting | None:
-        """Return the most urgent frame, waiting for one; None after the last. Raises what a source raised."""
+    def _put_back(self, frames: list[Waiting]) -> None:
+        """Let frames wait on, unless a newer one of their source came meanwhile."""
+        for frame in frames:
+            source = self._sources[frame.source]
+            with self._changed:
+                newer = source.slot
+                if newer is None and not self._stopped.is_set():
+                    source.slot = frame
+                    continue
+                self._load.start(frame.token)
+                if newer is not None:
+                    newer.urgent = frame.urgent
+            if newer is not None:
+                self._drop(source)
+
+    def _take(self) -> list[Waiting]:
+        """Return all waiting frames, the most urgent first, waiting for one; empty after the last.
+
+        Raises what a source raised.
+        """
         with self._changed:
             while True:
                 if self._stopped.is_set():
-                    return None
-                present = [source for source in self._sources.values() if source.slot is not None]
+                    return []
+                present = [source.slot for source in self._sources.values() if source.slot is not None]
                 if present:
-                    source = min(present, key=lambda each: each.slot.urgent if each.slot else 0.0)
-                    slot, source.slot = source.slot, None
-                    return slot
+                    for slot in present:
+                        self._sources[slot.source].slot = None
+                    return sorted(present, key=lambda each: each.urgent)
                 if all(source.ended for source in self._sources.values()):
                     for source in self._sources.values():
                         if source.error is not None:
                             raise source.error
-                    return None
+                    return []
                 self._changed.wait()
 
     def _read(self, source: _Source, frames: Iterable[Any]) -> None:
@@ -231,7 +271,7 @@ class Streams:
             if old is not None:
                 self._load.start(old.token)
                 urgent = old.urgent
-            source.slot = Waiting(source.name, index, images, arrived, source.budget_ms, urgent, asker, token)
+            source.slot = Waiting(source.name, index, images, arrived, source.budget_ms, due, urgent, asker, token)
             self._changed.notify_all()
         if old is not None:
             self._drop(source)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from tocom.errors import RequestError
 from tocom.runtime.checks import check_budget, check_rate
 from tocom.runtime.engine_set import EngineSet
 from tocom.runtime.policy.controller import Controller
-from tocom.runtime.policy.load import Load
+from tocom.runtime.policy.load import Load, Together
+from tocom.runtime.policy.together import Asking, Plan, plan_together
 from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
 from tocom.runtime.stream import Frame, Streams, Waiting
@@ -31,6 +35,7 @@ class Streaming(ABC):
 
     _active: EngineSet
     _clock: Callable[[], float]
+    _lock: Any
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -38,7 +43,7 @@ class Streaming(ABC):
         self._load = Load()
 
     @abstractmethod
-    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[np.float32]:
+    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
         """See :meth:`Runtime.preprocess`."""
 
     @abstractmethod
@@ -88,8 +93,10 @@ class Streaming(ABC):
     ) -> Streams:
         """Answer frames of several cameras, for ``for`` or ``async for``: of each source the newest frame waits.
 
-        The most urgent frame is answered first, at a degree that lets all waiting and expected ones be in time. A
-        source that ends or raises leaves the others going; what was raised is raised when all have ended.
+        The most urgent frame is answered first, at a degree that lets all waiting and expected ones be in time. Where
+        a profile of a larger batch beside the bundle (``tocom calibrate --batch N``) says that it pays, frames that
+        wait are answered in one inference; a hook is then called once, with the outputs of all. A source that ends or
+        raises leaves the others going; what was raised is raised when all have ended.
 
         Args:
             sources: The frames of each source by its name; as for :meth:`stream`.
@@ -114,8 +121,14 @@ class Streaming(ABC):
         budgets = {name: _budget_of(_of(budget_ms, name), rates[name]) for name in named}
         _warn_of_too_many(self._active.controller, rates)
 
-        def answer(frame: Waiting) -> Result:
-            return self._answer(frame.images, frame.arrived, frame.budget_ms, degree, (frame.asker, frame.token))
+        def answer(frames: list[Waiting]) -> list[Result]:
+            if len(frames) > 1:
+                return self._answer_together(frames)
+            (frame,) = frames
+            return [self._answer(frame.images, frame.arrived, frame.budget_ms, degree, (frame.asker, frame.token))]
+
+        def together(frames: list[Waiting]) -> Plan:
+            return Plan(1, None) if degree is not None else self._plan_together(frames)
 
         def prepared(given: Any) -> Any:
             is_ready = getattr(given, "ndim", 0) == 4 or not isinstance(given, (np.ndarray, bytes, str, Path, list))
@@ -124,6 +137,7 @@ class Streaming(ABC):
         return Streams(
             named,
             answer,
+            together=together,
             prepare=prepared,
             rates=rates,
             budgets=budgets,
@@ -131,6 +145,58 @@ class Streaming(ABC):
             on_drop=self._counters.drop,
             clock=self._clock,
         )
+
+    def _plan_together(self, frames: Sequence[Waiting]) -> Plan:
+        """Return how many of these frames, the most urgent first, are best answered at once."""
+        controller = self._active.controller
+        if controller is None or not controller.batches:
+            return Plan(1, None)
+        alike = list(itertools.takewhile(lambda frame: _is_alike(frame.images, frames[0].images), frames))
+        asking = [Asking(frame.asker, frame.token, frame.due) for frame in alike]
+        with self._lock:
+            least = self._active.bundle.batch[0]
+            return plan_together(asking, self._clock(), self._load, controller, least=least)
+
+    def _answer_together(self, frames: Sequence[Waiting]) -> list[Result]:
+        """Answer frames of several sources in one inference; each keeps its own latency and budget."""
+        for frame in frames:
+            self._load.start(frame.token)
+        begin, due = min(frame.arrived for frame in frames), min(frame.due for frame in frames)
+        images = np.concatenate([frame.images for frame in frames])
+        asker = Together(frame.asker for frame in frames)
+        budget_ms = None if due == math.inf else (due - begin) * 1e3
+        whole = self._answer(images, begin, budget_ms, None, (asker, frames[0].token))
+        results = []
+        for place, frame in enumerate(frames):
+            later_ms = (frame.arrived - begin) * 1e3
+            latency_ms = whole.latency_ms - later_ms
+            result = replace(
+                whole,
+                outputs={name: values[place : place + 1] for name, values in whole.outputs.items()},
+                latency_ms=latency_ms,
+                queue_ms=max(whole.queue_ms - later_ms, 0.0),
+                budget_ms=frame.budget_ms,
+                met_budget=frame.budget_ms is None or latency_ms <= frame.budget_ms,
+            )
+            results.append(result)
+        with self._lock:
+            self._counters.together += len(frames)
+            for each in results[1:]:  # one request was counted
+                self._counters.record(
+                    each.degree, each.latency_ms, each.queue_ms, each.budget_ms, each.met_budget, each.feasible, False
+                )
+        return results
+
+
+def _is_alike(images: Any, other: Any) -> bool:
+    """Return whether two frames of one image each can stand in one batch."""
+    return (
+        isinstance(images, np.ndarray)
+        and isinstance(other, np.ndarray)
+        and len(images) == 1
+        and images.shape == other.shape
+        and images.dtype == other.dtype
+    )
 
 
 def _warn_of_too_many(controller: Controller | None, rates: Mapping[str, float | None]) -> None:

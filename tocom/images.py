@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import DataError
-from tocom.formats.pixels import normalise
+from tocom.formats.pixels import normalise, to_input
 
 __all__ = [
     "SUFFIXES",
+    "as_seen",
     "batches",
     "class_folders",
     "image_files",
@@ -78,25 +80,36 @@ def class_folders(
         )
     if labels is None and all(name.isdecimal() for name in names):
         index = {name: int(name) for name in names}
+        beyond = [name for name in names if classes is not None and int(name) >= classes]
+        if beyond:
+            raise DataError(
+                f"{folder}: the folders {_some(beyond)} are no class of a model of {classes} classes, counted from 0. "
+                "Rename the folders, or give names: tocom export --labels."
+            )
     elif labels is None and classes is not None and classes != len(names):
         raise DataError(
             f"{folder} holds {len(names)} class folders ({_some(names)}), the model has {classes} classes and no "
             "labels: which is which is not known. Name the folders by index, or give names: tocom export --labels."
         )
     else:
-        index = {name: place for place, name in enumerate(labels if labels is not None else names)}
+        index = {as_seen(name): place for place, name in enumerate(labels if labels is not None else names)}
     samples: list[tuple[Path, int]] = []
     for name in names:
-        if name not in index:
+        if as_seen(name) not in index:
             raise DataError(
                 f"{folder}: the folder {name!r} is not a label of the model. It has: {_some(list(index))}. "
                 "Rename the folder, or remove it."
             )
-        samples += [(path, index[name]) for path in image_files(folder / name)]
+        samples += [(path, index[as_seen(name)]) for path in image_files(folder / name)]
     return samples
 
 
-def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
+def as_seen(name: str) -> str:
+    """Return a name as people see it: a letter and its accent are one, however a system writes them (macOS: as two)."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[Any]:
     """Read one image file as a model's input.
 
     Args:
@@ -104,7 +117,7 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[np.f
         input_entry: The manifest's ``input``: shape, mean, std, interpolation, crop, crop_mode.
 
     Returns:
-        [channels, height, width], float32, normalised.
+        [channels, height, width], float32 and normalised; or uint8, where the entry's ``dtype`` says so.
 
     Raises:
         DataError: The file is missing, truncated or no image; it is named.
@@ -118,7 +131,7 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[np.f
         raise DataError(f"Cannot read the image {path}: {error}. Replace the file, or remove it.") from error
 
 
-def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
+def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[Any]:
     """Return a PIL image as a model's input, bit for bit as timm's evaluation transform gives it.
 
     Args:
@@ -126,12 +139,12 @@ def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.float32
         input_entry: The manifest's ``input``: shape, mean, std, interpolation, crop, crop_mode.
 
     Returns:
-        [channels, height, width], float32.
+        [channels, height, width], float32 and normalised; or uint8, where the entry's ``dtype`` says so.
 
     Raises:
         ValueError: The model takes neither one channel nor three, or the pixels have no known range.
     """
-    return normalise(resize_and_crop(image, input_entry), input_entry)
+    return to_input(resize_and_crop(image, input_entry), input_entry)
 
 
 def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -186,8 +199,8 @@ def resized_size(size: tuple[int, int], input_entry: Mapping[str, Any]) -> tuple
 
 def batches(
     paths: Sequence[Path], input_entry: Mapping[str, Any], size: int
-) -> Iterator[tuple[list[Path], NDArray[np.float32]]]:
-    """Yield images in groups of at most ``size``: their paths, and [batch, channels, height, width] float32."""
+) -> Iterator[tuple[list[Path], NDArray[Any]]]:
+    """Yield images in groups of at most ``size``: their paths, and [batch, channels, height, width]."""
     for start in range(0, len(paths), size):
         group = list(paths[start : start + size])
         yield group, np.stack([read_image(path, input_entry) for path in group])

@@ -171,7 +171,7 @@ def _folder_samples(folder: Path, labels: Sequence[str] | None, classes: int | N
 
 def _grouped(
     runtime: Runtime, pairs: Sequence[tuple[Any, int | None]], size: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield the start and the images of each batch."""
     for start in range(0, len(pairs), size):
         yield (
@@ -180,10 +180,15 @@ def _grouped(
         )
 
 
-def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return an image (path, PIL image or array) as a model's input [channels, height, width], float32."""
+def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[Any]:
+    """Return an image (path, PIL image or array) as a model's input [channels, height, width]."""
     if isinstance(image, np.ndarray):
-        return np.asarray(image, np.float32)
+        if (image.dtype == np.uint8) != (entry["dtype"] == "uint8"):
+            raise DataError(
+                f"This bundle takes {entry['dtype']} images. Got an array of {image.dtype}. Give files, or arrays as "
+                "Runtime.preprocess() makes them."
+            )
+        return np.asarray(image, entry["dtype"])
     if isinstance(image, (str, Path)):
         return read_image(image, entry)
     return preprocess(image, entry)

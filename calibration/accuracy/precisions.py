@@ -18,6 +18,7 @@ from tocom.errors import RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy, PrecisionCandidate, PrecisionComparison
 from tocom.formats.onnx.tensors import read_tensors
+from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 
 __all__ = ["compare_precisions", "degree_bytes"]
@@ -55,13 +56,13 @@ def compare_precisions(
     _check_pair(first, second, runtime.backend.name, other.backend.name)
     shared = [degree for degree in runtime.degrees if degree in other.degrees]
     generator = np.random.default_rng(seed)
-    images = generator.standard_normal((first.batch[1], *first.image_shape), np.float32)
+    images = [random_images(bundle.manifest["input"], first.batch[1], generator) for bundle in (first, second)]
     turns = [(degree, place) for degree in shared for place in (0, 1)]
     times: dict[tuple[int, int], list[float]] = {turn: [] for turn in turns}
     for index in range(warmup + samples):
         for place in generator.permutation(len(turns)):
             turn = turns[int(place)]
-            result = (runtime, other)[turn[1]].infer(images, degree=turn[0])
+            result = (runtime, other)[turn[1]].infer(images[turn[1]], degree=turn[0])
             if index >= warmup:
                 times[turn].append(result.latency_ms - result.queue_ms)
         if progress is not None:

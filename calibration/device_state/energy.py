@@ -10,6 +10,7 @@ import numpy as np
 
 from tocom.calibration.device_state.reader import StateReader
 from tocom.formats.measurements import Energy
+from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 
 __all__ = ["EnergyMeter", "measure_energy"]
@@ -113,7 +114,7 @@ def measure_energy(
     generator = np.random.default_rng(seed)
     chosen = list(runtime.degrees if degrees is None else degrees)
     size = runtime.bundle.batch[1] if batch is None else batch
-    images = generator.standard_normal((size, *runtime.bundle.image_shape), np.float32)
+    images = random_images(runtime.bundle.manifest["input"], size, generator)
     used = dict.fromkeys(chosen, 0.0)
     counts = dict.fromkeys(chosen, 0)
     order = generator.permutation(np.repeat(chosen, blocks)).tolist()

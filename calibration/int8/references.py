@@ -10,7 +10,7 @@ import numpy as np
 
 from tocom.calibration.int8.ranges import open_session
 from tocom.formats.bundle import Bundle
-from tocom.formats.references import read_references
+from tocom.formats.references import TURN, read_references
 
 __all__ = ["carry_references", "int8_tolerance"]
 
@@ -38,9 +38,10 @@ def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
         part = places[start : start + batch]
         answered = session.run(list(references.outputs), {"images": references.images[np.resize(part, batch)]})
         got.append(np.concatenate(answered, axis=-1)[: len(part)])
-    differences = np.abs(np.concatenate(got) - references.answers[degree][places])
-    floor = references.tolerances[degree]
-    return float(np.clip(_MARGIN * floor * (differences / references.allowed(degree)).max(), floor, 1.0))
+    values, floor = np.concatenate(got), references.tolerances[degree]
+    differences = np.abs(values - references.answers[degree][places])
+    turned = (1 - references.compare_values(degree, places.tolist(), values).cosine) / TURN
+    return float(np.clip(_MARGIN * max(floor * (differences / references.allowed(degree)).max(), turned), floor, 1.0))
 
 
 def carry_references(

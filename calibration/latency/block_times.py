@@ -81,7 +81,7 @@ def block_times(
         import onnxruntime
     except ImportError as error:
         raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.") from error
-    images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), np.float32)
+    images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), bundle.input_type)
     bundle.require_verified()
     found, rounds = [], runs + _WARM_UP
     with scratch_folder("tocom-blocks") as folder:

@@ -18,6 +18,7 @@ from tocom.calibration.latency.quantiles import samples_needed, summarize, wides
 from tocom.calibration.latency.steady import WARMUP_RULE, Steadiness, judge
 from tocom.errors import RequestError
 from tocom.formats.measurements import Latency, StateLog
+from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 from tocom.system.numbers import is_integer
 from tocom.system.progress import Progress
@@ -120,7 +121,7 @@ def run_latency(
         generator = np.random.default_rng(seed)
         chosen = tuple(runtime.degrees if degrees is None else degrees)
         size = runtime.bundle.batch[1] if batch is None else batch
-        images = generator.standard_normal((size, *runtime.bundle.image_shape), np.float32)
+        images = random_images(runtime.bundle.manifest["input"], size, generator)
         recorder = StateRecorder(reader)
         rounds: list[list[float]] = []
         ends: list[float] = []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tocom.errors import RequestError
+from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 from tocom.system.numbers import is_integer
 
@@ -50,8 +51,7 @@ def bench(
             raise RequestError(f"The {name!r} parameter must be a number of seconds. Got {value!r} instead.")
     if not is_integer(concurrency, 1):
         raise RequestError(f"The 'concurrency' parameter must be an integer >= 1. Got {concurrency!r} instead.")
-    shape = (batch, *runtime.bundle.image_shape)
-    images = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    images = random_images(runtime.bundle.manifest["input"], batch, np.random.default_rng(seed))
     runtime.infer(images, budget_ms, degree=degree)  # a bad argument shows here, on the caller's thread
     rows: list[tuple[float, float, int, bool]] = []
     failures: list[BaseException] = []

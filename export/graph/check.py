@@ -65,9 +65,20 @@ def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) ->
 
 
 def torch_answers(model: nn.Module, images: np.ndarray, *, features: bool = False) -> list[NDArray[np.float32]]:
-    """Return what a float32 model answers: each output [images, width]."""
+    """Return what a float32 model answers: each output [images, width].
+
+    Raises:
+        ExportError: An answer is not finite: nothing could be compared with it.
+    """
     with torch.no_grad():
-        return [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
+        parts = [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
+    bad = sum(not all(np.isfinite(part[index]).all() for part in parts) for index in range(len(images)))
+    if bad:
+        raise ExportError(
+            f"The model itself, in torch and float32, answers {bad} of {len(images)} check images with NaN or "
+            "infinity, so no engine can be right. Look at the checkpoint, and at --check-images."
+        )
+    return parts
 
 
 def check_onnx(
@@ -76,6 +87,7 @@ def check_onnx(
     images: np.ndarray,
     expected_parts: Sequence[NDArray[np.float32]] | None = None,
     *,
+    inputs: NDArray[Any] | None = None,
     precision: str,
     batch: int | None,
     features: bool = False,
@@ -92,6 +104,7 @@ def check_onnx(
         model: The reference at the same degree, float32.
         images: [count, channels, height, width], float32.
         expected_parts: What the model answers to them, each output [count, width], where that is known already.
+        inputs: The same images as the file takes them, where that is their pixels.
         precision: Of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
         features: The file gives the pooled features beside the logits.
@@ -101,7 +114,8 @@ def check_onnx(
     """
     step = batch or 1
     count = -(-len(images) // step) * step
-    padded = np.resize(images, (count, *images.shape[1:]))
+    inputs = images if inputs is None else inputs
+    padded = np.resize(inputs, (count, *images.shape[1:]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -132,7 +146,7 @@ def check_onnx(
                 "onnx and onnxruntime; --no-check exports without this comparison."
             )
     if precision == "fp16":
-        _check_half_arithmetic(path, images, expected, allowed, np.flatnonzero(~undecided), batch)
+        _check_half_arithmetic(path, inputs, expected, allowed, np.flatnonzero(~undecided), batch)
     if undecided.all():
         raise ExportError(
             f"{path.name} could not be checked: on all {len(images)} images rounding alone makes torch choose other "
@@ -142,7 +156,7 @@ def check_onnx(
 
 
 def _check_half_arithmetic(
-    path: Path, images: np.ndarray, expected: np.ndarray, allowed: np.ndarray, decided: np.ndarray, batch: int | None
+    path: Path, inputs: np.ndarray, expected: np.ndarray, allowed: np.ndarray, decided: np.ndarray, batch: int | None
 ) -> None:
     """Run the file on a few images where every op rounds, and overflows, as half precision does.
 
@@ -152,7 +166,7 @@ def _check_half_arithmetic(
     places = decided[:_HALF_IMAGES]
     if not len(places):
         return
-    got = run_in_half(path, images[places], batch=batch)
+    got = run_in_half(path, inputs[places], batch=batch)
     differences = np.abs(got - expected[places])
     # Where every op rounds, a near-tie may fall otherwise on one image; a wrong graph is wrong on all.
     if not np.isfinite(got).all() or not (differences <= allowed).all(axis=1).any():

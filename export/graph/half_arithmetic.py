@@ -102,12 +102,12 @@ class OneHot(OpRun):
 _OPS = [MatMul, Gemm, Erf, Conv, OneHot]
 
 
-def run_in_half(path: Path, images: NDArray[np.float32], *, batch: int | None) -> NDArray[np.float32]:
+def run_in_half(path: Path, images: NDArray[Any], *, batch: int | None) -> NDArray[np.float32]:
     """Return an ONNX file's outputs one behind the other, [images, values], computed op by op in each op's own type.
 
     Args:
         path: The ONNX file, its weights beside it.
-        images: [count, channels, height, width], float32.
+        images: [count, channels, height, width] as the file takes them.
         batch: The file's fixed batch, or None.
     """
     # The evaluator hands every attribute of a node to its function, and stumbles over those for op plugins.

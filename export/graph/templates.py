@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import onnx
@@ -45,6 +45,7 @@ class Templates:
         features: bool,
         precision: str,
         plan: HalfPlan,
+        pixels: Mapping[str, Any] | None = None,
     ) -> onnx.ModelProto:
         """Return a graph of the caller's own, dense or compressed.
 
@@ -58,13 +59,15 @@ class Templates:
             features: Beside ``logits`` give the pooled ``features``.
             precision: Type of weights and activations.
             plan: What stays wide in half precision.
+            pixels: The manifest's ``input``, where images enter as pixels.
 
         Raises:
             ExportError: torch cannot trace the model.
         """
         aligned = placement.has_place(compressed=compressed)
         backbone = model_sha256(model, without="head."), str(model.head)
-        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, features, precision)
+        entering = None if pixels is None else (*pixels["mean"], *pixels["std"])
+        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, features, precision, entering)
         if key not in self._traced:
             self._traced[key] = trace(
                 _with_random_head(placement.traced(compressed=compressed)),
@@ -75,6 +78,7 @@ class Templates:
                 features=features,
                 precision=precision,
                 plan=plan,
+                pixels=pixels,
             )
             make_retargetable(self._traced[key])
         graph = onnx.ModelProto()

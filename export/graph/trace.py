@@ -10,7 +10,8 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx
 import torch
@@ -64,6 +65,7 @@ def trace(
     features: bool = False,
     precision: str = "fp32",
     plan: HalfPlan | None = None,
+    pixels: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Trace a model to ONNX with a symbolic batch.
 
@@ -76,6 +78,7 @@ def trace(
         features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
         precision: Type of weights and activations; the input and output stay float32.
         plan: What stays wide in half precision.
+        pixels: The manifest's ``input``, where images enter as uint8 and the graph normalises them by it.
 
     Returns:
         Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``, or both. q, k
@@ -89,8 +92,12 @@ def trace(
     removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced = _Typed(replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features, plan=plan)
+    traced: nn.Module = _Typed(
+        replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features, plan=plan
+    )
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+    if pixels is not None:
+        traced, images = _Normalised(traced, pixels), images.to(torch.uint8)
     names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
     batch = torch.export.Dim("batch")
     try:
@@ -110,14 +117,43 @@ def trace(
         raise ExportError(f"torch could not trace {type(model).__name__} to ONNX: {first_line(error)}") from error
     assert exported is not None  # dynamo=True always returns a program
     proto = exported.model_proto
+    wrapper = _WRAPPER if pixels is None else f"{_WRAPPER}{_WRAPPER}"
     for tensor in proto.graph.initializer:
-        tensor.name = tensor.name.removeprefix(_WRAPPER)
+        tensor.name = tensor.name.removeprefix(wrapper)
     for node in proto.graph.node:
-        node.input[:] = [name.removeprefix(_WRAPPER) for name in node.input]
+        node.input[:] = [name.removeprefix(wrapper) for name in node.input]
+    if pixels is not None:
+        _cast_first(proto.graph)
     return proto
 
 
 _WRAPPER = "model."
+
+
+def _cast_first(graph: onnx.GraphProto) -> None:
+    """Let all that reads the pixels read their cast: TensorRT takes eight bits as an input, and only into a cast."""
+    cast = next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == "images")
+    nodes = [cast, *(node for node in graph.node if node is not cast)]
+    for node in nodes[1:]:  # such as the Shape that the class tokens are as many as
+        node.input[:] = [cast.output[0] if name == "images" else name for name in node.input]
+    ordered = onnx.GraphProto()
+    ordered.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(ordered.node)
+
+
+class _Normalised(nn.Module):
+    """A model behind pixels: [batch, channels, height, width], uint8."""
+
+    def __init__(self, model: nn.Module, entry: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(entry[name], dtype=torch.float32)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.model((images.float() / 255 - self.mean) / self.std)
+        return found
 
 
 class _Typed(nn.Module):

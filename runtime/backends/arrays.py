@@ -14,8 +14,8 @@ from tocom.errors import RequestError
 __all__ = ["DeviceImages", "device_images", "host_array"]
 
 _DL_CPU, _DL_CUDA, _DL_CUDA_HOST, _DL_CUDA_MANAGED = 1, 2, 3, 13
-_DL_FLOAT = 2
-
+# Per type of images: its kind and bits in DLPack, its name in __cuda_array_interface__, its bytes.
+_TYPES = {"float32": (2, 32, "<f4", 4), "uint8": (1, 8, "|u1", 1)}
 
 # CU_STREAM_LEGACY: where a library works that names no stream.
 LEGACY_STREAM = 1
@@ -67,34 +67,36 @@ def host_array(images: Any) -> NDArray[Any] | None:
     return None
 
 
-def device_images(images: Any, intake: int, index: int) -> DeviceImages | None:
+def device_images(images: Any, intake: int, index: int, dtype: str = "float32") -> DeviceImages | None:
     """Return images in GPU memory; None when they are not there.
 
     Args:
         images: Anything with ``__dlpack__`` on a CUDA device, or ``__cuda_array_interface__``.
         intake: A stream of ours, which the producer of a DLPack tensor makes wait for its own work.
         index: Our GPU.
+        dtype: What the engines take, ``float32`` or ``uint8``.
 
     Raises:
-        RequestError: They are not float32, not contiguous, on another GPU, or their library does not hand them over.
+        RequestError: They are of another type, not contiguous, on another GPU, or not handed over by their library.
     """
     device = _dlpack_device(images)
     if device is not None and device[0] not in (_DL_CUDA, _DL_CUDA_MANAGED):
         return None
     if device is not None:
-        return _from_dlpack(images, device[1], intake, index)
+        return _from_dlpack(images, device[1], intake, index, dtype)
     interface = getattr(images, "__cuda_array_interface__", None)
     if interface is None:
         return None
     shape = tuple(interface["shape"])
-    _check(interface["typestr"] == "<f4", interface["typestr"], interface.get("strides"), shape)
+    is_right = interface["typestr"] == _TYPES[dtype][2]
+    _check(is_right, dtype, interface["typestr"], interface.get("strides"), shape)
     # Below version 3 the interface has no stream; None promises in version 3 that nothing needs waiting for, which
     # libraries also say of work that they gave the legacy stream. An event there costs a microsecond.
     stream = interface.get("stream") if interface.get("version", 0) >= 3 else None
     return DeviceImages(int(interface["data"][0]), shape, images, LEGACY_STREAM if stream is None else int(stream))
 
 
-def _from_dlpack(images: Any, gpu: int, intake: int, index: int) -> DeviceImages:
+def _from_dlpack(images: Any, gpu: int, intake: int, index: int, dtype: str) -> DeviceImages:
     if gpu != index:
         raise RequestError(
             f"The 'images' parameter must lie on GPU {index}, where the engines are. Got images on GPU {gpu} instead."
@@ -106,9 +108,10 @@ def _from_dlpack(images: Any, gpu: int, intake: int, index: int) -> DeviceImages
         raise RequestError(f"The 'images' parameter cannot be taken from its library: {words}") from error
     tensor = read_capsule(capsule)
     shape = tuple(tensor.shape[: tensor.ndim])
-    strides = tuple(4 * step for step in tensor.strides[: tensor.ndim]) if tensor.strides else None
-    kind = "<f4" if (tensor.code, tensor.bits, tensor.lanes) == (_DL_FLOAT, 32, 1) else f"{tensor.bits} bits"
-    _check(kind == "<f4", kind, strides, shape)
+    code, bits, _, size = _TYPES[dtype]
+    strides = tuple(size * step for step in tensor.strides[: tensor.ndim]) if tensor.strides else None
+    is_right = (tensor.code, tensor.bits, tensor.lanes) == (code, bits, 1)
+    _check(is_right, dtype, f"{tensor.bits} bits", strides, shape)
     return DeviceImages(int(tensor.data or 0) + tensor.byte_offset, shape, capsule, intake)
 
 
@@ -127,14 +130,14 @@ def _dlpack_device(images: Any) -> tuple[int, int] | None:
     return int(kind), int(index)
 
 
-def _check(is_float32: bool, kind: str, strides: Any, shape: tuple[int, ...]) -> None:
+def _check(is_right: bool, dtype: str, kind: str, strides: Any, shape: tuple[int, ...]) -> None:
     expected: list[int] = []
-    size = 4
+    size = _TYPES[dtype][3]
     for length in reversed(shape):
         expected.insert(0, size)
         size *= length
-    if not is_float32:
-        raise RequestError(f"The 'images' parameter must be float32. Got {kind} on the GPU instead.")
+    if not is_right:
+        raise RequestError(f"The 'images' parameter must be {dtype}. Got {kind} on the GPU instead.")
     if strides is not None and tuple(strides) != tuple(expected):
         raise RequestError(
             "The 'images' parameter must be contiguous on the GPU. "

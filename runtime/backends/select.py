@@ -12,7 +12,7 @@ from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime.backends.base import Backend
 from tocom.system.cpu import cpu_identity, power_mode
 
-__all__ = ["BACKENDS", "WITH_ENGINES", "open_backend"]
+__all__ = ["BACKENDS", "ON_GPU", "WITH_ENGINES", "open_backend"]
 
 
 def _onnxruntime(bundle: Bundle, threads: int | None, reason: str) -> Backend:
@@ -59,6 +59,7 @@ _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
 BACKENDS = tuple(_OPENERS)
 # Those whose files were compiled on a device, and may not load on it any more.
 WITH_ENGINES = ("tensorrt", "tensorrt-rtx")
+ON_GPU = (*WITH_ENGINES, "onnxruntime-cuda")
 _ON_CPU = ("onnxruntime", "openvino")
 
 

@@ -6,6 +6,7 @@ token counts and the widest layer; a fixed part per degree for the backend's own
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -73,7 +74,7 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
             raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again.") from error
         blobs = {tensor.place: tensor.bytes for tensor in tensors if tensor.place is not None}
         values = bundle.batch[2] * max(bundle.degrees[degree].token_counts) * _repeated_width(tensors)
-        images = bundle.batch[2] * bundle.image_shape[0] * bundle.image_shape[1] * bundle.image_shape[2]
+        images = bundle.batch[2] * math.prod(bundle.image_shape)
         needs[degree] = Need(degree, blobs, 4 * (_LIVE_ACTIVATIONS * values + images))
     return needs
 

@@ -11,9 +11,20 @@ from typing import NamedTuple
 
 from tocom.errors import BudgetError, RequestError
 
-__all__ = ["ON_INFEASIBLE", "Candidate", "Decision", "choose", "dominators", "frontier", "rank_accuracies"]
+__all__ = [
+    "GOALS",
+    "ON_INFEASIBLE",
+    "Candidate",
+    "Decision",
+    "choose",
+    "dominators",
+    "frontier",
+    "rank_accuracies",
+    "rank_for_energy",
+]
 
 ON_INFEASIBLE = ("fastest", "raise")
+GOALS = ("accuracy", "energy")
 
 
 class Candidate(NamedTuple):
@@ -56,6 +67,26 @@ def rank_accuracies(
         if all(value is not None for value in values.values()):
             return {degree: float(value) for degree, value in values.items() if value is not None}
     return {degree: -float(degree) for degree in degrees}
+
+
+def rank_for_energy(
+    accuracy: Mapping[int, float], millijoules: Mapping[int, float], max_loss: float
+) -> dict[int, float]:
+    """Return the number that orders the degrees by energy, as far as the loss of accuracy allows it.
+
+    Degrees within ``max_loss`` of the most accurate come first, the cheapest before all; then the others by accuracy,
+    for budgets that none of the first meets.
+
+    Args:
+        accuracy: Share of right answers per degree, 0 … 1.
+        millijoules: Of one inference, per degree.
+        max_loss: Largest loss of accuracy, as a share.
+    """
+    best, most = max(accuracy.values()), max(millijoules.values())
+    return {
+        degree: 2.0 - millijoules[degree] / most if value >= best - max_loss - 1e-12 else value - 1.0
+        for degree, value in accuracy.items()
+    }
 
 
 def frontier(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

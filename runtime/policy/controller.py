@@ -63,8 +63,10 @@ class Controller:
         accuracy: A number per degree that orders them; higher is better.
         batch: Images per request in the profile.
         config: How it decides and learns.
+        batched: The latency per degree of other batch sizes that a profile was measured of.
 
     Attributes:
+        batches: Sizes above one that a profile was measured of, ascending.
         model: The latency model, with all that was observed.
         current: Degree of the last answer that the policy chose; None before the first.
     """
@@ -76,9 +78,11 @@ class Controller:
         *,
         batch: int = 1,
         config: ControllerConfig | None = None,
+        batched: Mapping[int, Mapping[int, Latency]] | None = None,
     ) -> None:
         self.config = config or ControllerConfig()
-        self.model = LatencyModel(latency, batch=batch, config=self.config.model)
+        self.batches = tuple(sorted({batch, *(batched or ())} - {1}))
+        self.model = LatencyModel(latency, batch=batch, config=self.config.model, batched=batched)
         self.current: int | None = None
         self._accuracy = dict(accuracy)
         self._hits: deque[bool] = deque(maxlen=100)
@@ -123,6 +127,10 @@ class Controller:
     def fastest_ms(self, batch: int = 1) -> float:
         """Return the predicted latency of the fastest degree at the policy's quantile, milliseconds."""
         return self._frontier(batch)[-1].latency_ms * self.model.drift * self.tail()
+
+    def accuracy(self, degree: int) -> float:
+        """Return the number that orders the degrees by accuracy."""
+        return self._accuracy[degree]
 
     def predict(self, degree: int, batch: int = 1) -> float:
         """Return the predicted latency of a degree at the policy's quantile, milliseconds."""

@@ -57,20 +57,34 @@ class LatencyModel:
         base: The profile's latency per degree, milliseconds.
         batch: Images per request in the profile.
         config: How it learns.
+        batched: The same of other batch sizes that were measured.
 
     Attributes:
         drift: Speed of the device: latency over the profile's, common to all degrees.
         revision: Changes whenever :meth:`unit_ms` does.
     """
 
-    def __init__(self, base: Mapping[int, Latency], *, batch: int = 1, config: ModelConfig | None = None) -> None:
+    def __init__(
+        self,
+        base: Mapping[int, Latency],
+        *,
+        batch: int = 1,
+        config: ModelConfig | None = None,
+        batched: Mapping[int, Mapping[int, Latency]] | None = None,
+    ) -> None:
         self.config = config or ModelConfig()
         self.batch = batch
         self.drift = 1.0
         self.revision = 0
         self._base = {degree: latency.p50_ms for degree, latency in base.items()}
-        self._scale: dict[tuple[int, int], float] = {}
-        self._first_seen: dict[tuple[int, int], int] = {}
+        self._scale = {
+            (degree, size): latency.p50_ms / self._base[degree]
+            for size, measured in (batched or {}).items()
+            for degree, latency in measured.items()
+            if degree in self._base
+        }
+        # What was measured need not be seen first.
+        self._first_seen = dict.fromkeys(self._scale, self.config.recent)
         self._last: tuple[int, int] | None = None
         self._since_change = 0
         self._observations = 0

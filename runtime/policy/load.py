@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Load"]
+__all__ = ["Load", "Together"]
 
 # Distance between two arrivals, relative to the usual one, up to which a source keeps its rhythm.
 _REGULAR = 0.4
@@ -26,6 +26,8 @@ _MOST_BEATS = 3
 _RATE = 0.2
 _SURER = 0.2
 _MOST_SOURCES = 256
+# Share of its period by which a source may be late and is still waited for.
+_LATE = 0.05
 
 
 @dataclass(slots=True)
@@ -50,6 +52,12 @@ class _Rhythm:
 
     def is_kept(self, now: float) -> bool:
         return self.regular >= _ENOUGH and now - self.last < 3.0 * self.period_s and self.budget_s < math.inf
+
+
+class Together(tuple[Hashable, ...]):
+    """Sources that ask in one request."""
+
+    __slots__ = ()
 
 
 class Predictor(Protocol):
@@ -105,25 +113,50 @@ class Load:
         """Note that a request does not wait any more: it runs, or was dropped."""
         self._waiting.pop(token, None)
 
-    def share_ms(self, source: Hashable, now: float, left_ms: float, predictor: Predictor, batch: int = 1) -> float:
+    def expected(self, now: float, until: float) -> Iterator[tuple[Hashable, float, float]]:
+        """Yield each source that should ask from now on until then: its name, when it comes, when that is due."""
+        for name, rhythm in list(self._sources.items()):
+            arrival = rhythm.last + rhythm.period_s
+            if rhythm.is_kept(now) and now - _LATE * rhythm.period_s < arrival <= until:
+                arrival = max(arrival, now)
+                yield name, arrival, arrival + rhythm.budget_s
+
+    def patience(self, source: Hashable, arrival: float) -> float:
+        """Return until when a source is waited for that should come at a time."""
+        rhythm = self._sources.get(source)
+        return arrival if rhythm is None else max(arrival, rhythm.last + (1 + _LATE) * rhythm.period_s)
+
+    def share_ms(
+        self,
+        source: Hashable,
+        now: float,
+        left_ms: float,
+        predictor: Predictor,
+        batch: int = 1,
+        *,
+        besides: Collection[int] = (),
+    ) -> float:
         """Return how long a request may take that starts now, milliseconds.
 
         Never less than the fastest degree takes; and who cannot be in time even with that takes nothing from the
         others.
 
         Args:
-            source: Who asks.
+            source: Who asks; :class:`Together` where several do.
             now: The present time.
             left_ms: What is left of its budget.
             predictor: Knows how long an inference takes, and how sure that is.
             batch: Images in the request.
+            besides: Tokens of the request's own, which still wait.
         """
         waiting, rhythms = self._waiting, self._sources
         if not waiting and len(rhythms) < 2:
             return left_ms
+        sources = source if isinstance(source, Together) else (source,)
         tail, fastest_ms = predictor.tail(), predictor.fastest_ms(batch)
+        others_ms = fastest_ms if len(sources) == 1 else predictor.fastest_ms()
         until = now + left_ms / 1e3
-        due = [deadline for deadline in list(waiting.values()) if deadline < math.inf]
+        due = [deadline for token, deadline in list(waiting.items()) if deadline < math.inf and token not in besides]
         rate, kept = 0.0, 0
         for name, rhythm in list(rhythms.items()):
             if not rhythm.is_kept(now):
@@ -131,16 +164,16 @@ class Load:
             rate += 1.0 / rhythm.period_s
             kept += 1
             arrival = rhythm.last + rhythm.period_s
-            if name != source and now - 0.5 * rhythm.period_s < arrival < until:
+            if name not in sources and now - 0.5 * rhythm.period_s < arrival < until:
                 due.append(max(arrival, now) + rhythm.budget_s)
         # Who is late makes the next one late as well: with others about, a request has to be surer to be in time.
         share = left_ms * tail / predictor.tail(_SURER) if due or kept > 1 else left_ms
         before = 1
         for deadline in sorted(due):
             slack = (deadline - now) * 1e3
-            if slack >= (before + 1) * fastest_ms:
-                share = min(share, slack * tail / (tail + before))
+            if slack >= fastest_ms + before * others_ms:
+                share = min(share, slack * tail / (tail + before / len(sources)))
                 before += 1
         if kept > 1:
-            share = min(share, 1e3 * tail / rate)
+            share = min(share, len(sources) * 1e3 * tail / rate)
         return max(share, min(left_ms, fastest_ms))

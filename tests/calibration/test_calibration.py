@@ -91,6 +91,21 @@ def test_measuring_stops_when_the_intervals_are_narrow_and_all_samples_are_kept(
     assert again.stopped == "5 samples per degree reached (some have no interval, wanted ± 0.1%)"
 
 
+def test_another_batch_is_measured_beside_the_usual_one(bundle: SmallBundle) -> None:
+    usual, of_two = calibrate(bundle.path, samples=5), calibrate(bundle.path, samples=5, batch=2)
+    assert (usual.batch, of_two.batch) == (1, 2)
+    assert len(list((bundle.path / "profiles").glob("*.json"))) == 2
+    with Runtime.open(bundle.path) as runtime:
+        assert runtime.profile == usual
+        expected = of_two.degrees[4].latency.p50_ms
+        assert runtime.stats()["latency_model"]["scale"]["degree 4, batch 2"] == pytest.approx(
+            expected / usual.degrees[4].latency.p50_ms
+        )
+    for batch in (0, 5, True):
+        with pytest.raises(RequestError, match="must be from 1 to 4"):
+            calibrate(bundle.path, batch=batch)
+
+
 def test_an_absent_degree(bundle: SmallBundle) -> None:
     with Runtime.open(bundle.path) as runtime, pytest.raises(DegreeError, match="Got 5"):
         measure_latency(runtime, degrees=[0, 5], samples=1)

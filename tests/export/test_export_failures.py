@@ -116,6 +116,16 @@ def wrong_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "projection_weights", wrong)
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path: Path, check: bool) -> None:
+    model = small_vit()
+    with torch.no_grad():
+        model.head.weight.fill_(3e38)  # finite, as all weights must be; its sums are not
+    with pytest.raises(ExportError, match=r"in torch and float32, answers 4 of 4 check images with NaN or infinity"):
+        export(model, tmp_path / "bundle", degrees=(0, 3), check=check)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.fault("an export whose ONNX does not compute what torch computes", outcome="ExportError; nothing is left")
 def test_a_wrong_export_is_an_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrong_weights(monkeypatch)

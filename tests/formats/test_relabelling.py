@@ -76,6 +76,7 @@ def test_labels_as_people_write_them(tmp_path: Path, content: bytes) -> None:
     [
         (b"", "names no class"),
         (b"a\nb\na\n", "names 'a' twice"),
+        ("M\u00fctze\nMu\u0308tze".encode(), "names 'Mütze' twice"),
         (b'{"0": "a", "2": "b"}', "its indices are not 0 … 1"),
         (b'["a", 3]', "a class has no name"),
         (b"[1, 2", "names|Cannot read|no class"),

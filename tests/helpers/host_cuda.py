@@ -138,10 +138,10 @@ class HostCuda:
         self._kernels[number] = kernel
         return int(self.library.host_cuda_kernel(stream, self._run, number))
 
-    def view(self, pointer: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Return device memory as float32, inside a kernel; zeros, and a note, where none is live."""
-        count = int(np.prod(shape))
-        address = self.library.host_cuda_bytes(pointer, 4 * count)
+    def view(self, pointer: int, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+        """Return device memory as an array, inside a kernel; zeros, and a note, where none is live."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        address = self.library.host_cuda_bytes(pointer, size)
         if not address:
-            return np.zeros(shape, np.float32)
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address)).reshape(shape)
+            return np.zeros(shape, dtype)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)

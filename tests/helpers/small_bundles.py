@@ -48,6 +48,7 @@ def write_small_bundle(
     batch: tuple[int, int, int] = (1, 1, 4),
     accuracy: Sequence[float | None] | None = None,
     labels: list[str] | None = None,
+    input_type: str = "float32",
     seed: int = 0,
 ) -> SmallBundle:
     """Write a bundle whose degree ``r`` has ``layers`` matrix products and adds ``r`` to every logit."""
@@ -64,7 +65,7 @@ def write_small_bundle(
     path.mkdir(parents=True, exist_ok=True)
     places = _write_weights(path / WEIGHTS_NAME, weights)
     for degree, count in zip(degrees, layers, strict=True):
-        model = _model(degree, count, weights, places)
+        model = _model(degree, count, weights, places, input_type)
         (path / _onnx_name(degree)).write_bytes(model.SerializeToString())
     names = [WEIGHTS_NAME, *map(_onnx_name, degrees)]
     accuracy = accuracy or [None] * len(degrees)
@@ -80,7 +81,7 @@ def write_small_bundle(
         "batch": dict(zip(("min", "opt", "max"), batch, strict=True)),
         "input": {
             "name": "images",
-            "dtype": "float32",
+            "dtype": input_type,
             "shape": ["batch", 3, SIZE, SIZE],
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
@@ -162,10 +163,28 @@ def _write_weights(path: Path, weights: dict[str, np.ndarray]) -> dict[str, tupl
 
 
 def _model(
-    degree: int, layers: int, weights: dict[str, np.ndarray], places: dict[str, tuple[int, int]]
+    degree: int,
+    layers: int,
+    weights: dict[str, np.ndarray],
+    places: dict[str, tuple[int, int]],
+    input_type: str = "float32",
 ) -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Reshape", ["images", "flat_shape"], ["flat"]),
+    tensors = []
+    nodes = []
+    source = "images"
+    if input_type == "uint8":
+        nodes = [
+            helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["cast", "slope"], ["sloped"]),
+            helper.make_node("Add", ["sloped", "shift"], ["normalised"]),
+        ]
+        tensors = [
+            helper.make_tensor("slope", TensorProto.FLOAT, [1], [2 / 255]),
+            helper.make_tensor("shift", TensorProto.FLOAT, [1], [-1.0]),
+        ]
+        source = "normalised"
+    nodes += [
+        helper.make_node("Reshape", [source, "flat_shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "embed"], ["hidden0"]),
     ]
     for layer in range(layers):
@@ -173,7 +192,7 @@ def _model(
         nodes.append(helper.make_node("Relu", [f"product{layer}"], [f"hidden{layer + 1}"]))
     nodes.append(helper.make_node("MatMul", [f"hidden{layers}", "head"], ["scores"]))
     nodes.append(helper.make_node("Add", ["scores", "degree"], ["logits"]))
-    tensors = [
+    tensors += [
         helper.make_tensor("flat_shape", TensorProto.INT64, [2], [0, -1]),
         helper.make_tensor("degree", TensorProto.FLOAT, [1], [float(degree)]),
     ]
@@ -184,10 +203,11 @@ def _model(
         for key, text in (("location", WEIGHTS_NAME), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(text))
         tensors.append(tensor)
+    kind = TensorProto.UINT8 if input_type == "uint8" else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("images", kind, ["batch", 3, SIZE, SIZE])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
         tensors,
     )

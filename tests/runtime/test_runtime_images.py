@@ -210,3 +210,16 @@ def test_no_class_index_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "nut").rename(tmp_path / "2")
     (tmp_path / "washer").rename(tmp_path / "10")
     assert sorted(index for _, index in class_folders(tmp_path, classes=11)) == [2, 10]
+    with pytest.raises(DataError, match=r"the folders 10 are no class of a model of 10 classes"):
+        class_folders(tmp_path, classes=10)
+
+
+def test_names_are_compared_as_people_see_them(tmp_path: Path) -> None:
+    """macOS writes an accent as a character of its own."""
+    for name in ("Mu\u0308tze", "Mutter"):
+        (tmp_path / name).mkdir()
+        noise(8, 8).save(tmp_path / name / "1.png")
+    assert {path.parent.name: index for path, index in class_folders(tmp_path, ["M\u00fctze ", "Mutter"])} == {
+        "Mu\u0308tze": 0,
+        "Mutter": 1,
+    }

@@ -41,6 +41,9 @@ def calibrate(
     ] = 0.03,
     backend: BackendName = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per inference, in the bundle's range; default: its optimal batch.")
+    ] = None,
     interval: Annotated[
         float | None,
         typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
@@ -104,6 +107,7 @@ def calibrate(
                     tolerance=tolerance,
                     backend=backend,
                     threads=threads,
+                    batch=batch,
                     interval_points=interval,
                     against=against,
                     seed=seed,

@@ -69,6 +69,9 @@ def export(
     fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
+    input_type: Annotated[
+        str, typer.Option("--input", help="'float32', or 'uint8': pixels, which the graph normalises.")
+    ] = "float32",
     batch: Annotated[str, typer.Option(help="Batch: N, or min:opt:max.")] = "1",
     labels: Annotated[Path | None, typer.Option(help="Class names: text with one per line, or JSON.")] = None,
     check: Annotated[bool, typer.Option(help="Compare every degree with torch.")] = True,
@@ -120,6 +123,7 @@ def export(
             fuse=fuse,
             features=features,
             precision=precision,
+            input_type=input_type,
             batch=sizes,
             labels=names,
             check=check,

@@ -141,7 +141,8 @@ def describe_input(entry: Mapping[str, Any], origins: Mapping[str, str]) -> list
     """Return one line per value of a manifest's ``input`` entry: what it is, and where it comes from."""
     _, channels, height, width = entry["shape"]
     values = {"size": f"{channels} × {height} × {width}", **{name: entry[name] for name in _FIELDS}}
-    return [f"{name.replace('_', ' ')} {value} ({origins.get(name, 'not said')})" for name, value in values.items()]
+    lines = [f"{name.replace('_', ' ')} {value} ({origins.get(name, 'not said')})" for name, value in values.items()]
+    return [*lines, *(["images enter as pixels, uint8: the graph normalises"] if entry.get("dtype") == "uint8" else [])]
 
 
 def read_labels(path: Path) -> list[str]:
@@ -150,6 +151,8 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         DataError: It cannot be read, is no such file, or names a class twice.
     """
+    from tocom.images import as_seen  # with numpy, which the command line's start does without
+
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _json_labels(text) if text.lstrip()[:1] in ("[", "{") and text.rstrip()[-1:] in ("]", "}") else None
@@ -160,7 +163,8 @@ def read_labels(path: Path) -> list[str]:
         ) from error
     if names is None:
         names = [line.strip() for line in text.splitlines() if line.strip()]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    seen = [as_seen(name) for name in names]
+    twice = next((name for name in seen if seen.count(name) > 1), None) if len(set(seen)) < len(seen) else None
     if twice is not None or not names:
         what = f"names {twice!r} twice" if names else "names no class"
         raise DataError(f"The labels {path} are not usable: the file {what}. Give one name per class, each once.")

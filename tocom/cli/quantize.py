@@ -92,7 +92,8 @@ def _table(bundle: Bundle, profile: Profile | None) -> Table:
     notes = []
     for entry in bundle.manifest["degrees"]:
         found, degree = entry["quantization"], entry["degree"]
-        comparison = None if profile is None else profile.degrees[degree].precisions
+        measured = None if profile is None else profile.degrees.get(degree)  # what answers wrongly is not measured
+        comparison = None if measured is None else measured.precisions
         ratio, winner = "not measured", ""
         if comparison is not None:
             int8, fp32 = comparison.candidates["int8"], comparison.candidates["fp32"]

@@ -64,6 +64,13 @@ def run(
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
     ] = None,
+    goal: Annotated[
+        str,
+        typer.Option(help="'accuracy', or 'energy': the least energy within --max-loss, by a profile that has both."),
+    ] = "accuracy",
+    max_loss: Annotated[
+        float | None, typer.Option(help="With --goal energy: points of accuracy that it may cost.")
+    ] = None,
     timeout_s: TimeoutS = None,
     trusted_key: TrustedKeys = None,
     live: Annotated[
@@ -95,6 +102,8 @@ def run(
             backend,
             threads=threads,
             memory_limit_bytes=None if memory_limit_mib is None else memory_limit_mib << 20,
+            goal=goal,
+            max_loss=None if max_loss is None else max_loss / 100,
             timeout_s="auto" if timeout_s is None else parse_seconds(timeout_s),
             trusted_keys=trusted_key or None,
         ) as runtime,

@@ -24,6 +24,7 @@ from tocom.formats.sealed_json import parse_sealed
 from tocom.formats.signatures import PublicKey, signed_files
 from tocom.system.cpu import usable_cores
 from tocom.system.files import FileState, file_state, open_regular, sha256_open
+from tocom.system.pools import submit
 
 __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
 
@@ -123,6 +124,11 @@ class Bundle:
         return channels, height, width
 
     @property
+    def input_type(self) -> str:
+        """``float32`` where images are normalised before, ``uint8`` where the graph does it."""
+        return str(self.manifest["input"]["dtype"])
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs: ``logits``, ``features`` for a model without a classifier, or both in this order."""
         return tuple(output["name"] for output in self.manifest["outputs"])
@@ -209,7 +215,7 @@ class Bundle:
         if names:
             # Hashing lets go of the interpreter, so files are hashed side by side.
             pool = ThreadPoolExecutor(min(len(names), usable_cores()), "tocom-verify")
-            self._checks.update((name, pool.submit(self._check, name)) for name in names)
+            self._checks.update((name, submit(pool, self._check, name)) for name in names)
             pool.shutdown(wait=False)
 
     def end_verify(self) -> None:

@@ -14,13 +14,15 @@ from typing import Any
 from tocom.errors import BundleError
 from tocom.system.numbers import is_integer
 
-__all__ = ["CROP_MODES", "INTERPOLATIONS", "MANIFEST_NAME", "SCHEMA_VERSION", "check_manifest"]
+__all__ = ["CROP_MODES", "INPUT_TYPES", "INTERPOLATIONS", "MANIFEST_NAME", "SCHEMA_VERSION", "check_manifest"]
 
 MANIFEST_NAME = "bundle.json"
 SCHEMA_VERSION = 1
 # How an image gets to the model's size; timm's names. tocom.images does them all.
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# What an engine takes: images that are normalised already, or their pixels; then the graph normalises.
+INPUT_TYPES = ("float32", "uint8")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 # What other commands write beside the export's files is never the export's.
@@ -177,6 +179,11 @@ def _check_input(path: Path, entry: dict[str, Any], largest_batch: int) -> None:
         _expect(path, entry, key, kind)
     shape, mean, std = entry["shape"], entry["mean"], entry["std"]
     crop: Any = entry.get("crop")
+    if entry.get("dtype") not in INPUT_TYPES:
+        raise BundleError(
+            f"{path}: input.dtype must be one of {', '.join(INPUT_TYPES)}. Got {_shown(entry.get('dtype'))}. "
+            "Export again."
+        )
     if len(shape) != 4 or not all(_is_count(n) for n in shape[1:]):
         raise BundleError(f"{path}: input.shape must be [batch, channels, height, width]. Export again.")
     if largest_batch * shape[1] * shape[2] * shape[3] > _MAX_INPUT_VALUES:

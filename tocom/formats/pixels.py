@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["normalise"]
+__all__ = ["normalise", "random_images", "to_input"]
+
+
+def to_input(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDArray[Any]:
+    """Return 8-bit pixels [..., height, width, channels] as an engine takes them, [..., channels, height, width].
+
+    Args:
+        pixels: At the model's size.
+        input_entry: The manifest's ``input``; its ``dtype`` says whether they are normalised here.
+    """
+    if input_entry.get("dtype") == "uint8":
+        return np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
+    return normalise(pixels, input_entry)
 
 
 def normalise(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -16,3 +28,11 @@ def normalise(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDAr
     mean, std = (np.asarray(input_entry[key], np.float32) for key in ("mean", "std"))
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+
+
+def random_images(input_entry: Mapping[str, Any], batch: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Return noise [batch, channels, height, width] as an engine takes images: for measuring times."""
+    shape = (batch, *input_entry["shape"][1:])
+    if input_entry["dtype"] == "uint8":
+        return generator.integers(0, 256, shape, np.uint8)
+    return generator.standard_normal(shape, np.float32)

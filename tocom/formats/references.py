@@ -16,14 +16,22 @@ from numpy.typing import NDArray
 
 from tocom.errors import BundleError, EngineError
 from tocom.formats.bundle import Bundle
-from tocom.formats.pixels import normalise
+from tocom.formats.pixels import to_input
 
-__all__ = ["REFERENCES_NAME", "Agreement", "References", "compare_answers", "read_references", "write_references"]
+__all__ = [
+    "REFERENCES_NAME",
+    "TURN",
+    "Agreement",
+    "References",
+    "compare_answers",
+    "read_references",
+    "write_references",
+]
 
 REFERENCES_NAME = "references.bin"
 # Noise of a tolerance's size turns an answer by far less than this share of it; what zeros, or another model, would
 # answer to a model with small outputs turns it by more.
-_TURN = 0.3
+TURN = 0.3
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class References:
         outputs: Names and widths of the outputs.
     """
 
-    images: NDArray[np.float32]
+    images: NDArray[Any]
     answers: Mapping[int, NDArray[np.float32]]
     tolerances: Mapping[int, float]
     conclusive: Mapping[int, tuple[int, ...]]
@@ -148,7 +156,7 @@ def compare_answers(
         cosine=cosine if is_finite else 0.0,
         same_top=float(same.mean()),
         images=len(got),
-        is_right=is_finite and bool((differences <= allowed).all()) and cosine >= 1 - _TURN * tolerance,
+        is_right=is_finite and bool((differences <= allowed).all()) and cosine >= 1 - TURN * tolerance,
     )
 
 
@@ -200,7 +208,7 @@ def read_references(bundle: Bundle) -> References:
         )
     whole = images.repeat(repeat, axis=1).repeat(repeat, axis=2)[:, :height, :width]
     return References(
-        images=normalise(whole, bundle.manifest["input"]),
+        images=to_input(whole, bundle.manifest["input"]),
         answers=dict(zip(degrees, answers, strict=True)),
         tolerances={each["degree"]: float(each["tolerance"]) for each in entry["degrees"]},
         conclusive={each["degree"]: tuple(each["conclusive"]) for each in entry["degrees"]},

@@ -40,6 +40,7 @@ from tocom.system.cache import cache_folder
 from tocom.system.cpu import cpu_facts, usable_cores
 from tocom.system.files import FileState, atomic_folder, file_state, open_regular, write_json
 from tocom.system.locks import exclusive
+from tocom.system.pools import submit
 
 __all__ = ["MOST_BYTES", "WeightCache"]
 
@@ -210,7 +211,7 @@ def _piece_hashes(descriptor: int, size: int) -> list[str]:
         return digest.hexdigest()
 
     with ThreadPoolExecutor(usable_cores(), "tocom-verify") as pool:
-        return list(pool.map(piece, range(0, size, _PIECE_BYTES)))
+        return [each.result() for each in [submit(pool, piece, start) for start in range(0, size, _PIECE_BYTES)]]
 
 
 class _BlobStore:

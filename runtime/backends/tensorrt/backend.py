@@ -112,7 +112,8 @@ class TensorRtBackend:
         """
         estimates = needs_of(self._bundle, degrees)
         # Images lie in a buffer of the host and in one of the GPU; on a Jetson that is the same memory.
-        buffers = 2 * 4 * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
+        item = np.dtype(self._bundle.input_type).itemsize
+        buffers = 2 * item * self._bundle.batch[2] * int(np.prod(self._bundle.image_shape))
         needs = {}
         for degree in degrees:
             stored = self._file(degree).engine
@@ -124,7 +125,9 @@ class TensorRtBackend:
     def adopt(self, images: Any) -> Any:
         """Return images of another library, in host or GPU memory, without a copy; None when they are neither."""
         host = host_array(images)
-        return device_images(images, self._intake, self._device.index) if host is None else host
+        if host is not None:
+            return host
+        return device_images(images, self._intake, self._device.index, self._bundle.input_type)
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Check that every degree has an engine, before any is loaded."""
@@ -147,7 +150,9 @@ class TensorRtBackend:
                 )
             # At least one byte: address zero would read as "not bound yet".
             self._shared.arena.ensure(max(engine.device_memory_size_v2, 1))
-            loaded = TensorRtEngine(degree, engine, self._shared, self._bundle.batch[2])
+            loaded = TensorRtEngine(
+                degree, engine, self._shared, self._bundle.batch[2], np.dtype(self._bundle.input_type)
+            )
         least, _, most = file.options.batch
         narrower = least > self._bundle.batch[0] or most < self._bundle.batch[2]
         return FixedBatchEngine(loaded, least, most) if narrower else loaded

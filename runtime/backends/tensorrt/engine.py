@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,8 @@ log = logging.getLogger("tocom.runtime.tensorrt")
 # Batch sizes beyond these run plainly: every context keeps some memory of TensorRT's own.
 _MAX_GRAPHS = 8
 
+_FLOAT32 = np.dtype(np.float32)
+
 # TensorRT wants the tensors that it is given to begin at such addresses.
 _ALIGNMENT = 256
 
@@ -39,13 +42,21 @@ class TensorRtEngine:
         engine: The ``ICudaEngine``.
         shared: The GPU, the stream, and the scratch memory, which is already large enough.
         max_batch: Largest batch that buffers are made for.
+        dtype: Of the images; all outputs are float32.
 
     Raises:
         EngineError: The context cannot be made.
         MemoryError: The device has no room for the buffers.
     """
 
-    def __init__(self, degree: int, engine: tensorrt.ICudaEngine, shared: Shared, max_batch: int) -> None:
+    def __init__(
+        self,
+        degree: int,
+        engine: tensorrt.ICudaEngine,
+        shared: Shared,
+        max_batch: int,
+        dtype: np.dtype[Any] = _FLOAT32,
+    ) -> None:
         self.degree = degree
         self._engine: tensorrt.ICudaEngine | None = engine
         self._shared, self._device = shared, shared.device
@@ -55,14 +66,15 @@ class TensorRtEngine:
         self._by_batch: dict[int, Context] = {}
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._input = next(name for name in names if engine.get_tensor_mode(name) == shared.trt.TensorIOMode.INPUT)
+        self._dtypes = {name: dtype if name == self._input else _FLOAT32 for name in names}
         self._outputs = [name for name in names if name != self._input]
         self._tails = {name: _tail(engine.get_tensor_shape(name)) for name in names}
         self._pointers: dict[str, int] = {}
         # For images in GPU memory, whose addresses change, and for whatever no graph is kept for.
         self._plain: Context | None = Context(engine, degree, shared, self._pointers)
         try:
-            for name, tail in self._tails.items():
-                size = 4 * max_batch * int(np.prod(tail, dtype=np.int64))
+            for name in names:
+                size = self._bytes(name, max_batch)
                 self._pointers[name] = self._device.allocate(size)
                 self._device_memory.append(self._pointers[name])
                 self._pinned[name] = self._device.pinned(size)
@@ -79,7 +91,7 @@ class TensorRtEngine:
             if isinstance(images, DeviceImages):
                 self._run_in_place(self._plain, images)
             else:
-                self._pinned[self._input][: images.nbytes].view(np.float32)[:] = images.reshape(-1)
+                self._host(self._input, batch)[:] = images
                 self._run_buffered(self._context_for(batch), batch)
             self._device.synchronize(self._shared.stream)
             return {name: self._host(name, batch).copy() for name in self._outputs}
@@ -158,7 +170,7 @@ class TensorRtEngine:
         log.warning("degree %d runs without CUDA graphs from now on: %s", self.degree, why)
 
     def _enqueue(self, context: Context, batch: int) -> None:
-        size = 4 * batch * int(np.prod(self._tails[self._input], dtype=np.int64))
+        size = self._bytes(self._input, batch)
         source = self._pinned[self._input].ctypes.data
         self._device.to_device(self._pointers[self._input], source, size, self._shared.stream)
         context.execute()
@@ -170,7 +182,7 @@ class TensorRtEngine:
         pointer = images.pointer
         if pointer % _ALIGNMENT:
             pointer = self._pointers[self._input]
-            size = 4 * int(np.prod(images.shape, dtype=np.int64))
+            size = self._bytes(self._input, len(images))
             self._device.copy(pointer, images.pointer, size, self._shared.stream)
         context.prepare(self._input, (len(images), *self._tails[self._input]))
         context.set_address(self._input, pointer)
@@ -179,14 +191,17 @@ class TensorRtEngine:
 
     def _fetch(self, batch: int) -> None:
         for name in self._outputs:
-            size = self._host(name, batch).nbytes
+            size = self._bytes(name, batch)
             target = self._pinned[name].ctypes.data
             self._device.to_host(target, self._pointers[name], size, self._shared.stream)
 
+    def _bytes(self, name: str, batch: int) -> int:
+        return self._dtypes[name].itemsize * batch * math.prod(self._tails[name])
+
     def _host(self, name: str, batch: int) -> NDArray[Any]:
-        tail = self._tails[name]
-        count = batch * int(np.prod(tail, dtype=np.int64))
-        return self._pinned[name].view(np.float32)[:count].reshape(batch, *tail)
+        """Return the page-locked memory of a tensor as an array [batch, …]."""
+        size = self._bytes(name, batch)
+        return self._pinned[name][:size].view(self._dtypes[name]).reshape(batch, *self._tails[name])
 
 
 def _tail(shape: tensorrt.Dims) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from measured_memory import resident_bytes
 from onnx import helper
 from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
 
-from tocom.errors import BundleError, EngineError
+from tocom.errors import BundleError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
@@ -42,6 +42,18 @@ def test_every_degree_answers_right_at_every_batch(small_bundle: SmallBundle, ba
             np.testing.assert_allclose(logits, small_bundle.reference(images, degree), atol=1e-4)
 
 
+def test_pixels_answer_as_what_they_are_normalised_to(tmp_path: Any, backend: str) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", input_type="uint8")
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
+    normalised = (pixels.astype(np.float32) / 255 - 0.5) / 0.5
+    with Runtime.open(bundle.path, backend) as runtime:  # its reference images are pixels, too
+        for images in (pixels, as_unaligned(pixels), pixels[:, :, ::-1][:, :, ::-1]):
+            logits = runtime.infer(images, degree=4).outputs["logits"]
+            np.testing.assert_allclose(logits, bundle.reference(normalised, 4), atol=1e-4)
+        with pytest.raises(RequestError, match=r"must be uint8\. Got float32 instead\. Give the pixels"):
+            runtime.infer(normalised)
+
+
 def test_a_bundle_of_one_batch_size_answers_right(tmp_path: Any, backend: str) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", batch=(2, 2, 2))
     with Runtime.open(bundle.path, backend) as runtime:
@@ -57,7 +69,7 @@ def as_read_only(images: np.ndarray) -> np.ndarray:
 
 def as_unaligned(images: np.ndarray) -> np.ndarray:
     space = np.empty(images.nbytes + 4, np.uint8)
-    moved = space[4:].view(np.float32).reshape(images.shape)
+    moved = space[4:].view(images.dtype).reshape(images.shape)
     moved[:] = images
     return moved
 

@@ -68,6 +68,11 @@ def test_gpu_memory_through_dlpack_waits_for_the_producer_and_is_checked() -> No
     with pytest.raises(RequestError, match="must be contiguous"):
         device_images(Foreign(images.transpose(0, 1, 3, 2), device=2), 77, 0)
     assert device_images(Foreign(images), 77, 0) is None
+    pixels = device_images(Foreign(images.astype(np.uint8), device=2), 77, 0, "uint8")
+    assert pixels is not None
+    assert pixels.shape == images.shape
+    with pytest.raises(RequestError, match=r"must be uint8\. Got 32 bits"):
+        device_images(on_gpu, 77, 0, "uint8")
     with pytest.raises(RequestError, match="must lie on GPU 1"):
         device_images(on_gpu, 77, 1)
 

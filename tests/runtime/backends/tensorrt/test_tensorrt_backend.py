@@ -52,6 +52,21 @@ def test_every_degree_and_batch_answers_right_plainly_captured_and_replayed(
     assert cuda.is_clean()
 
 
+def test_pixels_are_copied_as_eight_bits(tmp_path: Path, cuda: HostCuda, trt: ScriptedTensorRt) -> None:
+    bundle = write_small_bundle(tmp_path / "pixels", input_type="uint8")
+    write_engines(bundle, engines={degree: {"input": "uint8"} for degree in DEGREES})
+    backend = TensorRtBackend(Bundle(bundle.path), name="tensorrt", trt=trt, device=LibcudaDevice(path=cuda.path))
+    engine = backend.load(4)
+    for turn in range(3):  # plainly, captured, and from the graph
+        for batch in (1, 4):
+            pixels = np.random.default_rng(turn).integers(0, 256, (batch, 3, SIZE, SIZE), np.uint8)
+            expected = reference((pixels.astype(np.float32) / 255 - 0.5) / 0.5, 4)
+            np.testing.assert_allclose(engine.run(pixels)["logits"], expected, rtol=1e-4, atol=1e-4)
+    engine.close()
+    backend.close()
+    assert cuda.is_clean()
+
+
 def test_one_arena_of_the_largest_need_serves_all_contexts(
     bundle: SmallBundle, cuda: HostCuda, trt: ScriptedTensorRt, opened: Callable[[], TensorRtBackend]
 ) -> None:
@@ -178,6 +193,39 @@ def test_auto_goes_on_where_an_engine_does_not_load(
         assert "Version tag does not match" in runtime.backend.reason
     assert cuda.leaks() == {}
     with pytest.raises(EngineError, match=r"cannot load .*Version tag does not match\. Build it again"):
+        Runtime.open(bundle.path, "tensorrt")
+    assert cuda.leaks() == {}
+
+
+@pytest.mark.fault(
+    "a GPU whose engines all answer wrongly, under `auto`",
+    outcome="the next backend serves; its reason and the log say why; asked for by name, EngineError",
+)
+def test_auto_goes_on_where_every_engine_answers_wrongly(
+    bundle: SmallBundle,
+    cuda: HostCuda,
+    trt: ScriptedTensorRt,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_engines(bundle, engines={degree: {"wrong": "zeros"} for degree in DEGREES})
+    put_references(bundle.path, bundle.reference)  # what the ONNX files compute
+
+    def opener(found: Bundle, threads: int | None, reason: str) -> TensorRtBackend:
+        device = LibcudaDevice(path=cuda.path)
+        return TensorRtBackend(found, name="tensorrt", reason=reason, trt=trt, device=device)
+
+    monkeypatch.setitem(select._OPENERS, "tensorrt", opener)
+    with Runtime.open(bundle.path) as runtime:
+        assert runtime.backend.name == "onnxruntime"
+        assert runtime.degrees == DEGREES
+        assert "Not tensorrt: tensorrt 10.13.2 answers wrongly at every degree" in runtime.backend.reason
+        assert all(found["right"] for found in runtime.stats()["answers_checked"].values())
+        logits = runtime.infer(images_of(2), degree=4).outputs["logits"]
+        np.testing.assert_allclose(logits, bundle.reference(images_of(2), 4), atol=1e-4)
+    assert any("tensorrt is passed over" in record.message for record in caplog.records)
+    assert cuda.leaks() == {}
+    with pytest.raises(EngineError, match=r"tensorrt 10\.13\.2 answers wrongly at every degree"):
         Runtime.open(bundle.path, "tensorrt")
     assert cuda.leaks() == {}
 
