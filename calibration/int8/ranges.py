@@ -16,25 +16,19 @@ from onnx import helper
 
 from tocom.calibration.int8.qdq import Range, quantizable_layers
 from tocom.errors import EngineError, first_line
+from tocom.system.onnxruntime_session import open_session, session_options
 
-__all__ = ["collect_ranges", "open_session"]
+__all__ = ["collect_ranges", "cpu_session"]
 
 
-def open_session(model: bytes, folder: Path, threads: int | None = None) -> Any:
+def cpu_session(model: bytes, folder: Path) -> Any:
     """Return an ONNX Runtime session on the CPU; ``folder`` holds the weights outside the model.
 
     Raises:
         EngineError: ONNX Runtime refuses the model.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return open_session(model, folder, session_options())
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise EngineError(f"ONNX Runtime cannot load the model while quantizing: {first_line(error)}") from error
 
@@ -60,7 +54,7 @@ def _activations_of(
     copied.graph.output.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted if name not in known
     )
-    session = open_session(copied.SerializeToString(), folder)
+    session = cpu_session(copied.SerializeToString(), folder)
     count = -(-len(images) // batch) * batch
     filled = images if count == len(images) else np.resize(images, (count, *images.shape[1:]))
     for start in range(0, count, batch):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tocom.calibration.int8.ranges import open_session
+from tocom.calibration.int8.ranges import cpu_session
 from tocom.formats.bundle import Bundle
 from tocom.formats.references import TURN, read_references
 
@@ -31,7 +31,7 @@ def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
         BundleError: The references are damaged.
     """
     references = read_references(bundle)
-    session, batch = open_session(model, bundle.path), bundle.batch[1]
+    session, batch = cpu_session(model, bundle.path), bundle.batch[1]
     places = np.array(references.conclusive[degree])
     got = []
     for start in range(0, len(places), batch):

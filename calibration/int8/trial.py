@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tocom.alignment.ridge import feature_gaps
 from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
-from tocom.calibration.int8.ranges import collect_ranges, open_session
+from tocom.calibration.int8.ranges import collect_ranges, cpu_session
 from tocom.formats.bundle import Bundle
 
 __all__ = ["DegreeModel", "Outputs", "Trial", "compare", "load_degree"]
@@ -93,7 +93,7 @@ class DegreeModel:
         return Trial(tuple(sorted(exclude)), right, loss, divergence)
 
     def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
-        session = open_session(model, self.folder)
+        session = cpu_session(model, self.folder)
         return run(session, images, self.batch)
 
     def _right(self, outputs: Outputs) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from tocom.errors import EngineError, TocomError, one_line
 from tocom.formats.bundle import Bundle
 from tocom.system.files import scratch_folder
+from tocom.system.onnxruntime_session import open_session, session_options
 
 __all__ = ["KINDS", "BlockTimes", "block_times", "split_events"]
 
@@ -77,16 +79,14 @@ def block_times(
         BundleError: A file of the bundle does not match its manifest.
         EngineError: ONNX Runtime is missing, or refuses a file.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.") from error
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.")
     images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), bundle.input_type)
     bundle.require_verified()
     found, rounds = [], runs + _WARM_UP
     with scratch_folder("tocom-blocks") as folder:
         try:
-            sessions = {degree: _profiling_session(onnxruntime, bundle, degree, threads, folder) for degree in degrees}
+            sessions = {degree: _profiling_session(bundle, degree, threads, folder) for degree in degrees}
             for done in range(rounds):
                 if progress is not None:
                     progress("where the time goes", done, rounds)
@@ -103,14 +103,11 @@ def block_times(
     return found
 
 
-def _profiling_session(onnxruntime: Any, bundle: Bundle, degree: int, threads: int, folder: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+def _profiling_session(bundle: Bundle, degree: int, threads: int, folder: Path) -> Any:
+    options = session_options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"degree-{degree}")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    return onnxruntime.InferenceSession(bundle.read_onnx(degree), options, providers=["CPUExecutionProvider"])
+    return open_session(bundle.read_onnx(degree), bundle.path, options)
 
 
 def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: int, skip: int = 0) -> BlockTimes:

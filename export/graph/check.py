@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -18,6 +17,7 @@ from tocom.errors import ExportError, first_line
 from tocom.export.graph.half_arithmetic import run_in_half
 from tocom.export.graph.trace import DTYPES, answers
 from tocom.formats.references import allowed_differences
+from tocom.system.onnxruntime_session import open_session, session_options
 
 __all__ = ["TOLERANCES", "CheckResult", "check_onnx", "equally_right", "sample_images", "torch_answers"]
 
@@ -116,10 +116,8 @@ def check_onnx(
     count = -(-len(images) // step) * step
     inputs = images if inputs is None else inputs
     padded = np.resize(inputs, (count, *images.shape[1:]))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path.read_bytes(), path.parent, session_options())
         parts = [session.run(None, {"images": part}) for part in np.split(padded, count // step)]
         got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])[: len(images)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base

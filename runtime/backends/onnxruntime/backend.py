@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tocom.runtime.backends.onnxruntime.weight_cache import WeightCache
 from tocom.runtime.memory.free import MAPPED, PACKING, require_free
 from tocom.runtime.memory.needs import Need, needs_of
 from tocom.system.cpu import cpu_identity, usable_cores
+from tocom.system.onnxruntime_session import open_session, session_options
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine"]
 
@@ -187,13 +186,7 @@ class OnnxRuntimeBackend:
         """Sessions hold everything; nothing to release."""
 
     def _options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads of an idle session spin for a while by default: after a switch they fight the new session's threads
-        # for the cores (two cores, DeiT-S: 57 ms in place of 30).
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(self.threads)
         if self._providers == ["CPUExecutionProvider"]:
             options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(_SLOWER_FUSIONS))
         return options
@@ -211,12 +204,10 @@ class OnnxRuntimeBackend:
         return self._open(self._bundle.read_onnx(degree), self._bundle.onnx_path(degree).parent, options, degree)
 
     def _open(self, model: bytes, folder: Path, options: Any, degree: int) -> Any:
-        """Open a session of bytes that were hashed; a path could lead to others by now."""
+        """Open a session of bytes that were hashed."""
         require_free(self.needs([degree])[degree], PACKING if self._cache is None else MAPPED)
         try:
-            with _utf8_path(folder) as place:
-                options.add_session_config_entry("session.model_external_initializers_file_folder_path", place)
-                return self._ort.InferenceSession(model, options, providers=self._providers)
+            return open_session(model, folder, options, providers=self._providers)
         except Exception as error:  # see OnnxRuntimeEngine.run
             if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "Failed to allocate" in str(error):
                 raise MemoryError(f"degree {degree} does not fit: {one_line(error)}") from error
@@ -224,21 +215,6 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime {self._ort.__version__} cannot load degree {degree} from {folder}: {one_line(error)} "
                 "Check the bundle with 'tocom verify', or export it again."
             ) from error
-
-
-@contextlib.contextmanager
-def _utf8_path(folder: Path) -> Iterator[str]:
-    """Yield a path that ONNX Runtime takes: one whose bytes are not an UTF-8 by the number of its open folder."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        yield str(folder)
 
 
 def _shared_arena(ort: Any) -> bool:
