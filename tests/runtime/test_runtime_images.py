@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="Cannot read the image"):
         read_image(tmp_path / "missing.png", entry())
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    with pytest.raises(DataError, match=r"pipe\.png: a pipe or a device"):
+        read_image(tmp_path / "pipe.png", entry())
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match="floating-point pixels"):
         read_image(tmp_path / "float.tiff", entry())
