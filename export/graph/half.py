@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from tocom.compression.attention import layers, parts
+from tocom.compression.blocks import is_post_norm, layer_scale
 
 __all__ = ["LIMIT", "HalfPlan", "Kept", "magnitudes", "plan_half", "widen"]
 
@@ -91,7 +94,7 @@ def plan_half(measured: Iterable[Magnitudes], model: VisionTransformer) -> HalfP
     for each in measured:
         for place, value in each.items():
             largest[place] = max(value, largest.get(place, 0.0))
-    post_norm = any(isinstance(block, ResPostBlock) for block in model.blocks)
+    post_norm = any(is_post_norm(block) for block in model.blocks)
     attention: set[int] = set()
     mlp: set[int] = set()
     kept, scales = [], []
@@ -128,7 +131,7 @@ def widen(half: nn.Module, model: nn.Module, plan: HalfPlan) -> None:
     """
     scales = {(block, layer): scale for block, layer, scale in plan.scales}
     for index, (mine, theirs) in enumerate(zip(_blocks(half), _blocks(model), strict=True)):
-        post_norm = isinstance(theirs, ResPostBlock)
+        post_norm = is_post_norm(theirs)
         if index in plan.attention:
             mine.attn = copy.deepcopy(theirs.attn)
         else:
@@ -203,30 +206,45 @@ def _watching(model: VisionTransformer, found: Magnitudes) -> Iterator[None]:
 
         return hook
 
-    def on_qkv(block: int, attention: Any) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            shape = (*output.shape[:2], 3, attention.num_heads, attention.head_dim)
-            q, k, v = output.reshape(shape).permute(2, 0, 3, 1, 4)
+    def on_read(block: int, attention: Any) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # Computed once more from what the layers read: they are one or three, with biases of their own or without.
+            shape = (*inputs[0].shape[:2], attention.num_heads, attention.head_dim)
+            q, k, v = (
+                nn.functional.linear(inputs[0], *part).reshape(shape).transpose(1, 2)
+                for part in parts(attention).values()
+            )
             q, k = attention.q_norm(q), attention.k_norm(k)
-            for part in (q, k, v, (q * attention.scale) @ k.transpose(-1, -2)):
+            for part in (q, k, v):
                 note(block, _ATTENTION, part)
+            scaled = q * attention.scale
+            if not is_rotary:
+                note(block, _ATTENTION, scaled @ k.transpose(-1, -2))
+                return
+            # Turned or not, no logit is larger than the product of the lengths; and no channel than a pair's.
+            note(block, _ATTENTION, scaled.norm(dim=-1).max() * k.norm(dim=-1).max())
+            for part in (q, k):
+                note(block, _ATTENTION, part * 2**0.5)
 
         return hook
 
-    def on_output(block: int, what: str) -> Any:
-        return lambda _, __, output: note(block, what, output)
+    def on_output(block: int, what: str, scale: Tensor | None = None) -> Any:
+        return lambda _, __, output: note(block, what, output if scale is None else scale * output)
 
-    blocks = _blocks(model)
+    blocks, is_rotary = _blocks(model), getattr(model, "rope", None) is not None
     with _removed_at_the_end() as hooks:
         for index, block in enumerate(blocks):
             hooks += [each.register_forward_pre_hook(on_norm(index)) for each in (block.norm1, block.norm2)]
-            hooks.append(block.attn.qkv.register_forward_hook(on_qkv(index, block.attn)))
+            # A dense EVA reads its layer's weight alone; compressed blocks run the layers, not the attention.
+            for reads in (block.attn, next(iter(layers(block.attn).values()))):
+                hooks.append(reads.register_forward_pre_hook(on_read(index, block.attn)))
             last = {block.mlp.fc2} if hasattr(block.mlp, "fc2") else set()
             for layer in block.mlp.modules():
                 if not list(layer.children()) and layer not in last:
                     hooks.append(layer.register_forward_hook(on_output(index, _MLP)))
-            for name, what, branch in (("ls1", _ATTENTION_OUT, block.attn), ("ls2", _MLP_OUT, block.mlp)):
-                hooks.append(getattr(block, name, branch).register_forward_hook(on_output(index, what)))
+            for branch, what, part in ((1, _ATTENTION_OUT, block.attn), (2, _MLP_OUT, block.mlp)):
+                ends = part.proj_drop if branch == 1 else part
+                hooks.append(ends.register_forward_hook(on_output(index, what, layer_scale(block, branch))))
         last_norm = model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
         hooks.append(last_norm.register_forward_pre_hook(on_norm(len(blocks))))
         yield

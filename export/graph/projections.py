@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tocom.compensator.compensator import Compensator
+from tocom.compression.attention import parts
 from tocom.export.graph.trace import DTYPES, projection_name
 from tocom.formats.weights import tensor_bytes
 
@@ -39,8 +40,9 @@ def projection_weights(
         factor = compensator.check_scale(scale)
     tensors: dict[str, onnx.TensorProto] = {}
     for index, block in enumerate(model.blocks):
-        q, _, v = block.attn.qkv.weight.detach().float().chunk(3)
-        for name, weight in (("q", q), ("v", v)):
+        found = parts(block.attn)
+        for name in ("q", "v"):
+            weight = found[name][0].detach().float()
             if delta:
                 weight = weight + factor * delta[f"blocks.{index}.attn.{name}"]
             if name == "q" and isinstance(block.attn.q_norm, nn.Identity):

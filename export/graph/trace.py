@@ -17,13 +17,12 @@ import onnx
 import torch
 from onnx import defs
 from onnxscript import values
-from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tocom.compression import ops  # registers the ops that the table below translates
 from tocom.compression.attention import SplitProjection
-from tocom.compression.blocks import CompressedBlocks, replace_child
+from tocom.compression.blocks import CompressedBlocks, layer_scale, replace_child, with_blocks, without_layer_scale
 from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import ExportError, first_line
@@ -92,9 +91,7 @@ def trace(
     removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced: nn.Module = _Typed(
-        replace_child(model, "blocks", stack.eval()), DTYPES[precision], features=features, plan=plan
-    )
+    traced: nn.Module = _Typed(with_blocks(model, stack.eval()), DTYPES[precision], features=features, plan=plan)
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
     if pixels is not None:
         traced, images = _Normalised(traced, pixels), images.to(torch.uint8)
@@ -189,9 +186,11 @@ class _Float32(nn.Module):
 
 def _prepare(block: nn.Module, index: int) -> nn.Module:
     """Return a twin of a block that exports to fewer nodes: q, k, v apart; scales folded into weights."""
-    attention = block.attn
-    projection = SplitProjection(attention.qkv)
-    attention = replace_child(attention, "qkv", projection)
+    projection = SplitProjection(block.attn)
+    attention = replace_child(block.attn, "qkv", projection)
+    for name in ("q_proj", "k_proj", "v_proj", "q_bias", "v_bias"):  # what the projection stands for
+        attention._modules.pop(name, None)
+        attention._parameters.pop(name, None)
     if isinstance(attention.q_norm, nn.Identity):
         # softmax(scale · q·kᵀ): the scale moves into q's weights, which export.weights writes with the same factor.
         projection.q_weight.mul_(attention.scale)
@@ -204,13 +203,12 @@ def _prepare(block: nn.Module, index: int) -> nn.Module:
     for weight in (projection.q_weight, projection.v_weight):
         weight.copy_(torch.rand(weight.shape, generator=generator))
     block = replace_child(block, "attn", attention)
-    if isinstance(getattr(block, "ls1", None), LayerScale):
-        block.attn = replace_child(attention, "proj", _scaled(attention.proj, block.ls1.gamma))
-        block = replace_child(block, "ls1", nn.Identity())
-    last = getattr(block.mlp, "fc2", None)
-    if isinstance(getattr(block, "ls2", None), LayerScale) and isinstance(last, nn.Linear):
-        block.mlp = replace_child(block.mlp, "fc2", _scaled(last, block.ls2.gamma))
-        block = replace_child(block, "ls2", nn.Identity())
+    for branch, part, name in ((1, "attn", "proj"), (2, "mlp", "fc2")):
+        whole, gamma = getattr(block, part), layer_scale(block, branch)
+        last = getattr(whole, name, None)
+        if gamma is not None and isinstance(last, nn.Linear):
+            block = replace_child(block, part, replace_child(whole, name, _scaled(last, gamma)))
+            block = without_layer_scale(block, branch)
     return block
 
 

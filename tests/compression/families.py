@@ -42,6 +42,27 @@ class Family:
 
 
 _FEATURES = {"num_classes": 0}
+_STATIC = {"dynamic_img_size": False}  # timm makes these for any size unless told
+ROTARY = (
+    Family("DINOv3", "vit_small_patch16_dinov3", 5, "avg", _STATIC),
+    Family("DINOv3", "vit_base_patch16_dinov3_qkvb", 5, "avg", {**_STATIC, **_FEATURES}),
+    Family("DINOv3, gated MLP", "vit_small_plus_patch16_dinov3", 5, "avg", _STATIC),
+    Family("DINOv3, gated MLP", "vit_7b_patch16_dinov3", 5, "avg", {**_STATIC, **_FEATURES}),
+    Family("LingBot", "vit_small_patch16_lingbot", 5, options={**_STATIC, **_FEATURES}),
+    Family("EVA-02", "eva02_tiny_patch14_224", 1, "avg"),
+    Family("EVA-02, inner norms", "eva02_base_patch14_448", 1, "avg"),
+    Family("EVA-02, CLIP", "eva02_base_patch16_clip_224", 1),
+    Family("EVA-02, post-norm blocks", "eva02_enormous_patch14_clip_224", 1),
+    Family("EVA, no rotary positions", "eva_giant_patch14_224", 1, "avg"),
+    Family("rotary", "vit_small_patch16_rope_224", 1),
+    Family("rotary and absolute", "vit_small_patch16_rope_ape_224", 1),
+    Family("rotary, mixed", "vit_small_patch16_rope_mixed_224", 1),
+    Family("rotary, mixed and absolute", "vit_base_patch16_rope_mixed_ape_224", 1),
+    Family("rotary, registers", "vit_betwixt_patch16_rope_reg4_gap_256", 4, "avg"),
+    Family("Perception Encoder", "vit_pe_core_tiny_patch16_384", 1, "map"),
+    Family("Perception Encoder, no class token", "vit_pe_core_gigantic_patch14_448", 0, "map"),
+    Family("Perception Encoder, spatial", "vit_pe_spatial_small_patch16_512", 1, "avg"),
+)
 FAMILIES = (
     Family("DeiT", "deit_tiny_patch16_224", 1),
     Family("DeiT", "deit_base_patch16_384", 1),
@@ -78,6 +99,7 @@ FAMILIES = (
     Family("BEiT-3", "beit3_base_patch16_224", 1, "avg"),
     Family("EVA", "eva_large_patch14_196", 1, "avg"),
     Family("RADIO", "vit_base_patch16_radio_v3", 8, options=_FEATURES),
+    *ROTARY,
 )
 
 
@@ -97,17 +119,21 @@ class Refused:
 
 
 _TINY = {"depth": 1, "embed_dim": 64, "num_heads": 4}
-_GRID_NEEDED = "each token's place on the grid"
+_UNPLACED = "is not supported: tocom compresses plain and rotary ViTs"
 REFUSED = (
-    Refused("test_resnet", f"ResNet is not supported.*{_GRID_NEEDED}"),
-    Refused("test_convnext", f"ConvNeXt is not supported.*{_GRID_NEEDED}"),
+    Refused("test_resnet", f"ResNet {_UNPLACED}"),
+    Refused("test_convnext", f"ConvNeXt {_UNPLACED}"),
+    Refused("swin_tiny_patch4_window7_224", f"SwinTransformer {_UNPLACED}", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
+    Refused("vit_relpos_small_patch16_224", f"VisionTransformerRelPos {_UNPLACED}", _TINY),
+    Refused("beit_base_patch16_224", f"Beit {_UNPLACED}", _TINY),
+    Refused("naflexvit_base_patch16_gap", f"NaFlexVit {_UNPLACED}.*no static token counts", _TINY),
+    Refused("vit_small_patch16_dinov3", "Eva with dynamic_img_size has no static token counts", _TINY),
+    Refused("vit_small_patch16_rope_224", "patch dropout has no static", {**_TINY, "patch_drop_rate": 0.2}),
     Refused(
-        "swin_tiny_patch4_window7_224", f"SwinTransformer .*{_GRID_NEEDED}", {"depths": (1, 1, 1, 1), "embed_dim": 24}
+        "vit_base_patch16_sapiens2",
+        "heads of block 0 share keys and values in groups of 2",
+        {**_TINY, "num_kv_heads": 2, "dynamic_img_size": False},
     ),
-    Refused("eva02_tiny_patch14_224", f"Eva is not supported.*{_GRID_NEEDED}", _TINY),
-    Refused("vit_small_patch16_rope_224", f"Eva is not supported.*{_GRID_NEEDED}", _TINY),
-    Refused("vit_relpos_small_patch16_224", f"VisionTransformerRelPos is not.*{_GRID_NEEDED}", _TINY),
-    Refused("beit_base_patch16_224", f"Beit is not supported.*{_GRID_NEEDED}", _TINY),
     Refused(
         "vit_pwee_patch16_reg1_gap_256", "block 0 is a ParallelScalingBlock.*one attention followed by one MLP", _TINY
     ),

@@ -65,6 +65,9 @@ CASES = (
     Case("query and key norm", options={"qk_norm": True, "side": 128}),
     Case("one block merges", family="spaced:1"),
     Case("two blocks prune", method="prune", family="spaced:0,2"),
+    Case("rotary, registers", "vit_small_patch16_dinov3", options={"dynamic_img_size": False}),
+    Case("rotary, q apart, fuse", "eva02_tiny_patch14_224", "prune", True, options={"side": 70}),
+    Case("rotary, mixed", "vit_small_patch16_rope_mixed_224", options={"num_classes": 0}),
     Case("gated MLP", "aimv2_large_patch14_224", options={"side": 70, "num_classes": 0}),
 )
 

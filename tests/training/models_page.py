@@ -30,10 +30,11 @@ Made by `python tests/training/models_page.py` from `tests/compression/families.
 the script writes. Do not edit it by hand.
 
 ## Supported
-Any timm model of class `VisionTransformer` whose blocks hold one attention followed by one MLP: any patch size, image
-size, width and depth. The tests build each of these small, with random weights, and check that degree 0 equals timm's
-output bit for bit, that token counts are as predicted, and that a merged compensator equals one beside the weights,
-for merging and for pruning; this page is made by running each, and pruning with fusing, once more.
+Any timm model of class `VisionTransformer` or `Eva` (rotary positions) whose blocks hold one attention followed by one
+MLP: any patch size, image size, width and depth. The tests build each of these small, with random weights, and check
+that degree 0 equals timm's output bit for bit, that token counts are as predicted, and that a merged compensator equals
+one beside the weights, for merging and for pruning; this page is made by running each, and pruning with fusing, once
+more. timm makes DINOv3 for any image size; by its name, `--model`, tocom creates it for one.
 
 | family | timm name | protected tokens | pooling | options of the test |
 | --- | --- | --- | --- | --- |
@@ -91,7 +92,9 @@ def _refusal(name: str, options: dict[str, object]) -> str:
 def _options(options: dict[str, object]) -> str:
     # Sizes that make a model small say nothing of what is supported.
     telling = {
-        name: value for name, value in options.items() if name not in ("depth", "depths", "embed_dim", "num_heads")
+        name: value
+        for name, value in options.items()
+        if name not in ("depth", "depths", "embed_dim", "num_heads", "num_kv_heads")
     }
     return ", ".join(f"`{name}={value!r}`" for name, value in telling.items()) or "–"
 

@@ -29,6 +29,7 @@ __all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
 FORMAT, VERSION = "tocom-compensator", "1"
 _MAX_TENSORS = 4096
 _NEEDED = ("model", "method", "family", "groups", "rank", "scale", "image_size", "base_sha256")
+_LEARNED = "learned"
 _OWN = ("groups", "rank", "scale", "method", "family")  # attributes, not further strings
 
 
@@ -93,12 +94,13 @@ class Compensator(nn.Module):
         metadata = {
             "model": model_name(model),
             "image_size": "x".join(str(side) for side in model.patch_embed.img_size),
+            "positions": _positions(model),
             "base_sha256": model_sha256(model),
         }
         return cls(
             depth=len(model.blocks),
             channels=model.embed_dim,
-            attention_channels=model.blocks[0].attn.qkv.out_features // 3,
+            attention_channels=_attention_channels(model),
             groups=groups,
             rank=rank,
             scale=scale,
@@ -173,7 +175,7 @@ class Compensator(nn.Module):
         found = {
             "depth": len(model.blocks),
             "channels": model.embed_dim,
-            "attention_channels": model.blocks[0].attn.qkv.out_features // 3,
+            "attention_channels": _attention_channels(model),
         }
         for name, value in found.items():
             if getattr(self, name) != value:
@@ -181,6 +183,13 @@ class Compensator(nn.Module):
                     f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) has {name} "
                     f"{getattr(self, name)}, the model {model_name(model)} has {value}. Use one trained for it."
                 )
+        trained, found_positions = self.metadata.get("positions", _LEARNED), _positions(model)
+        if trained != found_positions:
+            raise CompensatorError(
+                f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) was trained with {trained} "
+                f"positions, the model {model_name(model)} has {found_positions} ones: its queries mean something "
+                "else. Use one trained for it."
+            )
         if method is not None and method != self.method:
             raise CompensatorError(
                 f"The compensator was trained for method {self.method!r}, asked for is {method!r}. Run with "
@@ -307,6 +316,15 @@ class Compensator(nn.Module):
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             **{key: value for key, value in self.metadata.items() if key not in _OWN},
         }
+
+
+def _attention_channels(model: nn.Module) -> int:
+    attention = model.blocks[0].attn
+    return int(attention.num_heads * attention.head_dim)
+
+
+def _positions(model: nn.Module) -> str:
+    return "rotary" if getattr(model, "rope", None) is not None else _LEARNED
 
 
 def model_sha256(model: nn.Module, *, without: str = "") -> str:

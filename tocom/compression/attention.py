@@ -6,31 +6,55 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from tocom.compensator.low_rank import LowRank
 
-__all__ = ["SplitProjection", "attend", "project"]
+__all__ = ["SplitProjection", "attend", "attention_channels", "layers", "parts", "project"]
+
+
+def attention_channels(attention: nn.Module) -> int:
+    """Return the width of queries, and of keys and values."""
+    return int(attention.num_heads * attention.head_dim)
+
+
+def layers(attention: nn.Module) -> dict[str, nn.Module]:
+    """Return timm's layers that make q, k and v, by their names: one, ``qkv``, or three."""
+    if attention.qkv is not None:
+        return {"qkv": attention.qkv}
+    return {name: getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
+
+
+def parts(attention: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return the weight [attention channels, channels] and the bias, or None, of ``q``, ``k`` and ``v``.
+
+    They are one layer, one layer with biases beside it (EVA), or three layers.
+    """
+    if attention.qkv is None:
+        return {name[0]: (layer.weight, layer.bias) for name, layer in layers(attention).items()}
+    fused = attention.qkv.bias
+    beside = tuple(getattr(attention, f"{name}_bias", None) for name in "qkv")
+    biases = beside if fused is None else fused.chunk(3)
+    return dict(zip("qkv", zip(attention.qkv.weight.chunk(3), biases, strict=True), strict=True))
 
 
 class SplitProjection(nn.Module):
-    """q, k and v apart, in the place of timm's one layer. For export, where only q and v differ by degree.
+    """q, k and v apart, in the place of timm's own layers. For export, where only q and v differ by degree.
 
     Weights are stored [channels, attention channels], as ONNX's MatMul takes them.
 
     Args:
-        qkv: The fused layer, [3 · attention channels, channels].
+        attention: timm's attention layer.
     """
 
-    def __init__(self, qkv: nn.Linear) -> None:
+    def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        for index, name in enumerate("qkv"):
-            weight = qkv.weight.detach().chunk(3)[index].t().contiguous()
-            self.register_parameter(f"{name}_weight", nn.Parameter(weight, requires_grad=False))
-            bias = None if qkv.bias is None else nn.Parameter(qkv.bias.detach().chunk(3)[index].clone(), False)
-            self.register_parameter(f"{name}_bias", bias)
+        for name, (weight, bias) in parts(attention).items():
+            transposed = nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)
+            self.register_parameter(f"{name}_weight", transposed)
+            own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+            self.register_parameter(f"{name}_bias", own)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return q, k and v, each [batch, tokens, attention channels]."""
@@ -39,7 +63,7 @@ class SplitProjection(nn.Module):
 
 
 def project(
-    attention: Attention,
+    attention: nn.Module,
     x: Tensor,
     adapters: dict[str, LowRank] | None = None,
     window: tuple[int, int, float] = (0, 0, 0.0),
@@ -58,6 +82,11 @@ def project(
     batch, tokens, _ = x.shape
     if isinstance(attention.qkv, SplitProjection):
         q, k, v = attention.qkv(x)
+    elif attention.qkv is None:
+        q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    elif getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+        q, k, v = (attention.qkv(x) + bias).chunk(3, dim=-1)
     else:
         q, k, v = attention.qkv(x).chunk(3, dim=-1)
     if adapters is not None:
@@ -68,7 +97,7 @@ def project(
     return attention.q_norm(q), attention.k_norm(k), v
 
 
-def attend(attention: Attention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def attend(attention: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Compute the layer's output from its queries, keys and values.
 
     Args:

@@ -7,18 +7,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from timm.models.vision_transformer import ResPostBlock
+from timm.models.eva import Eva, EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tocom.compression import merging, ops, pruning
 from tocom.compression.attention import attend, project
+from tocom.compression.rotary import Rotation, turn
 from tocom.errors import CompensatorError, DegreeError
 
 if TYPE_CHECKING:
     from tocom.compensator.low_rank import LowRank
 
-__all__ = ["CompressedBlocks", "replace_child"]
+__all__ = [
+    "CompressedBlocks",
+    "is_post_norm",
+    "layer_scale",
+    "replace_child",
+    "with_blocks",
+    "without_layer_scale",
+]
 
 # Merged tokens' sizes and their logarithm, as token_merge returns them; None while every token is one patch.
 Sizes = tuple[Tensor, Tensor] | None
@@ -83,37 +92,51 @@ class CompressedBlocks(nn.Module):
         """
         self._adapters, self._window = list(adapters), window
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Run all blocks.
 
         Args:
             x: [batch, tokens, channels].
+            rotation: How the blocks turn queries and keys; None for models without rotary positions.
 
         Returns:
             [batch, remaining tokens, channels].
         """
         sizes: Sizes = None
+        places = None if rotation is None else rotation.places
         for index in range(len(self)):
             if self.checkpointing and torch.is_grad_enabled():
-                x, sizes = checkpoint(self._block, index, x, sizes, use_reentrant=False)
+                x, sizes, places = checkpoint(self._block, index, x, sizes, rotation, places, use_reentrant=False)
             else:
-                x, sizes = self._block(index, x, sizes)
+                x, sizes, places = self._block(index, x, sizes, rotation, places)
         return x
 
-    def _block(self, index: int, x: Tensor, sizes: Sizes) -> tuple[Tensor, Sizes]:
+    def _block(
+        self, index: int, x: Tensor, sizes: Sizes, rotation: Rotation | None, places: Tensor | None
+    ) -> tuple[Tensor, Sizes, Tensor | None]:
         block, r, adapters = self[index], self.removed[index], self._adapters[index]
-        if r == 0 and sizes is None and adapters is None and not torch.compiler.is_exporting():
-            return block(x), None
-        post_norm = isinstance(block, ResPostBlock)
+        whole = rotation is None or places is rotation.places
+        if r == 0 and sizes is None and whole and adapters is None and not torch.compiler.is_exporting():
+            return (block(x) if rotation is None else block(x, rope=rotation.dense(index))), None, places
+        post_norm = is_post_norm(block)
         attended = x if post_norm else block.norm1(x)
         q, k, v = project(block.attn, attended, adapters, self._window)
+        if rotation is not None and places is not None:
+            sine, cosine = rotation.at(index, places)
+            q, k = (turn(each, sine, cosine, half=rotation.half) for each in (q, k))
         bias = None if sizes is None else sizes[1].to(q.dtype)
         out = attend(block.attn, attended, q, k, v, bias)
-        x = x + block.drop_path1(block.norm1(out) if post_norm else block.ls1(out))
+        x = x + block.drop_path1(block.norm1(out) if post_norm else _scaled(block, 1, out))
         if r:
+            width = x.shape[-1]
+            if places is not None:
+                # Places are merged as the tokens are, by the same op: as more channels of them.
+                x = torch.cat([x, places.to(x.dtype).expand(x.shape[0], -1, -1)], dim=-1)
             x, sizes = self._remove(x, q, k, sizes, r, block.attn.scale)
-        mlp = block.norm2(block.mlp(x)) if post_norm else block.ls2(block.mlp(block.norm2(x)))
-        return x + block.drop_path2(mlp), sizes
+            if places is not None:
+                x, places = x[..., :width], x[..., width:]
+        mlp = block.mlp(x if post_norm else block.norm2(x))
+        return x + block.drop_path2(block.norm2(mlp) if post_norm else _scaled(block, 2, mlp)), sizes, places
 
     def _remove(self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float) -> tuple[Tensor, Sizes]:
         if torch.is_autocast_enabled(x.device.type):
@@ -135,13 +158,69 @@ class CompressedBlocks(nn.Module):
         return x, tuple(merged)
 
 
+class CompressedEva(Eva):
+    """timm's Eva around a stack that runs its blocks together. Never made anew: see :func:`with_blocks`."""
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return the tokens after the last norm, [batch, remaining tokens, channels].
+
+        Raises:
+            DegreeError: A mask is given.
+        """
+        if attn_mask is not None or is_causal:
+            iter(self.blocks)  # which says why not
+        x, rope = self._pos_embed(self.patch_embed(x))
+        tokens: Tensor = self.norm_pre(x)
+        return self.norm(self.blocks(tokens, None if rope is None else Rotation.of(self, rope)))
+
+
+def with_blocks(model: VisionTransformer | Eva, blocks: CompressedBlocks) -> VisionTransformer | Eva:
+    """Return a model that shares everything with ``model`` but its blocks."""
+    twin = replace_child(model, "blocks", blocks)
+    if isinstance(twin, Eva):
+        twin.__class__ = CompressedEva  # Eva runs its blocks one by one
+    return twin
+
+
+def is_post_norm(block: nn.Module) -> bool:
+    """Return whether a block's norms stand behind attention and MLP, not before."""
+    return isinstance(block, (ResPostBlock, EvaBlockPostNorm))
+
+
+def layer_scale(block: nn.Module, branch: int) -> Tensor | None:
+    """Return what a block multiplies the output of attention (1) or MLP (2) with, [channels], or None."""
+    if hasattr(block, f"gamma_{branch}"):
+        return getattr(block, f"gamma_{branch}")  # type: ignore[no-any-return]
+    return getattr(getattr(block, f"ls{branch}", None), "gamma", None)
+
+
+def without_layer_scale(block: nn.Module, branch: int) -> nn.Module:
+    """Return a block that shares everything with ``block`` but a layer scale, which it has not."""
+    if hasattr(block, f"ls{branch}"):
+        return replace_child(block, f"ls{branch}", nn.Identity())
+    twin = _twin(block)
+    twin._parameters[f"gamma_{branch}"] = None
+    return twin
+
+
+def _scaled(block: nn.Module, branch: int, x: Tensor) -> Tensor:
+    gamma = layer_scale(block, branch)
+    return x if gamma is None else gamma * x
+
+
 def replace_child(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
     """Return a module that shares everything with ``module`` but one child."""
+    if not hasattr(module, name):
+        raise CompensatorError(f"{type(module).__name__} has no child {name!r}.")
+    twin = _twin(module)
+    twin.__dict__.pop(name, None)  # timm says None where there is none
+    twin._modules[name] = child
+    return twin
+
+
+def _twin(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     # copy.copy shares the dicts, so writing to the twin's would rewire the original.
     for attribute in ("_parameters", "_buffers", "_modules"):
         twin.__dict__[attribute] = dict(module.__dict__[attribute])
-    if name not in twin._modules:
-        raise CompensatorError(f"{type(module).__name__} has no child {name!r}.")
-    twin._modules[name] = child
     return twin

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from tocom.compression.attention import attention_channels
 from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import token_counts
 
@@ -28,8 +29,8 @@ def count_macs(model: VisionTransformer, removed: Sequence[int], *, method: str 
     counts = token_counts(input_tokens(model), removed)
     total = model.patch_embed.proj.weight.numel() * int(model.patch_embed.num_patches)
     for block, entering, leaving in zip(model.blocks, counts[:-1], counts[1:], strict=True):
-        attention = block.attn
-        total += entering * _per_token(attention) + 2 * entering**2 * attention.attn_dim
+        attention, width = block.attn, attention_channels(block.attn)
+        total += entering * _per_token(attention) + 2 * entering**2 * width
         total += leaving * _per_token(block.mlp)
         if entering == leaving:
             continue
@@ -37,7 +38,7 @@ def count_macs(model: VisionTransformer, removed: Sequence[int], *, method: str 
             half = (entering - prefix) // 2
             total += half * (entering - prefix - half) * attention.head_dim
         else:
-            total += (1 if prefix else entering) * entering * attention.attn_dim
+            total += (1 if prefix else entering) * entering * width
     return total + _per_token(model.head)
 
 

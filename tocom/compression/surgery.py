@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import Attention, PatchEmbed
+from timm.layers import Attention, AttentionRope, PatchEmbed
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from tocom.alignment.alignment import AlignedDropout, Alignment, Binding
 from tocom.compensator.compensator import Compensator
-from tocom.compression.attention import SplitProjection
-from tocom.compression.blocks import CompressedBlocks, replace_child
+from tocom.compression.attention import SplitProjection, layers, parts
+from tocom.compression.blocks import CompressedBlocks, replace_child, with_blocks
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import CompensatorError, DegreeError, ModelError
 from tocom.formats.families import EVERY
 from tocom.formats.methods import check_method
 
-__all__ = ["check_supported", "compress", "input_tokens", "merge_compensator"]
+__all__ = ["MODELS", "check_supported", "compress", "input_tokens", "merge_compensator"]
+
+MODELS = (VisionTransformer, Eva)
 
 
 def compress(
@@ -41,7 +44,7 @@ def compress(
     """Return the model as it runs at a degree; ``model`` itself is left as it is.
 
     Args:
-        model: A plain timm Vision Transformer.
+        model: A timm Vision Transformer, plain or rotary.
         degree: Tokens to remove per block; 0 is the dense model, bit for bit. Or a list of one number per block.
         method: ``merge`` (ToMe) or ``prune`` (EViT).
         fuse: With ``prune``: put one fused token in the place of the removed ones.
@@ -57,7 +60,7 @@ def compress(
         A model with the same forward call and the same names in its state dict.
 
     Raises:
-        ModelError: The model is not a plain Vision Transformer; the message says why.
+        ModelError: The model is not a supported Vision Transformer; the message says why.
         DegreeError: A degree or the method is out of range.
         CompensatorError: The compensator does not fit the model, the method, the family or the degrees, or the degree
             is a list.
@@ -112,7 +115,7 @@ def compress(
     blocks.training = model.blocks.training
     if compensator is not None:
         blocks.compensate(compensator.adapters(), compensator.window(source_degree, degree, scale))
-    twin = replace_child(model, "blocks", blocks)
+    twin = with_blocks(model, blocks)
     # timm's own way of checkpointing runs the blocks one by one; ours stands in the stack.
     twin.grad_checkpointing = False
     return twin
@@ -131,24 +134,30 @@ def merge_compensator(
     compensator.check_fits(model)
     scale = compensator.check_scale(scale)
     delta = compensator.delta(source, target)
-    blocks = nn.Sequential()
+    blocks = type(model.blocks)()
     for index, block in enumerate(model.blocks):
-        qkv = block.attn.qkv
-        q, k, v = qkv.weight.detach().chunk(3)
-        q, v = (
-            (weight.float() + scale * delta[f"blocks.{index}.attn.{name}"].to(weight.device)).to(weight.dtype)
-            for name, weight in (("q", q), ("v", v))
-        )
-        layer = nn.Linear(qkv.in_features, qkv.out_features, bias=qkv.bias is not None, device="meta")
-        layer.weight = nn.Parameter(torch.cat([q, k, v]), requires_grad=qkv.weight.requires_grad)
-        if qkv.bias is not None:
-            layer.bias = qkv.bias
-        layer.training = qkv.training
-        attention = replace_child(block.attn, "qkv", layer)
+        attention, weights = block.attn, {name: weight.detach() for name, (weight, _) in parts(block.attn).items()}
+        for name in ("q", "v"):
+            step = scale * delta[f"blocks.{index}.attn.{name}"].to(weights[name].device)
+            weights[name] = (weights[name].float() + step).to(weights[name].dtype)
+        whole = {"qkv": torch.cat([*weights.values()]), "q_proj": weights["q"], "v_proj": weights["v"]}
+        for name, layer in layers(attention).items():
+            if name in whole:  # keys stay
+                attention = replace_child(attention, name, _with_weight(layer, whole[name]))
         blocks.append(replace_child(block, "attn", attention))
     # Not train(): that would reach into the blocks' parts, which are the model's own.
     blocks.training = model.blocks.training
     return replace_child(model, "blocks", blocks)
+
+
+def _with_weight(layer: nn.Linear, weight: Tensor) -> nn.Linear:
+    """Return a layer with another weight and the same bias."""
+    other = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    other.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        other.bias = layer.bias
+    other.training = layer.training
+    return other
 
 
 def input_tokens(model: VisionTransformer) -> int:
@@ -159,16 +168,19 @@ def input_tokens(model: VisionTransformer) -> int:
 def check_supported(model: nn.Module) -> None:
     """Raise ModelError, with the reason, unless tokens can be removed between attention and MLP of every block."""
     name = type(model).__name__
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, MODELS):
         raise ModelError(
-            f"{name} is not supported: tocom compresses plain ViTs (timm's VisionTransformer). Windowed, "
-            "hierarchical and rotary-position models need each token's place on the grid, which merging gives up."
+            f"{name} is not supported: tocom compresses plain and rotary ViTs (timm's VisionTransformer and Eva). "
+            "Windowed and hierarchical models need every token on the grid, relative positions a table of pairs, and "
+            "models of dynamic size (NaFlexVit) have no static token counts."
         )
     if isinstance(model.blocks, CompressedBlocks):
         raise ModelError("The model is compressed already. Give compress() the dense model and the degree you want.")
     if getattr(model, "dynamic_img_size", False):
-        raise ModelError(f"{name} with dynamic_img_size has no static token counts. Create it without that option.")
-    if not isinstance(model.patch_drop, nn.Identity):
+        raise ModelError(
+            f"{name} with dynamic_img_size has no static token counts. Create it with dynamic_img_size=False."
+        )
+    if not isinstance(model.patch_drop or nn.Identity(), nn.Identity):
         raise ModelError(f"{name} with patch dropout has no static token counts. Create it with patch_drop_rate=0.")
     if not isinstance(model.patch_embed, PatchEmbed):
         raise ModelError(
@@ -176,20 +188,26 @@ def check_supported(model: nn.Module) -> None:
             "network. Only models that cut the image into patches can be compressed, counted and exported."
         )
     for index, block in enumerate(model.blocks):
-        if type(block) not in (Block, ResPostBlock):
+        if type(block) not in (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm):
             raise ModelError(
                 f"{name} is not supported: block {index} is a {type(block).__name__}. Only blocks with one attention "
                 "followed by one MLP have a place between the two where tokens can go."
             )
-        if type(block.attn) is not Attention:
+        if type(block.attn) not in (Attention, EvaAttention, AttentionRope):
             raise ModelError(
                 f"{name} is not supported: the attention of block {index} is a {type(block.attn).__name__}, not timm's "
                 "plain Attention."
             )
-        # Only q and v differ by degree, so export takes this layer apart: one of another type would be lost in silence.
-        if type(block.attn.qkv) not in (nn.Linear, SplitProjection):
+        if getattr(block.attn, "num_kv_groups", 1) > 1:
             raise ModelError(
-                f"{name} is not supported: attn.qkv of block {index} is a {type(block.attn.qkv).__name__} of "
-                f"{type(block.attn.qkv).__module__.partition('.')[0]}, not a plain nn.Linear. Merge an adapter into "
-                "the weights (peft: model.merge_and_unload()), remove parametrizations and quantization."
+                f"{name} is not supported: heads of block {index} share keys and values in groups of "
+                f"{block.attn.num_kv_groups}. A compensator's q and v are of one width."
             )
+        # Only q and v differ by degree, so export takes them apart: layers of another type would be lost in silence.
+        for layer_name, layer in layers(block.attn).items():
+            if type(layer) not in (nn.Linear, SplitProjection):
+                raise ModelError(
+                    f"{name} is not supported: attn.{layer_name} of block {index} is a {type(layer).__name__} of "
+                    f"{type(layer).__module__.partition('.')[0]}, not a plain nn.Linear. Merge an adapter into the "
+                    "weights (peft: model.merge_and_unload()), remove parametrizations and quantization."
+                )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_filter_fn
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
@@ -58,7 +60,7 @@ def fit(model: VisionTransformer, name: str, path: Path | str, found: Found) -> 
     before = found.state.get("pos_embed", found.state.get("visual.positional_embedding"))
     positions = None if before is None else before.shape[-2]
     try:
-        state = _filter(name)(dict(found.state), model)
+        state = _filter(name, model)(dict(found.state), model)
     except Exception as error:  # timm's filter and torch's interpolation raise all kinds on tensors of other shapes
         raise ModelError(
             f"The checkpoint {path} looks like {found.family}, but timm cannot make {name} of it: {first_line(error)}. "
@@ -144,8 +146,10 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"Cannot read the checkpoint {path}: {first_line(error)}. Copy it again.") from error
 
 
-def _filter(name: str) -> partial[dict[str, Tensor]]:
+def _filter(name: str, model: VisionTransformer) -> partial[dict[str, Tensor]]:
     """Return timm's filter with the options that timm gives it for this name (``_create_vision_transformer``)."""
+    if isinstance(model, Eva):
+        return partial(eva_filter_fn)
     options: dict[str, object] = {"adapt_layer_scale": True}
     if "flexi" in name or "radio" in name:
         options.update(interpolation="bilinear", antialias=False)

@@ -6,14 +6,14 @@ import copy
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom.compensator.compensator import model_name
+from tocom.compression.attention import layers
 from tocom.compression.loading.files import Opened
 from tocom.compression.loading.fit import check_finite
 from tocom.compression.loading.model import LoadedModel, load_opened
-from tocom.compression.surgery import check_supported
+from tocom.compression.surgery import MODELS, check_supported
 from tocom.errors import ModelError
 
 __all__ = ["from_memory"]
@@ -41,7 +41,7 @@ def from_memory(model: nn.Module | LoadedModel) -> LoadedModel:
         )
     model = _unwrapped(model)
     library = type(model).__module__.partition(".")[0]
-    if not isinstance(model, VisionTransformer) and library in ("torchvision", "transformers"):
+    if not isinstance(model, MODELS) and library in ("torchvision", "transformers"):
         return _converted(model, library)
     check_supported(model)
     dtypes = {parameter.dtype for parameter in model.parameters()}
@@ -54,14 +54,21 @@ def from_memory(model: nn.Module | LoadedModel) -> LoadedModel:
         # Half is exact in float32; export casts once, at the end. A copy, for this one is the caller's.
         model = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     check_finite(model.state_dict(), "in memory")
-    if any(block.attn.qkv._forward_hooks or block.attn.qkv._forward_pre_hooks for block in model.blocks):
-        raise ModelError("The model has hooks on attn.qkv, which no engine would run. Remove them before export().")
+    hooked = [name for block in model.blocks for name, each in layers(block.attn).items() if _has_hooks(each)]
+    if hooked:
+        raise ModelError(
+            f"The model has hooks on attn.{hooked[0]}, which no engine would run. Remove them before export()."
+        )
     return LoadedModel(model, model_name(model), "memory")
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     for _ in range(8):
-        if isinstance(model, VisionTransformer):
+        if isinstance(model, MODELS):
             break
         inner = next((each for name in _INNER if isinstance(each := getattr(model, name, None), nn.Module)), None)
         if inner is None:
@@ -71,8 +78,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         raise ModelError("The 'model' parameter is wrapped more than 8 times. Give the model itself.")
     if hasattr(model, "merge_and_unload"):
         raise ModelError("The model is in peft, its adapters not merged. Give export() model.merge_and_unload().")
-    if not isinstance(model, VisionTransformer):
-        places = [name for name, each in model.named_modules() if isinstance(each, VisionTransformer) and name]
+    if not isinstance(model, MODELS):
+        places = [name for name, each in model.named_modules() if isinstance(each, MODELS) and name]
         if places:
             raise ModelError(
                 f"{type(model).__name__} is not a Vision Transformer, but holds one at {places[0]!r}. Give export() "

@@ -10,6 +10,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_in_modules
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from tocom.compression.loading.adapters import merge_adapter
@@ -246,6 +248,8 @@ def _create(name: str, options: Mapping[str, Any], *, pretrained: bool = False, 
         )
     torch.manual_seed(seed)
     try:
+        if "dynamic_img_size" not in options and _is_dynamic_rotary(name):
+            options = {**options, "dynamic_img_size": False}  # DINOv3, by timm's default
         model = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and its hub client raise all kinds; each one ends here, told apart by its text
         if pretrained:
@@ -265,3 +269,11 @@ def _create(name: str, options: Mapping[str, Any], *, pretrained: bool = False, 
     if pretrained:
         check_finite(model.state_dict(), name)
     return model
+
+
+def _is_dynamic_rotary(name: str) -> bool:
+    if not is_model_in_modules(name.partition(".")[0], ["eva"]):
+        return False
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return isinstance(model, Eva) and model.dynamic_img_size

@@ -36,7 +36,8 @@ def read(part: Part) -> Found:
         gone = {key for key in state if key.startswith(starts)}
         state = {key: value for key, value in state.items() if key not in gone}
         left_out += (group,) if gone else ()
-    is_dinov2 = "blocks.0.ls1.gamma" in state and "mask_token" in state
+    is_dinov3 = "storage_tokens" in state
+    is_dinov2 = "blocks.0.ls1.gamma" in state and "mask_token" in state and not is_dinov3
     name, options = _said(part)
     family = "timm's names"
     facts: dict[str, Any] = {}
@@ -49,6 +50,8 @@ def read(part: Part) -> Found:
             is_giant = "blocks.0.mlp.w12.weight" in state  # the one with SwiGLU
             giant = stem.format(word="giant", patch=14)
             name = giant if is_giant else named_by_size(stem, "", facts) or None
+    elif is_dinov3:
+        family = "DINOv3"
     elif left_out == ("decoder",):
         family = "MAE"
     elif "decoder" not in left_out and re.search(r"(^|\.)(teacher|student)\.", part.prefix):
