@@ -14,6 +14,7 @@ from torch import nn
 
 from tocom.alignment.alignment import Alignment, Binding
 from tocom.compensator.compensator import Compensator, model_sha256
+from tocom.compression.features import check_patches
 from tocom.compression.loading.memory import from_memory
 from tocom.compression.loading.model import LoadedModel
 from tocom.compression.macs import count_macs
@@ -32,7 +33,7 @@ from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bu
 from tocom.formats.families import EVERY, named_family
 from tocom.formats.manifest import INPUT_TYPES
 from tocom.formats.methods import check_method
-from tocom.formats.references import REFERENCES_NAME
+from tocom.formats.references import REFERENCES_NAME, in_row
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
@@ -55,6 +56,7 @@ def export(
     family: str | None = None,
     fuse: bool = False,
     features: bool = False,
+    patch_features: bool = False,
     precision: str = "fp32",
     input_type: str = "float32",
     batch: int | tuple[int, int, int] = 1,
@@ -84,6 +86,8 @@ def export(
             one ``every``.
         fuse: With ``prune``: fuse the removed tokens into one.
         features: Beside ``logits`` give the pooled ``features`` [batch, channels] that the classifier reads.
+        patch_features: Last, give ``patch_features`` [batch, patches, channels], behind the last norm and in the grid's
+            order: each patch has the features of the token that it became part of.
         precision: ``fp32``, ``fp16`` or ``bf16``; input and output stay float32.
         input_type: ``float32``, images that are normalised; or ``uint8``: their pixels, a fourth of the bytes, which
             the graph normalises.
@@ -132,6 +136,9 @@ def export(
         raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
     if input_type not in INPUT_TYPES:
         raise ExportError(f"The 'input_type' parameter must be one of {', '.join(INPUT_TYPES)}. Got {input_type!r}.")
+    if patch_features:
+        check_patches(method, fuse=fuse)
+    outputs = {"features": features, "patches": patch_features}
     entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
     entry["shape"] = list(entry["shape"])
     entry["shape"][0] = fixed or "batch"
@@ -139,7 +146,7 @@ def export(
     steps = Steps(progress, total=1 + 2 * len(degrees))
 
     given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
-    references = ReferenceImages(given, entry, values=_values(vit, features=features), degrees=len(degrees))
+    references = ReferenceImages(given, entry, values=_values(vit, **outputs), degrees=len(degrees))
 
     def reference_at(degree: int) -> nn.Module:
         return compress(
@@ -171,10 +178,10 @@ def export(
                     method=method,
                     family=family,
                     fuse=fuse,
-                    features=features,
                     precision=precision,
                     plan=plan,
                     pixels=entry if input_type == "uint8" else None,
+                    **outputs,
                 )
                 put_shared(graphs[compressed], store, vit, changing=placement.names, precision=precision, plan=plan)
             for degree, removed in schedules.items():
@@ -201,15 +208,15 @@ def export(
                 weights |= placement.weights(proto.graph, degree, precision=precision)
                 _put_weights(proto, store, weights)
                 onnx.save(proto, folder / _file_name(degree))
-                outputs = proto.graph.output
+                named = proto.graph.output
         results: dict[int, CheckResult] = {}
         expected: dict[int, np.ndarray] = {}
         conclusive: dict[int, np.ndarray] = {}
         for degree in degrees:
             steps.next(f"checking degree {degree} against torch" if check else f"reference answers of degree {degree}")
             reference = reference_at(degree)
-            parts = torch_answers(reference, references.images, features=features)
-            expected[degree] = np.concatenate(parts, axis=-1)
+            parts = torch_answers(reference, references.images, **outputs)
+            expected[degree] = in_row(parts)
             decided = np.ones(len(references.images), dtype=bool)
             if check:
                 results[degree] = check_onnx(
@@ -220,12 +227,10 @@ def export(
                     inputs=references.inputs,
                     precision=precision,
                     batch=fixed,
-                    features=features,
+                    **outputs,
                 )
                 decided = ~results[degree].undecided
-            steady = decided & ~rounding_changes(
-                reference, references.images, parts, precision=precision, features=features
-            )
+            steady = decided & ~rounding_changes(reference, references.images, parts, precision=precision, **outputs)
             # Without one that TF32 answers alike, those that float32 does: better than none.
             conclusive[degree] = steady if steady.any() else decided
         described = add_references(
@@ -260,7 +265,7 @@ def export(
                     "name": output.name,
                     "shape": [dim.dim_value or dim.dim_param for dim in output.type.tensor_type.shape.dim],
                 }
-                for output in outputs
+                for output in named
             ],
             "labels": list(labels) if labels is not None else loaded.labels,
             "degrees": [
@@ -344,10 +349,10 @@ def _check_request(
     return list(degrees)
 
 
-def _values(vit: VisionTransformer, *, features: bool) -> int:
-    """Return how many values the outputs of one image have."""
+def _values(vit: VisionTransformer, *, features: bool, patches: bool) -> int:
+    """Return how many values of one image's outputs are kept as reference answers."""
     own = vit.head.out_features if isinstance(vit.head, nn.Linear) else vit.num_features
-    return int(own + (vit.num_features if features else 0))
+    return int(own + (vit.num_features if features else 0) + (vit.patch_embed.num_patches if patches else 0))
 
 
 def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, onnx.TensorProto]) -> None:

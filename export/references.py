@@ -14,7 +14,7 @@ from torch import nn
 from tocom.export.graph.check import equally_right
 from tocom.export.graph.trace import answers
 from tocom.formats.pixels import normalise, to_input
-from tocom.formats.references import allowed_differences, write_references
+from tocom.formats.references import allowed_differences, in_row, write_references
 
 __all__ = ["TOLERANCES", "ReferenceImages", "add_references", "rounding_changes"]
 
@@ -69,26 +69,28 @@ def rounding_changes(
     *,
     precision: str,
     features: bool,
+    patches: bool = False,
 ) -> NDArray[np.bool_]:
     """Return on which images half-precision rounding alone moves an answer by more than is allowed, [count].
 
     Args:
         model: The float32 reference at one degree.
         images: [count, channels, height, width].
-        parts: What it answers: each output [count, width].
+        parts: What it answers, as :func:`tocom.export.graph.check.torch_answers` gives it.
         precision: Of the bundle; float32 is rounded as TF32 rounds it.
         features: The pooled features are an output beside the logits.
+        patches: So are the features of every patch.
     """
-    expected = np.concatenate(parts, axis=-1)
-    allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[-1] for part in parts])
+    expected = in_row(parts)
+    allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[1] for part in parts])
     changed = np.zeros(len(images), dtype=bool)
     for other in equally_right(model, "fp16" if precision == "fp32" else precision):
         dtype = next(other.parameters()).dtype
         if precision == "fp32" and dtype != torch.float32:
             continue  # TF32 has float32's range; half precision has not
         with torch.no_grad():
-            got = torch.cat(answers(other, torch.from_numpy(images).to(dtype), features=features), dim=-1)
-        answered = got.double().numpy()
+            got = answers(other, torch.from_numpy(images).to(dtype), features=features, patches=patches)
+        answered = in_row([part.float().numpy() for part in got])
         if np.isfinite(answered).all():  # plain half precision may overflow where the bundle does not
             changed |= (np.abs(answered - expected) > allowed).any(axis=1)
     return changed

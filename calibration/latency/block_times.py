@@ -24,7 +24,7 @@ _NORMS = ("LayerNormalization", "SkipLayerNormalization")
 # Ops that only token compression brings into a block; everything else there is the plain transformer.
 _MATCHING = (
     "ArgMax", "GatherElements", "GatherND", "LpNormalization", "OneHot", "ReduceMax", "ReduceMean", "ReduceSum",
-    "ScatterElements", "ScatterND", "Sort", "TokenMerge", "TokenPrune", "TopK",
+    "ScatterElements", "ScatterND", "Sort", "TokenMerge", "TokenMergeMapped", "TokenPrune", "TokenPruneMapped", "TopK",
 )  # fmt: skip
 
 

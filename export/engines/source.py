@@ -12,7 +12,7 @@ from tocom.system.files import sha256_file
 __all__ = ["OP_VERSION", "OnnxSource", "read_source"]
 
 OP_VERSION = 1
-OPS = ("TokenMerge", "TokenPrune")
+OPS = ("TokenMerge", "TokenPrune", "TokenMergeMapped", "TokenPruneMapped")
 
 
 @dataclass(frozen=True)

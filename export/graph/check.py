@@ -64,14 +64,17 @@ def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) ->
     return images.numpy()
 
 
-def torch_answers(model: nn.Module, images: np.ndarray, *, features: bool = False) -> list[NDArray[np.float32]]:
-    """Return what a float32 model answers: each output [images, width].
+def torch_answers(
+    model: nn.Module, images: np.ndarray, *, features: bool = False, patches: bool = False
+) -> list[NDArray[np.float32]]:
+    """Return what a float32 model answers: each output [images, width] or [images, patches, channels].
 
     Raises:
         ExportError: An answer is not finite: nothing could be compared with it.
     """
     with torch.no_grad():
-        parts = [part.numpy() for part in answers(model, torch.from_numpy(images), features=features)]
+        found = answers(model, torch.from_numpy(images), features=features, patches=patches)
+    parts = [part.numpy() for part in found]
     bad = sum(not all(np.isfinite(part[index]).all() for part in parts) for index in range(len(images)))
     if bad:
         raise ExportError(
@@ -91,6 +94,7 @@ def check_onnx(
     precision: str,
     batch: int | None,
     features: bool = False,
+    patches: bool = False,
 ) -> CheckResult:
     """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
 
@@ -103,11 +107,12 @@ def check_onnx(
         path: The ONNX file, its weights beside it.
         model: The reference at the same degree, float32.
         images: [count, channels, height, width], float32.
-        expected_parts: What the model answers to them, each output [count, width], where that is known already.
+        expected_parts: What the model answers to them, from :func:`torch_answers`, where that is known already.
         inputs: The same images as the file takes them, where that is their pixels.
         precision: Of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
         features: The file gives the pooled features beside the logits.
+        patches: The file gives the features of every patch.
 
     Raises:
         ExportError: An output differs by more than the tolerance, or no image is conclusive.
@@ -119,22 +124,22 @@ def check_onnx(
     try:
         session = open_session(path.read_bytes(), path.parent, session_options())
         parts = [session.run(None, {"images": part}) for part in np.split(padded, count // step)]
-        got = np.concatenate([np.concatenate(outputs, axis=-1) for outputs in parts])[: len(images)]
+        got = np.concatenate([_flat(outputs) for outputs in parts])[: len(images)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise ExportError(
             f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first_line(error)}. The bundle was not "
             "written; --no-check exports without the comparison, for other runtimes."
         ) from error
-    expected_parts = expected_parts or torch_answers(model, images, features=features)
-    expected = np.concatenate(expected_parts, axis=-1)
-    allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[-1] for part in expected_parts])
+    expected_parts = expected_parts or torch_answers(model, images, features=features, patches=patches)
+    expected = _flat(expected_parts)
+    allowed = allowed_differences(expected, TOLERANCES[precision], [part[0].size for part in expected_parts])
     differences = np.abs(got - expected)
     difference = differences.max(axis=1)
     undecided = np.zeros(len(images), dtype=bool)
     for index in np.flatnonzero(~(differences <= allowed).all(axis=1)):
         # What overflows is wrong, not undecided.
         undecided[index] = np.isfinite(difference[index]) and _is_undecided(
-            model, images[index : index + 1], expected[index], allowed, precision, features
+            model, images[index : index + 1], expected[index], allowed, precision, features, patches
         )
         if not undecided[index]:
             raise ExportError(
@@ -151,6 +156,11 @@ def check_onnx(
             "tokens. Check on real images (--check-images FOLDER)."
         )
     return CheckResult(float(difference[~undecided].max()), undecided)
+
+
+def _flat(outputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return outputs one behind the other, [images, values]."""
+    return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=-1)
 
 
 def _check_half_arithmetic(
@@ -177,13 +187,20 @@ def _check_half_arithmetic(
 
 
 def _is_undecided(
-    model: nn.Module, image: np.ndarray, expected: np.ndarray, allowed: np.ndarray, precision: str, features: bool
+    model: nn.Module,
+    image: np.ndarray,
+    expected: np.ndarray,
+    allowed: np.ndarray,
+    precision: str,
+    features: bool,
+    patches: bool,
 ) -> bool:
     pixels = torch.from_numpy(image)
     for other in equally_right(model, precision):
         dtype = next(other.parameters()).dtype
         with torch.no_grad():
-            got = torch.cat(answers(other, pixels.to(dtype), features=features), dim=-1).double().numpy()
+            found = answers(other, pixels.to(dtype), features=features, patches=patches)
+        got = _flat([part.double().numpy() for part in found])
         if (np.abs(got[0] - expected) > allowed).any():
             return True
     return False

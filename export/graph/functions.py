@@ -24,8 +24,8 @@ OPSET = 20
 # function's input of the same name.
 _TOKEN_MERGE = """
 <opset_import: ["" : 20], domain: "tocom">
-TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (tocom_x, tocom_keys, tocom_size)
-    => (tocom_y, tocom_size_out, tocom_log_size)
+{name} <r, prefix, tokens, plugin_version, plugin_namespace> (tocom_x, tocom_keys, tocom_size)
+    => (tocom_y, tocom_size_out, tocom_log_size{output})
 {{
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
@@ -107,12 +107,24 @@ TokenMerge <r, prefix, tokens, plugin_version, plugin_namespace> (tocom_x, tocom
     x_kept_share = Mul (x_kept_float, share)
     y_float = Add (x_kept_share, x_share)
     tocom_y = Cast <to: int = {element}> (y_float)
+    {mapping}
 }}
 """
+# Where each token went: the rows of those that stayed, and the partners' of the others.
+_MERGE_MAPPING = """everywhere = Expand (zero, batch_row)
+    n_out_scalar = Squeeze (n_out, zero)
+    row = Range (zero_scalar, n_out_scalar, one_scalar)
+    kept_2d = Squeeze (kept, two)
+    kept_shape = Shape (kept_2d)
+    rows = Expand (row, kept_shape)
+    stayed = ScatterElements <axis: int = 1> (everywhere, kept_2d, rows)
+    merged_2d = Squeeze (merged, two)
+    placed = ScatterElements <axis: int = 1> (stayed, merged_2d, into_2d)
+    tocom_destination = Cast <to: int = 6> (placed)"""
 
 _TOKEN_PRUNE = """
 <opset_import: ["" : 20], domain: "tocom">
-TokenPrune <r, prefix, tokens, fuse, plugin_version, plugin_namespace> (tocom_x, tocom_score) => (tocom_y)
+{name} <r, prefix, tokens, fuse, plugin_version, plugin_namespace> (tocom_x, tocom_score) => (tocom_y{output})
 {{
     zero = Constant <value_ints: ints = [0]> ()
     one = Constant <value_ints: ints = [1]> ()
@@ -163,27 +175,54 @@ _FUSE = (
     tocom_y = Concat <axis: int = 1> (x_prefix, x_kept, fused)""",
 )
 
+# What was not kept went to the fused token, the last.
+_PRUNE_MAPPING = """
+    batch = Shape <start: int = 0, end: int = 1> (tocom_x)
+    n_out = Sub (n, r_vector)
+    last = Sub (n_out, one)
+    all_shape = Concat <axis: int = 0> (batch, n_patches)
+    all_last = Expand (last, all_shape)
+    zero_scalar = Squeeze (zero, zero)
+    one_scalar = Squeeze (one, zero)
+    last_scalar = Squeeze (last, zero)
+    row = Range (prefix_scalar, last_scalar, one_scalar)
+    kept_shape = Shape (kept_patch)
+    rows = Expand (row, kept_shape)
+    patches_placed = ScatterElements <axis: int = 1> (all_last, kept_patch, rows)
+    prefix_row = Range (zero_scalar, prefix_scalar, one_scalar)
+    prefix_shape = Concat <axis: int = 0> (batch, p)
+    prefix_rows = Expand (prefix_row, prefix_shape)
+    placed = Concat <axis: int = 1> (prefix_rows, patches_placed)
+    tocom_destination = Cast <to: int = 6> (placed)"""
+
 _ELEMENTS = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-def token_merge_function(precision: str = "fp32") -> onnx.FunctionProto:
-    """Return the function ``tocom::TokenMerge`` for tokens of a precision.
+def token_merge_function(precision: str = "fp32", *, mapped: bool = False) -> onnx.FunctionProto:
+    """Return the function ``tocom::TokenMerge``, or ``TokenMergeMapped``, for tokens of a precision.
 
     Inputs: x [batch, tokens, channels] and keys [batch, heads, tokens, head_channels], both of the precision's type,
     and sizes [batch, tokens, 1], float32. Outputs: y [batch, tokens - r, channels], sizes [batch, tokens - r, 1], and
-    their logarithm [batch, 1, 1, tokens - r] of the precision's type.
+    their logarithm [batch, 1, 1, tokens - r] of the precision's type; ``mapped`` adds where every token went, [batch,
+    tokens], int32.
     """
-    return _parse(_TOKEN_MERGE.format(element=_ELEMENTS[precision]))
+    mapping = "batch_row = Concat <axis: int = 0> (batch, n)\n    " + _MERGE_MAPPING if mapped else ""
+    return _parse(_TOKEN_MERGE.format(element=_ELEMENTS[precision], **_named("TokenMerge", mapped), mapping=mapping))
 
 
-def token_prune_function(precision: str = "fp32", *, fuse: bool = False) -> onnx.FunctionProto:
+def token_prune_function(precision: str = "fp32", *, fuse: bool = False, mapped: bool = False) -> onnx.FunctionProto:
     """Return the function ``tocom::TokenPrune``; ``fuse`` decides its body, as it decides the node's attribute.
 
-    Inputs: x [batch, tokens, channels] and scores [batch, tokens], float32; output: ``tokens - r`` tokens.
+    Inputs: x [batch, tokens, channels] and scores [batch, tokens], float32; output: ``tokens - r`` tokens. With
+    ``mapped``, ``TokenPruneMapped``, which fuses, adds where every token went, [batch, tokens], int32.
     """
-    dropped_count, result = _FUSE if fuse else _KEEP
-    result = result.format(element=_ELEMENTS[precision])
-    return _parse(_TOKEN_PRUNE.format(dropped_count=dropped_count, result=result))
+    dropped_count, result = _FUSE if fuse or mapped else _KEEP
+    result = result.format(element=_ELEMENTS[precision]) + (_PRUNE_MAPPING if mapped else "")
+    return _parse(_TOKEN_PRUNE.format(dropped_count=dropped_count, result=result, **_named("TokenPrune", mapped)))
+
+
+def _named(op: str, mapped: bool) -> dict[str, str]:
+    return {"name": f"{op}Mapped", "output": ", tocom_destination"} if mapped else {"name": op, "output": ""}
 
 
 def _parse(text: str) -> onnx.FunctionProto:

@@ -120,5 +120,6 @@ def run_in_half(path: Path, images: NDArray[Any], *, batch: int | None) -> NDArr
             part = images[start : start + step]
             filled = np.resize(part, (step, *part.shape[1:]))
             outputs: Any = evaluator.run(None, {"images": filled})
-            parts.append(np.concatenate(outputs, axis=-1)[: len(part)])
+            flat = [output.reshape(len(output), -1) for output in outputs]
+            parts.append(np.concatenate(flat, axis=-1)[: len(part)])
     return np.concatenate(parts).astype(np.float32)

@@ -19,6 +19,9 @@ __all__ = ["at_degree", "make_retargetable"]
 _IR_VERSION = 10
 # Stands for the logarithm of sizes that are all one, before any block merged.
 _LOG_OF_ONES = "log of ones"
+# Stands for where tokens went when none did.
+_NOWHERE = "nowhere"
+_MAPPED = "Mapped"  # ends the names of the ops that say where every token went
 
 
 def make_retargetable(model: onnx.ModelProto) -> None:
@@ -92,20 +95,26 @@ def at_degree(
             # The attention logits plus nothing.
             bypass[node.output[0]] = next(name for name in node.input if name != _LOG_OF_ONES)
             continue
+        if node.op_type == "GatherElements" and node.input[0] == _NOWHERE:
+            bypass[node.output[0]] = node.input[1]
+            continue
         if node.domain != DOMAIN:
             kept.append(node)
             continue
         block = next(blocks)
         if removed[block] == 0:
             bypass[node.output[0]] = node.input[0]
-            if len(node.output) > 1:
+            if node.op_type.startswith("TokenMerge"):
                 bypass[node.output[1]] = node.input[2]
                 bypass[node.output[2]] = logarithms.get(node.input[2], _LOG_OF_ONES)
+            if node.op_type.endswith(_MAPPED):
+                bypass[node.output[-1]] = _NOWHERE
             continue
         _set_counts(node, removed[block], counts[block])
         for name in node.output:
-            graph.value_info.append(_with_tokens(sizes[name], counts[block + 1]))
-        if len(node.output) > 1:
+            is_destination = node.op_type.endswith(_MAPPED) and name == node.output[-1]
+            graph.value_info.append(_with_tokens(sizes[name], counts[block + (not is_destination)]))
+        if node.op_type.startswith("TokenMerge"):
             logarithms[node.output[1]] = node.output[2]
         kept.append(node)
     del graph.node[:]
@@ -164,10 +173,11 @@ def _finish(model: onnx.ModelProto, precision: str) -> None:
     used = {(node.op_type, _fuse(node)) for node in model.graph.node if node.domain == DOMAIN}
     del model.functions[:]
     for op_type, fuse in sorted(used):
-        function = (
-            token_merge_function(precision) if op_type == "TokenMerge" else token_prune_function(precision, fuse=fuse)
-        )
-        model.functions.append(function)
+        mapped = op_type.endswith(_MAPPED)
+        if op_type.startswith("TokenMerge"):
+            model.functions.append(token_merge_function(precision, mapped=mapped))
+        else:
+            model.functions.append(token_prune_function(precision, fuse=fuse, mapped=mapped))
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if not used:
         opsets.pop(DOMAIN, None)

@@ -43,6 +43,7 @@ class Templates:
         family: str,
         fuse: bool,
         features: bool,
+        patches: bool,
         precision: str,
         plan: HalfPlan,
         pixels: Mapping[str, Any] | None = None,
@@ -57,6 +58,7 @@ class Templates:
             family: Which blocks remove tokens.
             fuse: With ``prune``: fuse the removed tokens.
             features: Beside ``logits`` give the pooled ``features``.
+            patches: Last, give ``patch_features``.
             precision: Type of weights and activations.
             plan: What stays wide in half precision.
             pixels: The manifest's ``input``, where images enter as pixels.
@@ -67,7 +69,8 @@ class Templates:
         aligned = placement.has_place(compressed=compressed)
         backbone = model_sha256(model, without="head."), str(model.head)
         entering = None if pixels is None else (*pixels["mean"], *pixels["std"])
-        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, features, precision, entering)
+        outputs = (features, patches)
+        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, *outputs, precision, entering)
         if key not in self._traced:
             self._traced[key] = trace(
                 _with_random_head(placement.traced(compressed=compressed)),
@@ -76,6 +79,7 @@ class Templates:
                 family=family,
                 fuse=fuse,
                 features=features,
+                patches=patches,
                 precision=precision,
                 plan=plan,
                 pixels=pixels,

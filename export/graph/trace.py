@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tocom.compression import ops  # registers the ops that the table below translates
 from tocom.compression.attention import SplitProjection
 from tocom.compression.blocks import CompressedBlocks, layer_scale, replace_child, with_blocks, without_layer_scale
+from tocom.compression.features import tokens_and_patches
 from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.errors import ExportError, first_line
@@ -40,18 +41,22 @@ def projection_name(block: int, name: str, kind: str) -> str:
     return f"blocks.{block}.attn.qkv.{name}_{kind}"
 
 
-def answers(model: nn.Module, images: Tensor, *, features: bool) -> tuple[Tensor, ...]:
+def answers(model: nn.Module, images: Tensor, *, features: bool, patches: bool = False) -> tuple[Tensor, ...]:
     """Return the outputs of a model for images [batch, channels, height, width], in the order of the ONNX file's.
 
     Args:
         model: A timm Vision Transformer, dense or compressed.
         images: [batch, channels, height, width].
         features: Beside the logits [batch, classes] return the pooled features [batch, channels] that the head reads.
+        patches: Last, return the features of every patch, [batch, patches, channels].
     """
-    if not features:
+    if not features and not patches:
         return (model(images),)
-    tokens = model.forward_features(images)
-    return model.forward_head(tokens), model.forward_head(tokens, pre_logits=True)
+    tokens, every = tokens_and_patches(model, images) if patches else (model.forward_features(images), None)
+    found = [model.forward_head(tokens)]
+    if features:
+        found.append(model.forward_head(tokens, pre_logits=True))
+    return tuple(found if every is None else [*found, every])
 
 
 def trace(
@@ -62,6 +67,7 @@ def trace(
     family: str = EVERY,
     fuse: bool = False,
     features: bool = False,
+    patches: bool = False,
     precision: str = "fp32",
     plan: HalfPlan | None = None,
     pixels: Mapping[str, Any] | None = None,
@@ -75,6 +81,7 @@ def trace(
         family: Which blocks remove tokens: see :mod:`tocom.formats.families`.
         fuse: With ``prune``: fuse the removed tokens.
         features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
+        patches: Last, give ``patch_features`` [batch, patches, channels].
         precision: Type of weights and activations; the input and output stay float32.
         plan: What stays wide in half precision.
         pixels: The manifest's ``input``, where images enter as uint8 and the graph normalises them by it.
@@ -91,11 +98,15 @@ def trace(
     removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
     stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced: nn.Module = _Typed(with_blocks(model, stack.eval()), DTYPES[precision], features=features, plan=plan)
+    traced: nn.Module = _Typed(
+        with_blocks(model, stack.eval()), DTYPES[precision], features=features, patches=patches, plan=plan
+    )
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
     if pixels is not None:
         traced, images = _Normalised(traced, pixels), images.to(torch.uint8)
     names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
+    if patches:
+        names.append("patch_features")
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), _quiet():
@@ -156,9 +167,11 @@ class _Normalised(nn.Module):
 class _Typed(nn.Module):
     """A model computing in one float type behind float32 input and outputs."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, features: bool, plan: HalfPlan | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, *, features: bool, patches: bool, plan: HalfPlan | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.image_dtype, self.features = model, dtype, features
+        self.model, self.image_dtype, self.features, self.patches = model, dtype, features, patches
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
         if plan:
@@ -169,7 +182,7 @@ class _Typed(nn.Module):
             self.model.patch_embed.proj = _Float32(copy.deepcopy(model.patch_embed.proj), dtype)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = answers(self.model, images.to(self.image_dtype), features=self.features)
+        found = answers(self.model, images.to(self.image_dtype), features=self.features, patches=self.patches)
         return tuple(output.float() for output in found)
 
 
@@ -231,15 +244,20 @@ def _op(name: str, inputs: list[str], outputs: list[str], attributes: list[str])
         "",
         inputs=[formal(each, f"T_{each}") for each in inputs],
         outputs=[formal(each, f"T_{each}") for each in outputs],
-        type_constraints=[(f"T_{each}", _FLOATS, "") for each in inputs + outputs],
+        type_constraints=[(f"T_{each}", _TYPES, "") for each in inputs + outputs],
         attributes=[defs.OpSchema.Attribute(each, defs.OpSchema.AttrType.INT, "") for each in attributes],
     )
     return values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), name, schema)
 
 
-_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_TYPES = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int32)"]
 _MERGE = _op("TokenMerge", ["x", "keys", "size"], ["y", "size_out", "log_size"], ["r", "prefix"])
 _PRUNE = _op("TokenPrune", ["x", "score"], ["y"], ["r", "prefix", "fuse"])
+_MERGE_MAPPED = _op(
+    "TokenMergeMapped", ["x", "keys", "size"], ["y", "size_out", "log_size", "destination"], ["r", "prefix"]
+)
+_PRUNE_MAPPED = _op("TokenPruneMapped", ["x", "score"], ["y", "destination"], ["r", "prefix", "fuse"])
+_ONNX = values.Opset("", OPSET)
 
 
 def _translate_merge(x, keys, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
@@ -250,9 +268,25 @@ def _translate_prune(x, score, r, prefix, fuse):  # type: ignore[no-untyped-def]
     return _PRUNE(x, score, r=r, prefix=prefix, fuse=int(fuse))
 
 
+def _translate_merge_mapped(x, keys, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return _MERGE_MAPPED(x, keys, size, r=r, prefix=prefix)
+
+
+def _translate_prune_mapped(x, score, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return _PRUNE_MAPPED(x, score, r=r, prefix=prefix, fuse=1)
+
+
+def _translate_gather(x, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    places = _ONNX.Unsqueeze(_ONNX.Cast(index, to=onnx.TensorProto.INT64), _ONNX.Constant(value_ints=[2]))
+    return _ONNX.GatherND(x, places, batch_dims=1)
+
+
 _TRANSLATIONS = {
     torch.ops.tocom.token_merge.default: _translate_merge,
     torch.ops.tocom.token_prune.default: _translate_prune,
+    torch.ops.tocom.token_merge_mapped.default: _translate_merge_mapped,
+    torch.ops.tocom.token_prune_mapped.default: _translate_prune_mapped,
+    torch.ops.tocom.gather_tokens.default: _translate_gather,
 }
 assert ops  # imported for its registrations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "models.md"
-sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "compression")]
+sys.path.insert(0, str(TESTS / "helpers"))
 
 import timm  # noqa: E402
 import torch  # noqa: E402
@@ -26,7 +26,7 @@ from tocom.errors import ModelError  # noqa: E402
 _HEAD = """\
 # Models
 
-Made by `python tests/training/models_page.py` from `tests/compression/families.py`; a test compares this page with what
+Made by `python tests/training/models_page.py` from `tests/helpers/families.py`; a test compares this page with what
 the script writes. Do not edit it by hand.
 
 ## Supported

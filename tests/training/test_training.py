@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom import Compensator, compress, train
+from tocom.compression.features import patch_features
 from tocom.errors import DataError, DegreeError, ModelError, RequestError, TocomError, TrainingError
 from tocom.training.config import TrainingConfig
 from tocom.training.trainer import LOSSES, StepReport, draw_degrees
@@ -44,6 +45,24 @@ def test_the_gap_gets_smaller(method: str, loss: str, classes: int) -> None:
     config = TrainingConfig(groups=4, method=method, loss=loss, steps=40, batch_size=8, learning_rate=2e-2, flip=False)
     compensator = train(model, images, config)
     assert gap(model, images, compensator, loss, method=method) < 0.9 * gap(model, images, None, loss, method=method)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_the_loss_of_patches_is_between_every_patch_of_teacher_and_student(name: str) -> None:
+    model = small_vit(name, num_classes=0, side=70 if "patch14" in name else 80)
+    images = dataset(model)
+    config = TrainingConfig(groups=1, loss="patch", steps=2, batch_size=8, source_degree=0, flip=False)
+    losses: list[float] = []
+    compensator = train(model, images, config, progress=lambda report: losses.append(report.loss))
+    batch = torch.stack(images)
+    with torch.inference_mode():
+        found, want = patch_features(compress(model, 1), batch), patch_features(model, batch)
+    # An untrained compensator adds nothing.
+    expected = (1 - torch.nn.functional.cosine_similarity(found, want, dim=-1)).mean()
+    assert losses[0] == pytest.approx(float(expected), rel=1e-4)
+    assert compensator.metadata["loss"] == "patch"
+    with pytest.raises(RequestError, match="cannot be 'patch' with method 'prune'"):
+        train(model, images, TrainingConfig(groups=1, loss="patch", method="prune", steps=1))
 
 
 def test_the_same_seed_gives_the_same_compensator_and_another_does_not() -> None:

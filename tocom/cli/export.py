@@ -68,6 +68,7 @@ def export(
     every: Spacing = None,
     fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
+    patch_features: Annotated[bool, typer.Option(help="Last, give features for every patch.")] = False,
     precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
     input_type: Annotated[
         str, typer.Option("--input", help="'float32', or 'uint8': pixels, which the graph normalises.")
@@ -122,6 +123,7 @@ def export(
             family=parse_family(merge_blocks, every, len(loaded.model.blocks)),
             fuse=fuse,
             features=features,
+            patch_features=patch_features,
             precision=precision,
             input_type=input_type,
             batch=sizes,

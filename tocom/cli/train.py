@@ -65,7 +65,7 @@ def train(
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
     merge_blocks: MergeBlocks = None,
     every: Spacing = None,
-    loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', or 'auto'.")] = "auto",
+    loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', 'patch', or 'auto'.")] = "auto",
     hidden: Annotated[
         float, typer.Option(help="Weight of a second loss, between the class tokens behind every block.")
     ] = 0.0,

@@ -187,8 +187,8 @@ class Compensator(nn.Module):
         if trained != found_positions:
             raise CompensatorError(
                 f"The compensator (of {self.metadata.get('model', 'an unnamed model')}) was trained with {trained} "
-                f"positions, the model {model_name(model)} has {found_positions} ones: its queries mean something "
-                "else. Use one trained for it."
+                f"positions, the model {model_name(model)} has {found_positions} ones: "
+                "its queries mean something else. Use one trained for it."
             )
         if method is not None and method != self.method:
             raise CompensatorError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from timm.models.eva import Eva, EvaBlockPostNorm
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompressedBlocks",
+    "embed",
     "is_post_norm",
     "layer_scale",
     "replace_child",
@@ -31,6 +32,20 @@ __all__ = [
 
 # Merged tokens' sizes and their logarithm, as token_merge returns them; None while every token is one patch.
 Sizes = tuple[Tensor, Tensor] | None
+
+
+class _Carried(NamedTuple):
+    """What goes from block to block beside the tokens.
+
+    Attributes:
+        sizes: Of the tokens.
+        places: Of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
+        home: Where each patch is among the tokens, [batch, patches]; None while patches are tokens, or not followed.
+    """
+
+    sizes: Sizes
+    places: Tensor | None
+    home: Tensor | None
 
 
 class CompressedBlocks(nn.Module):
@@ -93,31 +108,36 @@ class CompressedBlocks(nn.Module):
         self._adapters, self._window = list(adapters), window
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Return the tokens behind the last block, [batch, remaining tokens, channels]; see :meth:`run`."""
+        return self.run(x, rotation)[0]
+
+    def run(self, x: Tensor, rotation: Rotation | None = None, *, mapped: bool = False) -> tuple[Tensor, Tensor | None]:
         """Run all blocks.
 
         Args:
             x: [batch, tokens, channels].
             rotation: How the blocks turn queries and keys; None for models without rotary positions.
+            mapped: Follow the patches, too.
 
         Returns:
-            [batch, remaining tokens, channels].
+            [batch, remaining tokens, channels], and with ``mapped`` where each patch is among them, [batch, patches];
+            None where every patch is a token still.
         """
-        sizes: Sizes = None
-        places = None if rotation is None else rotation.places
+        carried = _Carried(None, None if rotation is None else rotation.places, None)
         for index in range(len(self)):
             if self.checkpointing and torch.is_grad_enabled():
-                x, sizes, places = checkpoint(self._block, index, x, sizes, rotation, places, use_reentrant=False)
+                x, carried = checkpoint(self._block, index, x, rotation, carried, mapped, use_reentrant=False)
             else:
-                x, sizes, places = self._block(index, x, sizes, rotation, places)
-        return x
+                x, carried = self._block(index, x, rotation, carried, mapped)
+        return x, carried.home
 
     def _block(
-        self, index: int, x: Tensor, sizes: Sizes, rotation: Rotation | None, places: Tensor | None
-    ) -> tuple[Tensor, Sizes, Tensor | None]:
-        block, r, adapters = self[index], self.removed[index], self._adapters[index]
-        whole = rotation is None or places is rotation.places
-        if r == 0 and sizes is None and whole and adapters is None and not torch.compiler.is_exporting():
-            return (block(x) if rotation is None else block(x, rope=rotation.dense(index))), None, places
+        self, index: int, x: Tensor, rotation: Rotation | None, carried: _Carried, mapped: bool
+    ) -> tuple[Tensor, _Carried]:
+        block, r, adapters, (sizes, places, home) = self[index], self.removed[index], self._adapters[index], carried
+        whole = sizes is None and (rotation is None or places is rotation.places)
+        if r == 0 and whole and adapters is None and not torch.compiler.is_exporting():
+            return (block(x) if rotation is None else block(x, rope=rotation.dense(index))), carried
         post_norm = is_post_norm(block)
         attended = x if post_norm else block.norm1(x)
         q, k, v = project(block.attn, attended, adapters, self._window)
@@ -132,30 +152,40 @@ class CompressedBlocks(nn.Module):
             if places is not None:
                 # Places are merged as the tokens are, by the same op: as more channels of them.
                 x = torch.cat([x, places.to(x.dtype).expand(x.shape[0], -1, -1)], dim=-1)
-            x, sizes = self._remove(x, q, k, sizes, r, block.attn.scale)
+            x, sizes, destination = self._remove(x, q, k, sizes, r, block.attn.scale, mapped)
             if places is not None:
                 x, places = x[..., :width], x[..., width:]
+            if destination is not None:
+                home = destination[:, self.prefix :] if home is None else destination.gather(1, home.long())
         mlp = block.mlp(x if post_norm else block.norm2(x))
-        return x + block.drop_path2(block.norm2(mlp) if post_norm else _scaled(block, 2, mlp)), sizes, places
+        x = x + block.drop_path2(block.norm2(mlp) if post_norm else _scaled(block, 2, mlp))
+        return x, _Carried(sizes, places, home)
 
-    def _remove(self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float) -> tuple[Tensor, Sizes]:
+    def _remove(
+        self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float, mapped: bool
+    ) -> tuple[Tensor, Sizes, Tensor | None]:
         if torch.is_autocast_enabled(x.device.type):
             # Which tokens go is decided in float32 whatever the products around it are computed in.
             with torch.autocast(x.device.type, enabled=False):
-                return self._remove(x, q.float(), k.float(), sizes, r, scale)
+                return self._remove(x, q.float(), k.float(), sizes, r, scale, mapped)
         # As an op the step stays one node in a traced graph; everywhere else plain functions are faster.
         exporting = torch.compiler.is_exporting()
         if self.method == "prune":
-            prune = ops.token_prune if exporting else pruning.token_prune
             score = pruning.attention_score(q * scale, k, self.prefix)
-            return prune(x, score, r, self.prefix, self.fuse), None
-        merge = ops.token_merge if exporting else merging.token_merge
+            if mapped:
+                x, destination = (ops if exporting else pruning).token_prune_mapped(x, score, r, self.prefix)
+                return x, None, destination
+            return (ops if exporting else pruning).token_prune(x, score, r, self.prefix, self.fuse), None, None
         if sizes is None:
             size = torch.ones(x.shape[0], x.shape[1], 1, dtype=torch.float32, device=x.device)
         else:
             size = sizes[0]
-        x, *merged = merge(x, k.to(x.dtype), size, r, self.prefix)  # of another type where the sum alone is wide
-        return x, tuple(merged)
+        k = k.to(x.dtype)  # of another type where the sum alone is wide
+        if mapped:
+            x, *merged, destination = (ops if exporting else merging).token_merge_mapped(x, k, size, r, self.prefix)
+            return x, (merged[0], merged[1]), destination
+        x, *merged = (ops if exporting else merging).token_merge(x, k, size, r, self.prefix)
+        return x, (merged[0], merged[1]), None
 
 
 class CompressedEva(Eva):
@@ -169,9 +199,22 @@ class CompressedEva(Eva):
         """
         if attn_mask is not None or is_causal:
             iter(self.blocks)  # which says why not
-        x, rope = self._pos_embed(self.patch_embed(x))
-        tokens: Tensor = self.norm_pre(x)
-        return self.norm(self.blocks(tokens, None if rope is None else Rotation.of(self, rope)))
+        tokens: Tensor = self.norm(self.blocks(*embed(self, x)))
+        return tokens
+
+
+def embed(model: VisionTransformer | Eva, images: Tensor) -> tuple[Tensor, Rotation | None]:
+    """Return what enters the blocks, [batch, tokens, channels], and how they turn queries and keys.
+
+    Args:
+        model: Dense or compressed.
+        images: [batch, channels, height, width].
+    """
+    x = model.patch_embed(images)
+    if not isinstance(model, Eva):
+        return model.norm_pre(model.patch_drop(model._pos_embed(x))), None
+    x, rope = model._pos_embed(x)
+    return model.norm_pre(x), None if rope is None else Rotation.of(model, rope)
 
 
 def with_blocks(model: VisionTransformer | Eva, blocks: CompressedBlocks) -> VisionTransformer | Eva:

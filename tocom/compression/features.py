@@ -1,4 +1,4 @@
-"""The pooled features that a model's head reads."""
+"""The pooled features that a model's head reads, and the features of every patch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,58 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["pooled", "pooled_features"]
+from tocom.compression import ops
+from tocom.compression.blocks import CompressedBlocks, embed
+from tocom.errors import DegreeError
+
+__all__ = ["check_patches", "patch_features", "pooled", "pooled_features", "tokens_and_patches"]
 
 
 def pooled(model: VisionTransformer, images: Tensor) -> Tensor:
     """Return the pooled features [batch, channels] of images [batch, channels, height, width]."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def patch_features(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Return a feature for every patch behind the last norm, [batch, patches, channels], in the grid's order.
+
+    A patch that merged has the features of the token that it became part of; one that was pruned, of the fused token.
+    Of a dense model they are timm's: what ``forward_intermediates(…, indices=1, norm=True)`` gives, as [batch, patches,
+    channels].
+
+    Args:
+        model: Dense or compressed.
+        images: [batch, channels, height, width].
+
+    Raises:
+        DegreeError: The model prunes without ``fuse``: nothing stands for the patches that are gone.
+    """
+    return tokens_and_patches(model, images)[1]
+
+
+def tokens_and_patches(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens behind the last norm, [batch, tokens, channels], and what :func:`patch_features` returns."""
+    blocks, prefix = model.blocks, model.num_prefix_tokens
+    if not isinstance(blocks, CompressedBlocks):
+        x: Tensor = model.forward_features(images)
+        return x, x[:, prefix:]
+    check_patches(blocks.method, fuse=blocks.fuse)
+    x, home = blocks.run(*embed(model, images), mapped=True)
+    x = model.norm(x)
+    if home is None:
+        return x, x[:, prefix:]
+    if torch.compiler.is_exporting():
+        return x, ops.gather_tokens(x, home)
+    return x, x.gather(1, home.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def check_patches(method: str, *, fuse: bool) -> None:
+    """Raise DegreeError unless every patch has a token at the end, by a method."""
+    if method == "prune" and not fuse:
+        raise DegreeError(
+            "Patch features need a token for every patch, and pruning removes tokens with nothing in their place. Fuse "
+            "the removed ones (fuse=True, --fuse), or merge."
+        )
 
 
 def pooled_features(

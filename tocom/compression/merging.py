@@ -12,7 +12,7 @@ from torch import Tensor
 from tocom.compression.tokens import removable
 from tocom.errors import DegreeError
 
-__all__ = ["key_metric", "match_tokens", "merge_tokens", "token_merge"]
+__all__ = ["key_metric", "match_tokens", "merge_tokens", "token_merge", "token_merge_mapped"]
 
 NORM_EPSILON = 1e-12
 
@@ -110,9 +110,17 @@ def token_merge(x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> t
         [batch, 1, 1, tokens - r] of the type of ``x``: what the next block adds to its attention logits (ToMe,
         equation 1).
     """
+    y, new_size, log_size, _ = token_merge_mapped(x, keys, size, r, prefix)
+    return y, new_size, log_size
+
+
+def token_merge_mapped(
+    x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Do what :func:`token_merge` does, and return where every token went as well: [batch, tokens], int32."""
     destination = match_tokens(key_metric(keys), r, prefix)
     y, new_size = merge_tokens(x, size, destination, x.shape[1] - r)
-    return y, new_size, new_size.log().transpose(1, 2).unsqueeze(1).to(x.dtype)
+    return y, new_size, new_size.log().transpose(1, 2).unsqueeze(1).to(x.dtype), destination.to(torch.int32)
 
 
 def check_count(name: str, r: int, tokens: int, prefix: int) -> None:

@@ -1,8 +1,10 @@
-"""The ops ``tocom::token_merge`` and ``tocom::token_prune`` of torch's library.
+"""The ops ``tocom::token_merge``, ``tocom::token_prune`` and their like of torch's library.
 
 They compute what :mod:`tocom.compression.merging` and :mod:`tocom.compression.pruning` compute; as ops they stay
 whole when a model is traced, so that the ONNX export can put one node in their place. Both have shape functions and
 gradients.
+
+Those that end in ``mapped`` say as well where every token went. They are for export alone and have no gradients.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from torch import Tensor
 
 from tocom.compression.merging import key_metric, match_tokens
 from tocom.compression.merging import token_merge as _token_merge
+from tocom.compression.merging import token_merge_mapped as _token_merge_mapped
 from tocom.compression.pruning import token_prune as _token_prune
+from tocom.compression.pruning import token_prune_mapped as _token_prune_mapped
 
-__all__ = ["token_merge", "token_prune"]
+__all__ = ["gather_tokens", "token_merge", "token_merge_mapped", "token_prune", "token_prune_mapped"]
 
 
 @torch.library.custom_op("tocom::token_merge", mutates_args=())
@@ -82,3 +86,42 @@ def _prune_backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
 
 
 token_prune.register_autograd(_prune_backward, setup_context=_prune_context)
+
+
+@torch.library.custom_op("tocom::token_merge_mapped", mutates_args=())
+def token_merge_mapped(
+    x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge tokens: see :func:`tocom.compression.merging.token_merge_mapped`."""
+    return _token_merge_mapped(x, keys, size, r, prefix)
+
+
+@token_merge_mapped.register_fake
+def _(x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    left = tokens - r
+    merged = x.new_empty(batch, left, channels), size.new_empty(batch, left, 1), x.new_empty(batch, 1, 1, left)
+    return *merged, x.new_empty(batch, tokens, dtype=torch.int32)
+
+
+@torch.library.custom_op("tocom::token_prune_mapped", mutates_args=())
+def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    """Prune and fuse tokens: see :func:`tocom.compression.pruning.token_prune_mapped`."""
+    return _token_prune_mapped(x, score, r, prefix)
+
+
+@token_prune_mapped.register_fake
+def _(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = x.shape
+    return x.new_empty(batch, tokens - r, channels), x.new_empty(batch, tokens, dtype=torch.int32)
+
+
+@torch.library.custom_op("tocom::gather_tokens", mutates_args=())
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Return the tokens at places: of x [batch, tokens, channels] by index [batch, places]."""
+    return x.gather(1, index.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+@gather_tokens.register_fake
+def _(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], index.shape[1], x.shape[2])

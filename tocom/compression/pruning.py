@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tocom.compression.merging import check_count
 
-__all__ = ["attention_score", "token_prune"]
+__all__ = ["attention_score", "token_prune", "token_prune_mapped"]
 
 
 def attention_score(q: Tensor, k: Tensor, prefix: int) -> Tensor:
@@ -46,10 +46,30 @@ def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Te
     Raises:
         DegreeError: ``r`` is out of range.
     """
-    batch, tokens, channels = x.shape
-    check_count("r", r, tokens, prefix)
-    if r == 0:
-        return x
+    check_count("r", r, x.shape[1], prefix)
+    return x if r == 0 else _pruned(x, score, r, prefix, fuse)[0]
+
+
+def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+    """Do what :func:`token_prune` does with ``fuse``, for ``r`` of 1 or more.
+
+    Returns:
+        Tokens [batch, tokens - r, channels], and where every token went, [batch, tokens], int32: those that were
+        removed went to the fused one, the last.
+
+    Raises:
+        DegreeError: ``r`` is out of range.
+    """
+    check_count("r", r, x.shape[1], prefix)
+    y, index = _pruned(x, score, r, prefix, True)
+    destination = torch.full(score.shape, y.shape[1] - 1, dtype=torch.int32, device=x.device)
+    rows = torch.arange(index.shape[1], dtype=torch.int32, device=x.device).expand_as(index)
+    return y, destination.scatter(1, index, rows)
+
+
+def _pruned(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[Tensor, Tensor]:
+    """Return the tokens that are left, and the places of those that were kept as they are."""
+    batch, _, channels = x.shape
     removed = r + 1 if fuse else r
     order = prefix + score[:, prefix:].argsort(dim=-1, stable=True)
     dropped = order[:, :removed]
@@ -58,11 +78,11 @@ def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Te
     index = torch.cat([prefix_index, kept], dim=1)
     survivors = x.gather(1, index.unsqueeze(-1).expand(-1, -1, channels))
     if not fuse:
-        return survivors
+        return survivors, index
     weight = score.gather(1, dropped)
     total = weight.sum(dim=-1, keepdim=True)
     weight = torch.where(total > 0, weight / total, 1.0 / removed)
     parts = x.gather(1, dropped.unsqueeze(-1).expand(-1, -1, channels))
     parts = parts.to(torch.promote_types(x.dtype, torch.float32))
     fused = (weight.unsqueeze(-1) * parts).sum(dim=1, keepdim=True)
-    return torch.cat([survivors, fused.to(x.dtype)], dim=1)
+    return torch.cat([survivors, fused.to(x.dtype)], dim=1), index

@@ -51,7 +51,7 @@ class Rotation:
         return cls(rope, places.unsqueeze(0), half)
 
     def dense(self, block: int) -> Tensor:
-        """Return what timm gives a block."""
+        """Return what timm gives a block: [patches, 2 · head_channels], with mixed frequencies for every head."""
         return self.rope if self.frequencies is None else self.rope[block]
 
     def at(self, block: int, places: Tensor) -> tuple[Tensor, Tensor]:

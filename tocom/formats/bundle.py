@@ -130,7 +130,7 @@ class Bundle:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs: ``logits``, ``features`` for a model without a classifier, or both in this order."""
+        """Names of the outputs: ``logits``, ``features`` without a classifier, or both; then ``patch_features``."""
         return tuple(output["name"] for output in self.manifest["outputs"])
 
     @property

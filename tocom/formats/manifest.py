@@ -155,8 +155,10 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
         )
     for output in manifest["outputs"]:
         shape = output.get("shape")
-        if not (isinstance(shape, list) and len(shape) == 2 and _is_count(shape[1])):
-            raise BundleError(f"{path}: an output's shape must be [batch, values]. Got {_shown(shape)}. Export again.")
+        rank = 3 if output.get("name") == "patch_features" else 2
+        if not (isinstance(shape, list) and len(shape) == rank and all(_is_count(size) for size in shape[1:])):
+            wanted = "[batch, patches, channels]" if rank == 3 else "[batch, values]"
+            raise BundleError(f"{path}: an output's shape must be {wanted}. Got {_shown(shape)}. Export again.")
     for each in _items(path, entry, "degrees"):
         _expect(path, each, "conclusive", list)
         tolerance, conclusive = each.get("tolerance"), each["conclusive"]

@@ -2,7 +2,8 @@
 
 The file holds numbers alone, little-endian, nothing else to parse: the images, uint8 [images, height, width, channels]
 as they are after resizing and cropping, then per degree, ascending, float32 [images, values], the outputs one behind
-the other in the manifest's order. The manifest's entry ``references`` says the rest.
+the other in the manifest's order. The manifest's entry ``references`` says the rest. Of features for every patch one
+sum per patch stands there, see :func:`in_row`: all of them would take more than the model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "Agreement",
     "References",
     "compare_answers",
+    "in_row",
     "read_references",
     "write_references",
 ]
@@ -71,7 +73,7 @@ class References:
         tolerances: Per degree the largest difference that is allowed, relative to the larger of 1 and the largest
             reference of the output.
         conclusive: Per degree the images on which rounding alone changes no token.
-        outputs: Names and widths of the outputs.
+        outputs: Names of the outputs, and how many values each has.
     """
 
     images: NDArray[Any]
@@ -86,7 +88,7 @@ class References:
         Args:
             degree: The engine's degree.
             places: Which image each row of the batch was.
-            outputs: The engine's outputs, each [batch, width].
+            outputs: The engine's outputs, each [batch, width] or [batch, patches, channels].
         """
         return self.compare_values(degree, places, self.values(outputs))
 
@@ -106,7 +108,7 @@ class References:
 
     def values(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return an engine's outputs one behind the other, [batch, values]."""
-        return np.concatenate([np.asarray(outputs[name], np.float32) for name in self.outputs], axis=-1)
+        return in_row([np.asarray(outputs[name], np.float32) for name in self.outputs])
 
     def split(self, values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the outputs by name, [batch, width] each, of answers one behind the other, [batch, values]."""
@@ -116,6 +118,22 @@ class References:
     def allowed(self, degree: int) -> NDArray[np.float32]:
         """Return the largest difference that is allowed of each value, [values]."""
         return allowed_differences(self.answers[degree], self.tolerances[degree], list(self.outputs.values()))
+
+
+def in_row(outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return outputs one behind the other, [batch, values].
+
+    Args:
+        outputs: Each [batch, width]; or [batch, patches, channels], of which a sum per patch is taken, every channel
+            with another weight: it tells patches apart, and one row from another.
+    """
+    return np.concatenate([_summed(output) if output.ndim == 3 else output for output in outputs], axis=-1)
+
+
+def _summed(output: NDArray[np.float32]) -> NDArray[np.float32]:
+    channels = output.shape[-1]
+    weights = np.cos(np.arange(channels) ** 2) * (2 / channels) ** 0.5
+    return np.asarray(output @ weights.astype(np.float32), np.float32)
 
 
 def allowed_differences(answers: NDArray[Any], tolerance: float, widths: Sequence[int]) -> NDArray[np.float32]:
@@ -188,7 +206,7 @@ def read_references(bundle: Bundle) -> References:
     channels, height, width = bundle.image_shape
     count, repeat = entry["images"], entry["repeat"]
     stored = (count, -(-height // repeat), -(-width // repeat), channels)
-    outputs = {output["name"]: output["shape"][-1] for output in bundle.manifest["outputs"]}
+    outputs = {output["name"]: output["shape"][1] for output in bundle.manifest["outputs"]}
     values = sum(outputs.values())
     degrees = sorted(described["degree"] for described in entry["degrees"])
     pixels = int(np.prod(stored))

@@ -24,7 +24,8 @@ class TrainingConfig:
         method: ``merge`` or ``prune``.
         family: Along which the degrees are: see :mod:`tocom.formats.families`.
         loss: ``kl`` on logits (the paper's), or ``cosine`` (one minus cosine) or ``mse`` on the pooled feature, for
-            backbones without a classifier. ``auto``: ``kl`` when the model has a classifier, else ``cosine``.
+            backbones without a classifier; or ``patch`` (one minus cosine, mean over the patches) on the feature of
+            every patch, for dense heads. ``auto``: ``kl`` when the model has a classifier, else ``cosine``.
         hidden: Weight of a second loss, on the way there: one minus cosine between the class tokens of teacher and
             student behind the first norm of each block, averaged over the blocks from the second on. Hidden states as
             further targets of distillation are FitNets' (arXiv 1412.6550), not ToCom's; a short run closes more of the

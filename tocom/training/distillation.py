@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tocom.compensator.compensator import Compensator
+from tocom.compression.features import patch_features, pooled
 from tocom.compression.surgery import compress
 from tocom.errors import RequestError
 
@@ -39,20 +40,30 @@ def _mse(student: Tensor, teacher: Tensor) -> Tensor:
     return (student.float() - teacher.float()).square().mean(-1)
 
 
+def _patch(student: Tensor, teacher: Tensor) -> Tensor:
+    return _cosine(student, teacher).mean(-1)
+
+
 def _relative(losses: Tensor) -> Tensor:
     return (losses + _LEAST_LOSS).log()
 
 
-# Of student and teacher outputs [batch, channels]: the loss of each image, [batch].
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "cosine": _cosine, "mse": _mse}
+# Of student and teacher outputs [batch, channels], of ``patch`` [batch, patches, channels]: the loss of each image,
+# [batch].
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "cosine": _cosine, "mse": _mse, "patch": _patch}
 
 
-def loss_for(model: VisionTransformer, loss: str) -> str:
+def loss_for(model: VisionTransformer, loss: str, method: str = "merge") -> str:
     """Return the loss that a request comes to for a model: ``auto`` is ``kl`` with a classifier, else ``cosine``.
 
     Raises:
-        RequestError: ``kl`` for a model without a classifier.
+        RequestError: ``kl`` for a model without a classifier, ``patch`` for pruning.
     """
+    if loss == "patch" and method == "prune":
+        raise RequestError(
+            "The 'loss' parameter cannot be 'patch' with method 'prune': nothing stands for the patches that are gone. "
+            "Train with method 'merge'."
+        )
     has_classifier = not isinstance(model.head, nn.Identity)
     if loss == "kl" and not has_classifier:
         raise RequestError("The 'loss' parameter cannot be 'kl': the model has no classifier. Use 'cosine' or 'mse'.")
@@ -107,7 +118,7 @@ class Distillation(nn.Module):
         self.compensator = compensator
         self._backbone = (model,)
         self._hidden, self._relative = hidden, relative
-        self._logits, self._loss = loss == "kl", LOSSES[loss]
+        self._name, self._loss = loss, LOSSES[loss]
         self._dtype = PRECISIONS[precision]
 
     def forward(self, images: Tensor, source: int, target: int, expected: Tensor | None = None) -> Tensor:
@@ -117,7 +128,7 @@ class Distillation(nn.Module):
             images: [batch, channels, height, width].
             source: The teacher's degree.
             target: The student's degree.
-            expected: The teacher's answers [batch, channels] where they are known.
+            expected: The teacher's answers where they are known.
         """
         model, method = self._backbone[0], self.compensator.method
         student = compress(
@@ -142,7 +153,10 @@ class Distillation(nn.Module):
         return means[0] + self._hidden * means[1] if known else means[0]
 
     def _output(self, model: VisionTransformer, images: Tensor) -> Tensor:
-        return model(images) if self._logits else model.forward_head(model.forward_features(images), pre_logits=True)
+        if self._name == "kl":
+            logits: Tensor = model(images)
+            return logits
+        return patch_features(model, images) if self._name == "patch" else pooled(model, images)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def train(
     """
     config = config or TrainingConfig()
     check_supported(model)
-    loss = loss_for(model, config.loss)
+    loss = loss_for(model, config.loss, config.method)
     _check_groups(model, config)
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     if count < 2:
@@ -92,7 +92,7 @@ def train(
             f"hidden=0. Got {len(teacher)} answers for {count} images, source_degree={config.source_degree}, "
             f"flip={config.flip}, hidden={config.hidden}."
         )
-    if config.hidden and not model.has_class_token:
+    if config.hidden and model.cls_token is None:
         raise RequestError(
             "The 'hidden' parameter compares class tokens, and the model has none. "
             f"Got {config.hidden!r}; leave it at 0."

@@ -51,8 +51,10 @@ extern "C" [[gnu::visibility("default")]] nvinfer1::IPluginCreatorInterface* con
     return TOCOM_GUARDED(none, {
         static tocom::OpCreator<tocom::TokenMergePlugin> merge;
         static tocom::OpCreator<tocom::TokenPrunePlugin> prune;
-        static nvinfer1::IPluginCreatorInterface* const creators[] = {&merge, &prune};
-        count = 2;
+        static tocom::OpCreator<tocom::TokenMergeMappedPlugin> merge_mapped;
+        static tocom::OpCreator<tocom::TokenPruneMappedPlugin> prune_mapped;
+        static nvinfer1::IPluginCreatorInterface* const creators[] = {&merge, &prune, &merge_mapped, &prune_mapped};
+        count = 4;
         return static_cast<nvinfer1::IPluginCreatorInterface* const*>(creators);
     });
 }

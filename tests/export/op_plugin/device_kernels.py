@@ -73,11 +73,12 @@ class DeviceKernels:
         workspace: Tensor,
         r: int,
         prefix: int,
+        destination: Tensor | None = None,
     ) -> int:
         """Launch on given buffers; return the status."""
         batch, tokens, channels = x.shape
         return self._library.tocom_token_merge_launch(
-            *(ctypes.c_void_p(t.data_ptr()) for t in (x, keys, size, y, size_out, log_size, workspace)),
+            *map(_address, (x, keys, size, y, size_out, log_size, workspace, destination)),
             ctypes.c_int64(batch),
             tokens,
             channels,
@@ -100,11 +101,31 @@ class DeviceKernels:
             raise RuntimeError(f"token_merge: CUDA error {status}")
         return y, size_out, log_size
 
-    def prune(self, x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Tensor:
+    def where_merged(self, x: Tensor, keys: Tensor, size: Tensor, r: int, prefix: int) -> Tensor:
+        """Return where every token goes, [batch, tokens]."""
+        batch, tokens, channels = x.shape
+        y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=x.device)
+        sizes = torch.empty(2, batch, tokens - r, device=x.device)
+        workspace = torch.empty(self.workspace_bytes(batch, tokens, prefix), dtype=torch.uint8, device=x.device)
+        destination = torch.full((batch, tokens), -1, dtype=torch.int32, device=x.device)
+        status = self.merge_into(x, keys, size, y, sizes[0], sizes[1], workspace, r, prefix, destination)
+        if status != 0:
+            raise RuntimeError(f"token_merge: CUDA error {status}")
+        return destination
+
+    def where_pruned(self, x: Tensor, score: Tensor, r: int, prefix: int) -> Tensor:
+        """Return where every token goes when the removed ones are fused, [batch, tokens]."""
+        destination = torch.full(score.shape, -1, dtype=torch.int32, device=x.device)
+        self.prune(x, score, r, prefix, True, destination)
+        return destination
+
+    def prune(
+        self, x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool, destination: Tensor | None = None
+    ) -> Tensor:
         batch, tokens, channels = x.shape
         y = torch.empty(batch, tokens - r, channels, dtype=x.dtype, device=x.device)
         status = self._library.tocom_token_prune_launch(
-            *(ctypes.c_void_p(t.data_ptr()) for t in (x, score, y)),
+            *map(_address, (x, score, y, destination)),
             ctypes.c_int64(batch),
             tokens,
             channels,
@@ -125,6 +146,10 @@ class EmulatedKernels(DeviceKernels):
     def configure(self, multiprocessors: int, reverse: bool) -> None:
         """Set how many multiprocessors launches believe in, and whether threads and blocks run backwards."""
         self._library.tocom_emulation_configure(multiprocessors, ctypes.c_bool(reverse))
+
+
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def _stream(tensor: Tensor) -> ctypes.c_void_p:

@@ -35,7 +35,7 @@ def op_fixture(request):
 
 def test_identity(op):
     assert op["readme"].startswith(f"# {op['name']}\n")
-    assert f'kName = "{op["name"]}"' in op["header"]
+    assert f'kName = kMapped ? "{op["name"]}Mapped" : "{op["name"]}"' in op["header"]
     shared = (SOURCES / "common" / "op_plugin.h").read_text()
     assert 'kNamespace = "tocom"' in shared
     assert 'kVersion = "1"' in shared
@@ -47,11 +47,14 @@ def test_tensors(op):
     inputs = [row for row in rows if row[1] == "input"]
     outputs = [row for row in rows if row[1] == "output"]
     assert f"kInputs = {len(inputs)};" in op["header"]
-    assert f"kOutputs = {len(outputs)};" in op["header"]
+    assert f"kOutputs = kMapped ? {len(outputs)} : {len(outputs) - 1};" in op["header"]
     assert rows == inputs + outputs
-    # Bit i of kTokenTensors says that tensor i has the tokens' type; all others are float32.
+    assert rows[-1][0] == "destination"
+    # Bit i of kTokenTensors says that tensor i has the tokens' type, of kIntegerTensors int32; the others are float32.
     bits = int(re.search(r"kTokenTensors = 0b([01]+);", op["header"])[1], 2)
-    assert [row[3] for row in rows] == ["tokens" if bits >> i & 1 else "float32" for i in range(len(rows))]
+    integers = int(re.search(r"kIntegerTensors = kMapped \? 0b([01]+) : 0;", op["header"])[1], 2)
+    types = ["tokens" if bits >> i & 1 else "int32" if integers >> i & 1 else "float32" for i in range(len(rows))]
+    assert [row[3] for row in rows] == types
     names = list(inspect.signature(op["function"]).parameters)
     assert [row[0] for row in inputs] == names[: len(inputs)]
 

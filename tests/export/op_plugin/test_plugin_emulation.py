@@ -13,8 +13,8 @@ from device_kernels import EmulatedKernels, compile_emulated_kernels
 from heads import in_heads
 from kernel_cases import match_case, prune_case
 
-from tocom.compression.merging import token_merge
-from tocom.compression.pruning import token_prune
+from tocom.compression.merging import token_merge, token_merge_mapped
+from tocom.compression.pruning import token_prune, token_prune_mapped
 from tocom.errors import EngineError
 
 # Multiprocessors that the launch believes in decide tile sizes and rows per block; True runs everything backwards.
@@ -58,6 +58,8 @@ def test_merging(emulated, seed, dtype):
     assert torch.equal(size_out, expected_size)
     torch.testing.assert_close(log_size, expected_log, rtol=TOLERANCES[dtype], atol=0)
     torch.testing.assert_close(y, expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+    (went,) = on_every_machine(emulated, lambda: (emulated.where_merged(x, keys, size, case.r, case.prefix),))
+    assert torch.equal(went, token_merge_mapped(x, keys, size, case.r, case.prefix)[-1])
 
 
 def test_merging_of_deit_small(emulated):
@@ -88,3 +90,5 @@ def test_pruning(emulated, seed, dtype):
     kept = tokens - case.r - fuse
     assert torch.equal(y[:, :kept], expected[:, :kept])
     torch.testing.assert_close(y[:, kept:], expected[:, kept:], rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+    (went,) = on_every_machine(emulated, lambda: (emulated.where_pruned(x, score, case.r, case.prefix),))
+    assert torch.equal(went, token_prune_mapped(x, score, case.r, case.prefix)[-1])

@@ -13,6 +13,7 @@ from tocom.export.op_plugin.toolchain import find_headers, find_toolkit
 
 FLOAT, HALF, INT8, INT32, BF16 = 0, 1, 2, 3, 7
 FIELDS = {"TokenMerge": "r,prefix", "TokenPrune": "r,prefix,fuse"}
+FIELDS |= {f"{name}Mapped": fields for name, fields in FIELDS.items()}
 
 
 class Plugins:
@@ -85,7 +86,9 @@ def test_creators_describe_themselves(plugins, name):
     assert plugins.describe(name) == f"{name};1;tocom;{FIELDS[name]}"
 
 
-@pytest.mark.parametrize(("name", "values"), [("TokenMerge", [16, 1]), ("TokenPrune", [13, 0, 1])])
+@pytest.mark.parametrize(
+    ("name", "values"), [("TokenMerge", [16, 1]), ("TokenPrune", [13, 0, 1]), ("TokenPruneMapped", [13, 0, 1])]
+)
 def test_attributes_survive_clones_and_serialization(plugins, name, values):
     assert plugins.round_trip(name, values) == values
 
@@ -98,6 +101,7 @@ def test_attributes_survive_clones_and_serialization(plugins, name, values):
         ("TokenMerge", [4], "attribute 'prefix' is missing"),
         ("TokenPrune", [4, 1, 2], "TokenPrune node 'test': attribute 'fuse' must be at most 1, got 2"),
         ("TokenPrune", [4, 1], "attribute 'fuse' is missing"),
+        ("TokenPruneMapped", [4, 1, 0], "attribute 'fuse' must be at least 1, got 0"),
     ],
 )
 def test_bad_attributes_are_refused_with_a_reason(plugins, name, values, message):
@@ -121,6 +125,14 @@ def test_types_of_merging(plugins, token_type):
     if token_type != FLOAT:
         # Sizes stay float32 whatever the tokens are.
         assert plugins.supports("TokenMerge", [4, 1], [token_type] * 6, 3, 2) == 0
+
+
+def test_types_of_where_tokens_went(plugins):
+    for position in range(7):
+        assert plugins.supports("TokenMergeMapped", [4, 1], [HALF, HALF, FLOAT, HALF, FLOAT, HALF, INT32], 3, position)
+    assert plugins.supports("TokenMergeMapped", [4, 1], [FLOAT] * 7, 3, 6) == 0
+    assert plugins.supports("TokenPruneMapped", [4, 1, 1], [HALF, FLOAT, HALF, INT32], 2, 3) == 1
+    assert plugins.supports("TokenPruneMapped", [4, 1, 1], [HALF, FLOAT, HALF, HALF], 2, 3) == 0
 
 
 def test_types_of_pruning(plugins):

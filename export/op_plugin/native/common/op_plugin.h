@@ -28,7 +28,7 @@ inline bool is_token_type(nvinfer1::DataType type)
 //! Base of the op plugins.
 //!
 //! `Op` describes the op: `kName`, `kFieldNames`, `kInputs`, `kOutputs`, `kTokenTensors` (bit i is set when tensor i,
-//! inputs first, has the tokens' type; the others are float32), a constructor from fields, `field_values()`,
+//! inputs first, has the tokens' type), `kIntegerTensors` (likewise for int32; the others are float32), a constructor from fields, `field_values()`,
 //! `check(inputs)` (throws std::invalid_argument with what is wrong), and what differs per op.
 template <typename Op>
 class OpPlugin : public nvinfer1::IPluginV3,
@@ -91,7 +91,7 @@ public:
         {
             return is_token_type(type);
         }
-        return type == (is_token_tensor(position) ? tensors[0].desc.type : nvinfer1::DataType::kFLOAT);
+        return type == type_of(position, tensors[0].desc.type);
     }
 
     int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs, nvinfer1::DataType const* input_types,
@@ -100,7 +100,7 @@ public:
         TOCOM_REQUIRE(inputs == Op::kInputs && outputs == Op::kOutputs, wrong_counts(inputs, outputs));
         for (int32_t i = 0; i < outputs; ++i)
         {
-            output_types[i] = is_token_tensor(inputs + i) ? input_types[0] : nvinfer1::DataType::kFLOAT;
+            output_types[i] = type_of(inputs + i, input_types[0]);
         }
         return kSuccess;
     }
@@ -150,9 +150,13 @@ public:
 protected:
     OpPlugin() : serialized_(Op::field_names()) {}
 
-    static bool is_token_tensor(int32_t position)
+    static nvinfer1::DataType type_of(int32_t position, nvinfer1::DataType token_type)
     {
-        return (Op::kTokenTensors >> position) & 1;
+        if ((Op::kTokenTensors >> position) & 1)
+        {
+            return token_type;
+        }
+        return (Op::kIntegerTensors >> position) & 1 ? nvinfer1::DataType::kINT32 : nvinfer1::DataType::kFLOAT;
     }
 
 private:

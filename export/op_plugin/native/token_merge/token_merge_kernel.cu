@@ -65,6 +65,16 @@ __device__ __forceinline__ void write_row(
     T* const y = static_cast<T*>(arguments.tensors.y) + output_index * channels;
     T const* const base = x + static_cast<int64_t>(output.position) * channels;
 
+    int32_t* const destination = arguments.tensors.destination;
+    auto const say_where = [&](int32_t position)
+    {
+        if (destination != nullptr && lane == 0)
+        {
+            destination[sequence * split.tokens + position] = row;
+        }
+    };
+    say_where(output.position);
+
     float const base_size = size[output.position];
     float total = base_size;
     bool merged = false;
@@ -75,6 +85,7 @@ __device__ __forceinline__ void write_row(
             {
                 total += size[position];
                 merged = true;
+                say_where(position);
             });
     }
     if (lane == 0)

@@ -29,6 +29,7 @@ struct TokenMergeTensors
     float* size_out;   //!< [batch, tokens - r, 1].
     void* log_size;    //!< [batch, 1, 1, tokens - r], of the shape's type.
     void* workspace;   //!< token_merge_workspace_bytes(), aligned to 8 bytes.
+    int32_t* destination = nullptr; //!< [batch, tokens]: where every token went; nullptr where nobody asks.
 };
 
 //! Return whether the op is defined for these shapes: 1 <= r <= (tokens - prefix) / 2, at most kMaxTokens tokens.

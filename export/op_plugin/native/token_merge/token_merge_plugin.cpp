@@ -5,33 +5,39 @@
 namespace tocom
 {
 
-TokenMergePlugin::TokenMergePlugin(Attributes attributes) : attributes_(attributes)
+template <bool kMapped>
+TokenMergeOp<kMapped>::TokenMergeOp(Attributes attributes) : attributes_(attributes)
 {
     require_at_least("r", attributes.r, 1);
     require_at_least("prefix", attributes.prefix, 0);
 }
 
-TokenMergePlugin::Attributes TokenMergePlugin::parse(nvinfer1::PluginFieldCollection const& fields)
+template <bool kMapped>
+typename TokenMergeOp<kMapped>::Attributes TokenMergeOp<kMapped>::parse(nvinfer1::PluginFieldCollection const& fields)
 {
     return Attributes{int_field(fields, "r"), int_field(fields, "prefix")};
 }
 
-std::vector<char const*> TokenMergePlugin::field_names()
+template <bool kMapped>
+std::vector<char const*> TokenMergeOp<kMapped>::field_names()
 {
     return {"r", "prefix"};
 }
 
-TokenMergePlugin::Attributes TokenMergePlugin::attributes() const
+template <bool kMapped>
+typename TokenMergeOp<kMapped>::Attributes TokenMergeOp<kMapped>::attributes() const
 {
     return attributes_;
 }
 
-std::vector<int32_t> TokenMergePlugin::field_values() const
+template <bool kMapped>
+std::vector<int32_t> TokenMergeOp<kMapped>::field_values() const
 {
     return {attributes_.r, attributes_.prefix};
 }
 
-void TokenMergePlugin::check(nvinfer1::Dims const* inputs) const
+template <bool kMapped>
+void TokenMergeOp<kMapped>::check(nvinfer1::Dims const* inputs) const
 {
     nvinfer1::Dims const& x = inputs[0];
     require_tokens("x", x, attributes_.r, attributes_.prefix);
@@ -45,11 +51,13 @@ void TokenMergePlugin::check(nvinfer1::Dims const* inputs) const
     require_equal("size", inputs[2], 2, 1);
 }
 
-int32_t TokenMergePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
+template <bool kMapped>
+int32_t TokenMergeOp<kMapped>::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
     nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t output_count,
     nvinfer1::IExprBuilder& builder) noexcept
 {
-    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs, "TokenMerge takes 3 inputs and gives 3 outputs");
+    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs,
+        kName << " takes " << kInputs << " inputs and gives " << kOutputs << " outputs");
     TOCOM_REQUIRE(inputs[0].nbDims == 3 && inputs[2].nbDims == 3, "TokenMerge needs x and size of rank 3");
     nvinfer1::IDimensionExpr const* const left =
         builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
@@ -61,17 +69,25 @@ int32_t TokenMergePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int
     outputs[2].d[0] = inputs[0].d[0];
     outputs[2].d[1] = outputs[2].d[2] = builder.constant(1);
     outputs[2].d[3] = left;
+    if (kMapped)
+    {
+        outputs[3].nbDims = 2;
+        outputs[3].d[0] = inputs[0].d[0];
+        outputs[3].d[1] = inputs[0].d[1];
+    }
     return kSuccess;
 }
 
-size_t TokenMergePlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t,
+template <bool kMapped>
+size_t TokenMergeOp<kMapped>::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t,
     nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
 {
     nvinfer1::Dims const& x = inputs[0].max;
     return static_cast<size_t>(token_merge_workspace_bytes(x.d[0], static_cast<int32_t>(x.d[1]), attributes_.prefix));
 }
 
-int32_t TokenMergePlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const*,
+template <bool kMapped>
+int32_t TokenMergeOp<kMapped>::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const*,
     void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
 {
     nvinfer1::Dims const& x = input_descs[0].dims;
@@ -80,9 +96,13 @@ int32_t TokenMergePlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
         static_cast<int32_t>(keys.d[1]), static_cast<int32_t>(keys.d[3]), attributes_.r, attributes_.prefix,
         static_cast<TokenType>(input_descs[0].type)};
     TokenMergeTensors const tensors{inputs[0], inputs[1], static_cast<float const*>(inputs[2]), outputs[0],
-        static_cast<float*>(outputs[1]), outputs[2], workspace};
+        static_cast<float*>(outputs[1]), outputs[2], workspace,
+        kMapped ? static_cast<int32_t*>(outputs[3]) : nullptr};
     TOCOM_CHECK_CUDA(token_merge(shape, tensors, stream));
     return kSuccess;
 }
+
+template class TokenMergeOp<false>;
+template class TokenMergeOp<true>;
 
 } // namespace tocom

@@ -7,13 +7,16 @@
 namespace tocom
 {
 
-class TokenMergePlugin final : public OpPlugin<TokenMergePlugin>
+//! TokenMerge; or TokenMergeMapped, which says as well where every token went.
+template <bool kMapped>
+class TokenMergeOp final : public OpPlugin<TokenMergeOp<kMapped>>
 {
 public:
-    static constexpr char const* kName = "TokenMerge";
-    static constexpr int32_t kInputs = 3;               //!< x, keys, size
-    static constexpr int32_t kOutputs = 3;              //!< y, size_out, log_size
-    static constexpr uint32_t kTokenTensors = 0b101011; //!< x, keys, y and log_size; size and size_out are float32
+    static constexpr char const* kName = kMapped ? "TokenMergeMapped" : "TokenMerge";
+    static constexpr int32_t kInputs = 3;                //!< x, keys, size
+    static constexpr int32_t kOutputs = kMapped ? 4 : 3; //!< y, size_out, log_size; destination
+    static constexpr uint32_t kTokenTensors = 0b101011;  //!< x, keys, y and log_size; size and size_out are float32
+    static constexpr uint32_t kIntegerTensors = kMapped ? 0b1000000 : 0; //!< destination
 
     struct Attributes
     {
@@ -21,7 +24,7 @@ public:
         int32_t prefix;
     };
 
-    explicit TokenMergePlugin(Attributes attributes);
+    explicit TokenMergeOp(Attributes attributes);
 
     //! Throws std::invalid_argument when an attribute is missing, of another type or out of its range.
     static Attributes parse(nvinfer1::PluginFieldCollection const& fields);
@@ -46,5 +49,8 @@ public:
 private:
     Attributes attributes_;
 };
+
+using TokenMergePlugin = TokenMergeOp<false>;
+using TokenMergeMappedPlugin = TokenMergeOp<true>;
 
 } // namespace tocom

@@ -33,7 +33,8 @@ using PruneSelection = Selection<kMaxTokens>;
 //! Write the weighted mean of the selected tokens to `y`. The whole block calls it.
 template <typename T, int32_t kPack>
 __device__ void write_fused_row(
-    PruneArguments const& arguments, PruneSelection const& selection, T const* x, float const* score, T* y)
+    PruneArguments const& arguments, PruneSelection const& selection, T const* x, float const* score, T* y,
+    int32_t* destination)
 {
     __shared__ float partial[kWarps][32 * kPack];
     __shared__ float partial_sum[kWarps];
@@ -68,7 +69,15 @@ __device__ void write_fused_row(
     };
 
     float slice_sum = 0.0F;
-    for_each_removed([&](int32_t position) { slice_sum += score[position]; });
+    for_each_removed(
+        [&](int32_t position)
+        {
+            slice_sum += score[position];
+            if (destination != nullptr && lane == 0)
+            {
+                destination[position] = arguments.copied_rows;
+            }
+        });
     if (lane == 0)
     {
         partial_sum[warp] = slice_sum;
@@ -121,6 +130,10 @@ __global__ void __launch_bounds__(kThreads, 4) prune_kernel(PruneArguments const
     T const* const x = static_cast<T const*>(arguments.tensors.x) + sequence * arguments.tokens * arguments.channels;
     T* const y = static_cast<T*>(arguments.tensors.y) + sequence * rows * arguments.channels;
 
+    int32_t* const destination = arguments.tensors.destination == nullptr
+        ? nullptr
+        : arguments.tensors.destination + sequence * arguments.tokens;
+
     for (int32_t i = threadIdx.x; i < candidates; i += kThreads)
     {
         selection.keys[i] = descending_key(score[arguments.prefix + i]);
@@ -131,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 4) prune_kernel(PruneArguments const
     if (arguments.fuse && tile == arguments.tiles - 1)
     {
         T* const fused = y + static_cast<int64_t>(arguments.copied_rows) * arguments.channels;
-        write_fused_row<T, kPack>(arguments, selection, x, score, fused);
+        write_fused_row<T, kPack>(arguments, selection, x, score, fused, destination);
         return;
     }
     int32_t const first_row = tile * arguments.rows_per_block;
@@ -142,6 +155,10 @@ __global__ void __launch_bounds__(kThreads, 4) prune_kernel(PruneArguments const
         int64_t const position = kept_position(arguments.prefix, selection, row);
         copy_row<kPack>(x + position * arguments.channels, y + static_cast<int64_t>(row) * arguments.channels,
             arguments.channels, lane);
+        if (destination != nullptr && lane == 0)
+        {
+            destination[position] = row;
+        }
     }
 }
 

@@ -24,6 +24,7 @@ struct TokenPruneTensors
     void const* x;      //!< [batch, tokens, channels], of the shape's type.
     float const* score; //!< [batch, tokens]; entries of the prefix are not read.
     void* y;            //!< [batch, tokens - r, channels], of the shape's type.
+    int32_t* destination = nullptr; //!< [batch, tokens]: where every token went, with fusion; nullptr else.
 };
 
 //! Return whether the op is defined for these shapes: 1 <= r <= (tokens - prefix) / 2, at most kMaxTokens tokens.

@@ -5,35 +5,46 @@
 namespace tocom
 {
 
-TokenPrunePlugin::TokenPrunePlugin(Attributes attributes) : attributes_(attributes)
+template <bool kMapped>
+TokenPruneOp<kMapped>::TokenPruneOp(Attributes attributes) : attributes_(attributes)
 {
     require_at_least("r", attributes.r, 1);
     require_at_least("prefix", attributes.prefix, 0);
     require_at_least("fuse", attributes.fuse, 0);
     require_at_most("fuse", attributes.fuse, 1);
+    if (kMapped)
+    {
+        // Without the fused token the removed ones would be nowhere.
+        require_at_least("fuse", attributes.fuse, 1);
+    }
 }
 
-TokenPrunePlugin::Attributes TokenPrunePlugin::parse(nvinfer1::PluginFieldCollection const& fields)
+template <bool kMapped>
+typename TokenPruneOp<kMapped>::Attributes TokenPruneOp<kMapped>::parse(nvinfer1::PluginFieldCollection const& fields)
 {
     return Attributes{int_field(fields, "r"), int_field(fields, "prefix"), int_field(fields, "fuse")};
 }
 
-std::vector<char const*> TokenPrunePlugin::field_names()
+template <bool kMapped>
+std::vector<char const*> TokenPruneOp<kMapped>::field_names()
 {
     return {"r", "prefix", "fuse"};
 }
 
-TokenPrunePlugin::Attributes TokenPrunePlugin::attributes() const
+template <bool kMapped>
+typename TokenPruneOp<kMapped>::Attributes TokenPruneOp<kMapped>::attributes() const
 {
     return attributes_;
 }
 
-std::vector<int32_t> TokenPrunePlugin::field_values() const
+template <bool kMapped>
+std::vector<int32_t> TokenPruneOp<kMapped>::field_values() const
 {
     return {attributes_.r, attributes_.prefix, attributes_.fuse};
 }
 
-void TokenPrunePlugin::check(nvinfer1::Dims const* inputs) const
+template <bool kMapped>
+void TokenPruneOp<kMapped>::check(nvinfer1::Dims const* inputs) const
 {
     nvinfer1::Dims const& x = inputs[0];
     require_tokens("x", x, attributes_.r, attributes_.prefix);
@@ -42,28 +53,41 @@ void TokenPrunePlugin::check(nvinfer1::Dims const* inputs) const
     require_equal("score", inputs[1], 1, x.d[1]);
 }
 
-int32_t TokenPrunePlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
+template <bool kMapped>
+int32_t TokenPruneOp<kMapped>::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
     nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t output_count,
     nvinfer1::IExprBuilder& builder) noexcept
 {
-    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs, "TokenPrune takes 2 inputs and gives 1 output");
+    TOCOM_REQUIRE(input_count == kInputs && output_count == kOutputs,
+        kName << " takes " << kInputs << " inputs and gives " << kOutputs << " outputs");
     TOCOM_REQUIRE(inputs[0].nbDims == 3, "TokenPrune needs x of rank 3");
     outputs[0] = inputs[0];
     outputs[0].d[1] =
         builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
     TOCOM_REQUIRE(outputs[0].d[1] != nullptr, "TokenPrune: the token dimension cannot be computed");
+    if (kMapped)
+    {
+        outputs[1].nbDims = 2;
+        outputs[1].d[0] = inputs[0].d[0];
+        outputs[1].d[1] = inputs[0].d[1];
+    }
     return kSuccess;
 }
 
-int32_t TokenPrunePlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const*,
+template <bool kMapped>
+int32_t TokenPruneOp<kMapped>::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const*,
     void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept
 {
     nvinfer1::Dims const& x = input_descs[0].dims;
     TokenPruneShape const shape{x.d[0], static_cast<int32_t>(x.d[1]), static_cast<int32_t>(x.d[2]), attributes_.r,
         attributes_.prefix, attributes_.fuse != 0, static_cast<TokenType>(input_descs[0].type)};
-    TokenPruneTensors const tensors{inputs[0], static_cast<float const*>(inputs[1]), outputs[0]};
+    TokenPruneTensors const tensors{inputs[0], static_cast<float const*>(inputs[1]), outputs[0],
+        kMapped ? static_cast<int32_t*>(outputs[1]) : nullptr};
     TOCOM_CHECK_CUDA(token_prune(shape, tensors, stream));
     return kSuccess;
 }
+
+template class TokenPruneOp<false>;
+template class TokenPruneOp<true>;
 
 } // namespace tocom

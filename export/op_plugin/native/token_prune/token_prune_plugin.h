@@ -7,13 +7,16 @@
 namespace tocom
 {
 
-class TokenPrunePlugin final : public OpPlugin<TokenPrunePlugin>
+//! TokenPrune; or TokenPruneMapped, which fuses, and says as well where every token went.
+template <bool kMapped>
+class TokenPruneOp final : public OpPlugin<TokenPruneOp<kMapped>>
 {
 public:
-    static constexpr char const* kName = "TokenPrune";
-    static constexpr int32_t kInputs = 2;            //!< x, score
-    static constexpr int32_t kOutputs = 1;           //!< y
-    static constexpr uint32_t kTokenTensors = 0b101; //!< x and y; score is float32
+    static constexpr char const* kName = kMapped ? "TokenPruneMapped" : "TokenPrune";
+    static constexpr int32_t kInputs = 2;                             //!< x, score
+    static constexpr int32_t kOutputs = kMapped ? 2 : 1;              //!< y; destination
+    static constexpr uint32_t kTokenTensors = 0b101;                  //!< x and y; score is float32
+    static constexpr uint32_t kIntegerTensors = kMapped ? 0b1000 : 0; //!< destination
 
     struct Attributes
     {
@@ -22,7 +25,7 @@ public:
         int32_t fuse;
     };
 
-    explicit TokenPrunePlugin(Attributes attributes);
+    explicit TokenPruneOp(Attributes attributes);
 
     //! Throws std::invalid_argument when an attribute is missing, of another type or out of its range.
     static Attributes parse(nvinfer1::PluginFieldCollection const& fields);
@@ -44,5 +47,8 @@ public:
 private:
     Attributes attributes_;
 };
+
+using TokenPrunePlugin = TokenPruneOp<false>;
+using TokenPruneMappedPlugin = TokenPruneOp<true>;
 
 } // namespace tocom
