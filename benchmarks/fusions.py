@@ -4,8 +4,8 @@
 
 Sessions of the same ONNX file take turns, each with other fusions left out. On one thread the processor time of the
 thread is taken, which other load disturbs little; on more, the wall clock, for an idle machine. A ratio is the median
-over rounds of the ratio to the session with every fusion. ``_SLOWER_FUSIONS`` of the onnxruntime backend follows from
-these figures.
+over rounds of the ratio to the session with every fusion. ``_SLOWER_FUSIONS`` of
+``tocom.system.onnxruntime_session`` follows from these figures.
 """
 
 from __future__ import annotations

@@ -148,7 +148,11 @@ def _missing(
 
 def _facts(profile: Profile) -> list[tuple[str, str]]:
     facts = [(name.replace("_", " "), str(value)) for name, value in profile.device.items()]
-    facts += [(name.replace("_", " "), _readable(value)) for name, value in profile.measured.items()]
+    for name, value in profile.measured.items():
+        if name == "reference_answers":
+            facts += [(f"reference answers, degree {degree}", _compared(found)) for degree, found in value.items()]
+        else:
+            facts.append((name.replace("_", " "), _readable(value)))
     entries = profile.degrees.values()
     facts.append(("samples per degree", ", ".join(str(n) for n in sorted({e.latency.count for e in entries}))))
     facts.append(("outliers left out", str(sum(e.latency.outliers for e in entries))))
@@ -172,6 +176,13 @@ def _readable(value: Any) -> str:
         return datetime.fromisoformat(str(value)).strftime("%-d %B %Y, %H:%M %Z").strip(", ")
     except ValueError:
         return str(value)
+
+
+def _compared(found: Mapping[str, Any]) -> str:
+    """Return what comparing a degree with its reference answers gave, as people write it."""
+    if not found["right"]:
+        return str(found["found"])
+    return f"right, largest difference {found['difference']:.1e} of {found['allowed']:.1e} that are allowed"
 
 
 def _quantile(latency: Latency, name: str) -> tuple[str, str]:

@@ -10,12 +10,17 @@ from typing import Any
 
 __all__ = ["open_session", "session_options"]
 
+# Fused kernels of the CPU provider that are slower than the nodes they replace: 3 to 4 % of all a dense DeiT-S takes on
+# one thread (1.31, AVX-512; benchmarks/fusions.py). A release that does not know a name, or the option, ignores it.
+_SLOWER_FUSIONS = ("BiasGeluFusion", "SkipLayerNormFusion")
 
-def session_options(threads: int | None = None) -> Any:
+
+def session_options(threads: int | None = None, *, cpu: bool = True) -> Any:
     """Return options of a session that says errors alone.
 
     Args:
         threads: Of one inference; None leaves them to ONNX Runtime.
+        cpu: The session has the CPU's provider alone.
     """
     import onnxruntime
 
@@ -26,6 +31,8 @@ def session_options(threads: int | None = None) -> Any:
     # Threads of an idle session spin for a while by default: after a switch they fight the new session's threads
     # for the cores (two cores, DeiT-S: 57 ms in place of 30).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if cpu:
+        options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(_SLOWER_FUSIONS))
     return options
 
 

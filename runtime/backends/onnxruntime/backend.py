@@ -23,10 +23,6 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine"]
 
 log = logging.getLogger("tocom.runtime")
 
-# Fused kernels of the CPU provider that are slower than the nodes they replace: 3 to 4 % of all a dense DeiT-S takes on
-# one thread (1.31, AVX-512; benchmarks/fusions.py). A release that does not know a name, or the option, ignores it.
-_SLOWER_FUSIONS = ("BiasGeluFusion", "SkipLayerNormFusion")
-
 _arena_registered = False
 
 
@@ -186,10 +182,7 @@ class OnnxRuntimeBackend:
         """Sessions hold everything; nothing to release."""
 
     def _options(self) -> Any:
-        options = session_options(self.threads)
-        if self._providers == ["CPUExecutionProvider"]:
-            options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(_SLOWER_FUSIONS))
-        return options
+        return session_options(self.threads, cpu=self._providers == ["CPUExecutionProvider"])
 
     def _save_packed(self, degree: int, config: dict[str, str], target: Path) -> None:
         options = self._options()

@@ -95,6 +95,9 @@ def test_what_was_not_measured_is_said(bundle: SmallBundle, tmp_path: Path) -> N
     text = write_report(bare, Bundle(bundle.path), tmp_path).read_text()
     for words in ("Accuracy: no images", "Energy: this device", "Feature gap:", "Time per block:", "only fp32"):
         assert words in text
+    assert "reference answers, degree 4" in text
+    assert "right, largest difference" in text
+    assert "{&#39;" not in text  # no dictionary as Python writes it
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "staircase.png"}
 
 
