@@ -185,6 +185,16 @@ def test_figures_that_were_measured_are_shown(tmp_path: Path) -> None:
     assert (asked.returncode, asked.stdout) == (1, b"")
 
 
+def test_answers_that_go_to_a_full_disk(tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-c", "from tocom.cli import main; main()", "inspect", str(bundle.path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device. Free some space there." in done.stderr
+
+
 def test_a_bundle_with_six_images_for_batches_of_four(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", batch=(4, 4, 4), labels=list("abcde"))
     for name in "ab":

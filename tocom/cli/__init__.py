@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -17,6 +18,7 @@ from tocom.system.dependencies import explain
 __all__ = ["main"]
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated", 128 + signal.SIGHUP: "hung up"}
 
 VERBS = (
@@ -70,8 +72,9 @@ def main() -> None:
         if told := explain(error):
             _fail(f"{type(told).__name__}: {told}")
         if isinstance(error, OSError):
-            what = f"{error.filename or 'the system'}: {error.strerror or error}. Check that it is there."
-            _fail(str(TocomError(what)))
+            where = error.filename or "the system, or where this writes to"
+            todo = "Free some space there" if error.errno in _NO_SPACE else "Check that it is there"
+            _fail(str(TocomError(f"{where}: {error.strerror or error}. {todo}.")))
         raise
 
 
