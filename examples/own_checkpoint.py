@@ -3,14 +3,14 @@
     python examples/own_checkpoint.py mine      # a minute or two on two cores
 
 Draws photographs-to-be of three classes (bolt, nut, washer), trains timm's ``test_vit3`` on them, and writes what a
-team has: ``mine/model.safetensors`` with the names of its classes, and ``mine/train``, ``mine/held-out`` and
-``mine/test`` with one subfolder per class. Real teams bring these; nothing here is special to tocom but the metadata
-``labels``, which becomes the bundle's.
+team has: the folder ``mine/model`` as timm's hub has it, with the model's name, its classes and its preprocessing, and
+``mine/train``, ``mine/held-out`` and ``mine/test`` with one subfolder per class.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -96,9 +96,18 @@ def main() -> None:
             done += 1
             if done == options.steps:
                 break
-    save_tensors(options.out / "model.safetensors", model.state_dict(), {"labels": "\n".join(LABELS)})
+    (options.out / "model").mkdir(exist_ok=True)
+    save_tensors(options.out / "model" / "model.safetensors", model.state_dict(), {})
+    entry = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    config = {
+        "architecture": MODEL,
+        "num_classes": len(LABELS),
+        "label_names": LABELS,
+        "pretrained_cfg": {name: model.pretrained_cfg[name] for name in entry},
+    }
+    (options.out / "model" / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     print(f"last loss {loss.item():.2f}")
-    print(f"wrote {options.out}/model.safetensors ({MODEL}, {', '.join(LABELS)}) and its images")
+    print(f"wrote {options.out}/model ({MODEL}, {', '.join(LABELS)}) and its images")
 
 
 if __name__ == "__main__":

@@ -187,6 +187,6 @@ def test_the_example_s_checkpoint_is_one_of_a_team(tmp_path):
     run([sys.executable, script, "mine", "--steps", "2", "--images", "3"], tmp_path)
     from tocom.compression.loading.model import load_model
 
-    loaded = load_model("test_vit3", weights=tmp_path / "mine" / "model.safetensors")
+    loaded = load_model(weights=tmp_path / "mine" / "model")  # it says itself which model it is
     assert loaded.labels == ["bolt", "nut", "washer"]
     assert sorted(path.name for path in (tmp_path / "mine" / "test").iterdir()) == loaded.labels
