@@ -69,32 +69,39 @@ def draw_speed(compare: dict[str, Any], folder: Path) -> None:
         _save(figure, folder / f"benchmark-batch-{batch}.svg", compare)
 
 
+def _change(row: dict[str, Any]) -> dict[str, float]:
+    return row["difference_to_dense"]
+
+
+def _recall(row: dict[str, Any]) -> dict[str, float]:
+    return row["search"]["recall_1"]
+
+
 def draw_accuracy(cost: dict[str, Any], folder: Path) -> None:
-    """Draw accuracy over GMACs, one line per way."""
+    """Draw the change of accuracy and the recall over GMACs, one line per way."""
     figure = _figure(2)
-    axes = figure.add_subplot(1, 1, 1)
-    for shift, (kind, colour) in enumerate(WAYS.items()):
-        rows = sorted((row for row in cost["rows"] if row["kind"] in (kind, "dense")), key=lambda row: row["macs"])
-        accuracies = [row["accuracy"] for row in rows]
-        spread = [
-            [100 * (a["value"] - a["low"]) for a in accuracies],
-            [100 * (a["high"] - a["value"]) for a in accuracies],
-        ]
-        axes.errorbar(
-            [row["macs"] / 1e9 + 0.02 * shift for row in rows],
-            [100 * a["value"] for a in accuracies],
-            yerr=spread,
-            fmt="o-",
-            ms=3,
-            lw=1.2,
-            elinewidth=0.5,
-            capsize=2,
-            color=colour,
-            label=kind,
-        )
-    axes.set(
-        xlabel="GMACs", ylabel="accuracy %", title=f"Accuracy over cost, {cost['cells']} test cells, 95 % intervals"
+    panels = (
+        (_change, "change of accuracy, points", f"Nothing re-tuned, {cost['cells']:,} cells"),
+        (_recall, "recall at 1, %", f"{cost['queries']} cells photographed again, searched"),
     )
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    for place, (figure_of, label, title) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for shift, (kind, colour) in enumerate(WAYS.items()):
+            rows = sorted((row for row in cost["rows"] if row["kind"] in (kind, "dense")), key=lambda row: row["macs"])
+            found = [figure_of(row) for row in rows]
+            axes.errorbar(
+                [row["macs"] / 1e9 + 0.03 * shift for row in rows],
+                [100 * each["value"] for each in found],
+                yerr=[[100 * abs(each["value"] - each[end]) for each in found] for end in ("low", "high")],
+                fmt="o-",
+                ms=3,
+                lw=1.2,
+                elinewidth=0.6,
+                capsize=2,
+                color=colour,
+                label=kind,
+            )
+        axes.set(xlabel="GMACs", ylabel=label, title=title)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(fontsize=8, loc="lower right")
     _save(figure, folder / "accuracy-against-cost.svg", cost)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_vits import busy_compensator, small_vit
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -26,6 +25,7 @@ import compare_pictures  # noqa: E402
 import measuring  # noqa: E402
 
 from tocom.quickstart.cells import Cell  # noqa: E402
+from tocom.quickstart.head import fit_head  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -142,16 +142,30 @@ def cells(tmp_path):
     return made
 
 
-def test_accuracy_against_cost_measures_every_way(cells):
-    model = small_vit(num_classes=2)
-    model.dynamic_img_size = False
-    rows = accuracy_against_cost.measure(model, busy_compensator(model), [4], [48], cells, cells)
-    assert [row["kind"] for row in rows] == ["dense", "merge with compensator", "merge", "prune", "smaller image"]
-    by_kind = {row["kind"]: row for row in rows}
-    assert by_kind["smaller image"]["macs"] < by_kind["merge"]["macs"] < by_kind["dense"]["macs"]
-    # Its head was fitted to these very cells, which differ in brightness.
-    assert by_kind["smaller image"]["accuracy"]["value"] == 1.0
-    assert by_kind["dense"]["difference_to_dense"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+def test_ways_are_scored_against_the_dense_features(cells):
+    generator = np.random.default_rng(0)
+    dense = generator.standard_normal((12, 8)).astype(np.float32)
+    head = fit_head(torch.from_numpy(dense), [cell.label for cell in cells])
+    labels = np.array([cell.label for cell in cells])
+    right, losses = accuracy_against_cost.classify(head, dense, labels)
+    assert right.mean() >= 0.9
+    assert (np.exp(-losses) > 0.5).tolist() == right.tolist()
+    ranks = accuracy_against_cost.ranks(dense[:5] * 3, dense)
+    assert ranks.tolist() == [1] * 5
+    turned = dense[[1, 0, 2]]  # the first two are taken for one another
+    assert accuracy_against_cost.ranks(turned, dense)[:2].min() > 1
+    found = accuracy_against_cost.searched(np.array([1, 2, 6, 1]), np.array([1, 1, 1, 1]))
+    assert (found["recall_1"]["value"], found["recall_5"]["value"]) == (0.5, 0.75)
+    assert found["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 / 6 + 1) / 4)
+    assert found["recall_1_difference"]["value"] == -0.5
+
+
+def test_another_view_is_seeded_and_near():
+    picture = Image.fromarray(np.random.default_rng(0).integers(90, 110, (300, 300)).astype(np.uint8))
+    views = [accuracy_against_cost.other_view(picture, seed) for seed in (0, 0, 1)]
+    assert views[0].tobytes() == views[1].tobytes() != views[2].tobytes()
+    assert all(min(view.size) >= 0.98 * 300 for view in views)
+    assert all(abs(np.asarray(view).mean() - 100) < 5 for view in views)
 
 
 def test_difference_is_paired():
