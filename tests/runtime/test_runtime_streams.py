@@ -62,7 +62,7 @@ def test_a_fast_source_leaves_a_slow_one_its_turn(runtime: Runtime) -> None:
     assert got["fast"] >= 10
     dropped = runtime.stats()["dropped"]
     assert dropped["fast"] > 0
-    assert dropped.get("slow", 0) < 10
+    assert dropped.get("slow", 0) < 50  # a starved one would lose all of its frames but the last
     assert runtime.stats()["frames_dropped"] == sum(dropped.values())
 
 

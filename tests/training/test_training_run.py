@@ -319,13 +319,15 @@ def test_hidden_compares_the_class_tokens_behind_every_later_norm(
     model: VisionTransformer, images: list[Tensor]
 ) -> None:
     def class_tokens(degree: int) -> list[Tensor]:
-        """Run the compressed stack block by block; what each later block's first norm makes of the class token."""
-        blocks = compress(model, degree).blocks
-        x, size, found = model.norm_pre(model._pos_embed(model.patch_embed(batch))), None, []
-        for index in range(len(blocks)):
-            if index:
-                found.append(blocks[index].norm1(x)[:, 0])
-            x, size = blocks._block(index, x, size)
+        """Return what each later block's first norm makes of the class token."""
+        compressed, found = compress(model, degree), []
+        hooks = [
+            compressed.blocks[index].norm1.register_forward_hook(lambda _, __, tokens: found.append(tokens[:, 0]))
+            for index in range(1, len(model.blocks))
+        ]
+        compressed(batch)
+        for hook in hooks:
+            hook.remove()
         return found
 
     batch = torch.stack(images)

@@ -27,7 +27,7 @@ for _ in range(times):
 if tensorrt:
     print(stands_for_tensorrt.tocom_registered().decode(), end="")
 """
-BOTH = ["tocom::TokenMerge 1", "tocom::TokenPrune 1"]
+EVERY = [f"tocom::{name} 1" for name in ("TokenMerge", "TokenPrune", "TokenMergeMapped", "TokenPruneMapped")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def opened(library, tensorrt, *, asked: bool, times: int = 1) -> tuple[list[str]
 
 
 def test_it_registers_when_asked(op_plugin, tensorrt):
-    assert opened(op_plugin.path, tensorrt, asked=True, times=2) == (BOTH, "")
+    assert opened(op_plugin.path, tensorrt, asked=True, times=2) == (EVERY, "")
 
 
 def test_it_registers_nothing_unasked(op_plugin, tensorrt):
@@ -79,5 +79,5 @@ def test_a_name_that_is_taken_is_said(op_plugin, tensorrt, tmp_path):
         text=True,
         env={**os.environ, SELF_REGISTER: "1"},
     )
-    assert done.stdout.splitlines() == BOTH
+    assert done.stdout.splitlines() == EVERY
     assert "refuses to register an op plugin" in done.stderr
