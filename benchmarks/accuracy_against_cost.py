@@ -33,12 +33,11 @@ from torch import nn
 
 from tocom import load_model
 from tocom.alignment.ridge import feature_gaps
-from tocom.calibration import wilson_interval
 from tocom.export import export
 from tocom.formats.bundle import Bundle
 from tocom.images import preprocess
 from tocom.quickstart.cells import Cell, split_cells
-from tocom.quickstart.figures import found_again
+from tocom.quickstart.figures import found_again, share
 from tocom.quickstart.head import fit_head
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE
 from tocom.runtime import Runtime
@@ -132,12 +131,6 @@ def difference(values: NDArray[Any], dense: NDArray[Any], draws: int = 4000, see
     counts = np.random.default_rng(seed).multinomial(len(each), np.full(len(each), 1 / len(each)), draws)
     low, high = np.quantile(counts @ each / len(each), (0.025, 0.975))
     return {"value": float(each.mean()), "low": float(low), "high": float(high)}
-
-
-def share(right: NDArray[np.bool_]) -> Figure:
-    """Return a share with its 95 % Wilson interval."""
-    low, high = wilson_interval(int(right.sum()), len(right))
-    return {"value": float(right.mean()), "low": low, "high": high}
 
 
 def classify(head: nn.Linear, features: Features, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[Any]]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from domains import DOMAINS, cell_views, quickstart_cells, test_views, training_views
-from families_measure import CELLS, CHUNK, Unseen, interval, recall
+from families_measure import CELLS, CHUNK, Unseen, interval
 from measuring import RESULTS, machine
 from results_measure import Features, Measured, cell_losses
 from results_train import FOLDER, backbone, compensator_path
@@ -36,6 +36,7 @@ from tocom import Compensator
 from tocom.alignment.ridge import FeatureMap, feature_gaps, fit_map
 from tocom.compression.loading.preprocessing import input_config
 from tocom.formats.methods import METHODS
+from tocom.quickstart.figures import is_found
 from tocom.quickstart.head import fit_head
 from tocom.system.files import write_json
 
@@ -95,7 +96,7 @@ def per_cell(head: torch.nn.Linear, found: Features, dense: Features, labels: np
     """Return what features are worth at each cell, [cells] each."""
     return {
         "gap": feature_gaps(dense, found),
-        "recall": recall(found, dense).astype(float),
+        "recall": is_found(found, dense).astype(float),
         "accuracy": (head(torch.from_numpy(found)).argmax(-1).numpy() == labels).astype(float),
         "log_loss": cell_losses(head, found, labels),
     }

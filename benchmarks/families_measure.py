@@ -35,6 +35,7 @@ from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.formats.families import EVERY
 from tocom.formats.methods import METHODS
+from tocom.quickstart.figures import is_found
 from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
 from tocom.training.trainer import train
@@ -107,12 +108,6 @@ def trained(recipe: str) -> list[int]:
     return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
 
 
-def recall(found: Features, gallery: Features) -> NDArray[np.bool_]:
-    """Return for every cell whether its nearest neighbour (cosine) in the gallery is itself, [cells]."""
-    found, gallery = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (found, gallery))
-    return (found @ gallery.T).argmax(axis=1) == np.arange(len(found))
-
-
 def interval(values: NDArray[Any]) -> list[float]:
     """Return a mean and its 95 % interval (normal: there are a thousand)."""
     mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
@@ -126,7 +121,7 @@ def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:
     gaps, found = {}, {}
     for family in (EVERY, SPACED):
         features = unseen.at(degree, method, family=family)
-        gaps[family], found[family] = feature_gaps(dense, features), recall(features, dense)
+        gaps[family], found[family] = feature_gaps(dense, features), is_found(features, dense)
         removed = removal_schedule(input_tokens(model), len(model.blocks), degree, model.num_prefix_tokens, family)
         row[family] = {
             "removed": list(removed),

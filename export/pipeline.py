@@ -37,6 +37,7 @@ from tocom.formats.references import REFERENCES_NAME, in_row
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
+from tocom.system.onnxruntime_session import session_options
 from tocom.system.progress import Progress, Steps
 from tocom.version import __version__
 
@@ -142,6 +143,8 @@ def export(
     entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
     entry["shape"] = list(entry["shape"])
     entry["shape"][0] = fixed or "batch"
+    if check:
+        session_options()  # a missing ONNX Runtime shows here, before the slow part
     templates = templates or Templates()
     steps = Steps(progress, total=1 + 2 * len(degrees))
 

@@ -37,7 +37,7 @@ def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
     for start in range(0, len(places), batch):
         part = places[start : start + batch]
         answered = session.run(list(references.outputs), {"images": references.images[np.resize(part, batch)]})
-        got.append(np.concatenate(answered, axis=-1)[: len(part)])
+        got.append(references.values(dict(zip(references.outputs, answered, strict=True)))[: len(part)])
     values, floor = np.concatenate(got), references.tolerances[degree]
     differences = np.abs(values - references.answers[degree][places])
     turned = (1 - references.compare_values(degree, places.tolist(), values).cosine) / TURN

@@ -149,7 +149,7 @@ def _missing(
 def _facts(profile: Profile) -> list[tuple[str, str]]:
     facts = [(name.replace("_", " "), str(value)) for name, value in profile.device.items()]
     for name, value in profile.measured.items():
-        if name == "reference_answers":
+        if name == "reference_answers" and isinstance(value, Mapping):
             facts += [(f"reference answers, degree {degree}", _compared(found)) for degree, found in value.items()]
         else:
             facts.append((name.replace("_", " "), _readable(value)))
@@ -178,11 +178,14 @@ def _readable(value: Any) -> str:
         return str(value)
 
 
-def _compared(found: Mapping[str, Any]) -> str:
-    """Return what comparing a degree with its reference answers gave, as people write it."""
-    if not found["right"]:
-        return str(found["found"])
-    return f"right, largest difference {found['difference']:.1e} of {found['allowed']:.1e} that are allowed"
+def _compared(found: Any) -> str:
+    """Return what comparing a degree with its reference answers gave, as people write it; anything else as it is."""
+    try:
+        if not found["right"]:
+            return str(found["found"])
+        return f"right, largest difference {found['difference']:.1e} of {found['allowed']:.1e} that are allowed"
+    except (KeyError, TypeError, ValueError):
+        return str(found)
 
 
 def _quantile(latency: Latency, name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tocom.errors import ExportError, first_line
-from tocom.export.graph.half_arithmetic import run_in_half
+from tocom.export.graph.half_arithmetic import one_behind_the_other, run_in_half
 from tocom.export.graph.trace import DTYPES, answers
 from tocom.formats.references import allowed_differences
 from tocom.system.onnxruntime_session import open_session, session_options
@@ -121,17 +121,18 @@ def check_onnx(
     count = -(-len(images) // step) * step
     inputs = images if inputs is None else inputs
     padded = np.resize(inputs, (count, *images.shape[1:]))
+    options = session_options()
     try:
-        session = open_session(path.read_bytes(), path.parent, session_options())
+        session = open_session(path.read_bytes(), path.parent, options)
         parts = [session.run(None, {"images": part}) for part in np.split(padded, count // step)]
-        got = np.concatenate([_flat(outputs) for outputs in parts])[: len(images)]
+        got = np.concatenate([one_behind_the_other(outputs) for outputs in parts])[: len(images)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         raise ExportError(
             f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first_line(error)}. The bundle was not "
             "written; --no-check exports without the comparison, for other runtimes."
         ) from error
     expected_parts = expected_parts or torch_answers(model, images, features=features, patches=patches)
-    expected = _flat(expected_parts)
+    expected = one_behind_the_other(expected_parts)
     allowed = allowed_differences(expected, TOLERANCES[precision], [part[0].size for part in expected_parts])
     differences = np.abs(got - expected)
     difference = differences.max(axis=1)
@@ -156,11 +157,6 @@ def check_onnx(
             "tokens. Check on real images (--check-images FOLDER)."
         )
     return CheckResult(float(difference[~undecided].max()), undecided)
-
-
-def _flat(outputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return outputs one behind the other, [images, values]."""
-    return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=-1)
 
 
 def _check_half_arithmetic(
@@ -200,7 +196,7 @@ def _is_undecided(
         dtype = next(other.parameters()).dtype
         with torch.no_grad():
             found = answers(other, pixels.to(dtype), features=features, patches=patches)
-        got = _flat([part.double().numpy() for part in found])
+        got = one_behind_the_other([part.double().numpy() for part in found])
         if (np.abs(got[0] - expected) > allowed).any():
             return True
     return False

@@ -7,6 +7,7 @@ numpy, in the node's type; products are taken here in float32, as devices accumu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-__all__ = ["run_in_half"]
+__all__ = ["one_behind_the_other", "run_in_half"]
 
 
 class MatMul(OpRun):
@@ -102,6 +103,11 @@ class OneHot(OpRun):
 _OPS = [MatMul, Gemm, Erf, Conv, OneHot]
 
 
+def one_behind_the_other(outputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return outputs, each [images, …], as rows [images, values]."""
+    return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=-1)
+
+
 def run_in_half(path: Path, images: NDArray[Any], *, batch: int | None) -> NDArray[np.float32]:
     """Return an ONNX file's outputs one behind the other, [images, values], computed op by op in each op's own type.
 
@@ -120,6 +126,5 @@ def run_in_half(path: Path, images: NDArray[Any], *, batch: int | None) -> NDArr
             part = images[start : start + step]
             filled = np.resize(part, (step, *part.shape[1:]))
             outputs: Any = evaluator.run(None, {"images": filled})
-            flat = [output.reshape(len(output), -1) for output in outputs]
-            parts.append(np.concatenate(flat, axis=-1)[: len(part)])
+            parts.append(one_behind_the_other(outputs)[: len(part)])
     return np.concatenate(parts).astype(np.float32)

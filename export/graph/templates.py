@@ -22,6 +22,8 @@ from tocom.formats.weights import WeightStore
 
 __all__ = ["Templates", "put_shared"]
 
+_PLAIN = (bool, int, float, str, tuple)
+
 
 class Templates:
     """Graphs of one model by how they were traced.
@@ -67,7 +69,7 @@ class Templates:
             ExportError: torch cannot trace the model.
         """
         aligned = placement.has_place(compressed=compressed)
-        backbone = model_sha256(model, without="head."), str(model.head)
+        backbone = model_sha256(model, without="head."), _build(model)
         entering = None if pixels is None else (*pixels["mean"], *pixels["std"])
         outputs = (features, patches)
         key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, *outputs, precision, entering)
@@ -91,6 +93,16 @@ class Templates:
             if tensor.name in HEAD:
                 tensor.CopyFrom(to_onnx(model.get_parameter(tensor.name).detach(), tensor.name, precision))
         return graph
+
+
+def _build(model: nn.Module) -> str:
+    """Return what a graph has from a model beside its weights: its modules, and their numbers and switches."""
+    return repr(
+        [
+            (name, type(module).__name__, [item for item in vars(module).items() if isinstance(item[1], _PLAIN)])
+            for name, module in model.named_modules()
+        ]
+    )
 
 
 def _with_random_head(model: Any) -> Any:

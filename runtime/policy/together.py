@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
     Attributes:
         size: Requests to answer at once.
-        wait_until: Wait until then for the others first, and plan anew when one comes; None answers now.
+        wait_until: Wait until then for the others first, and plan again when one comes; None answers now.
     """
 
     size: int

@@ -189,3 +189,12 @@ def test_exports_that_share_templates_trace_once(tmp_path: Path, monkeypatch: py
     torch.nn.init.normal_(model.blocks[0].mlp.fc1.bias)
     export(model, tmp_path / "changed", degrees=(0,), templates=shared)
     assert traced == [False, True, False, True, False]
+
+
+def test_templates_tell_models_of_equal_weights_apart(tmp_path: Path) -> None:
+    """The number of heads stands in no weight; the check against torch would see another model's graph."""
+    shared, first = Templates(), small_vit(side=32, depth=2, num_classes=3)
+    second = small_vit(side=32, depth=2, num_classes=3, num_heads=2 * first.blocks[0].attn.num_heads)
+    second.load_state_dict(first.state_dict())
+    for name, model in (("first", first), ("second", second)):
+        export(model, tmp_path / name, degrees=(0, 1), templates=shared)  # checks itself

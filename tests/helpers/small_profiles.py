@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from small_bundles import SmallBundle
 
@@ -12,25 +13,24 @@ from tocom.runtime import Runtime
 from tocom.runtime.profiles import identity_of
 
 
-def write_profile(
-    bundle: SmallBundle,
+def profile_for(
+    runtime: Runtime,
     times_ms: Mapping[int, float],
+    accuracy: Mapping[int, float] | None = None,
     *,
     batch: int | None = None,
-    accuracy: Mapping[int, float] | None = None,
     millijoules: Mapping[int, float] | None = None,
 ) -> Profile:
-    """Write a profile beside a bundle as ``tocom calibrate`` does: per degree what an inference takes."""
-    with Runtime.open(bundle.path, warm=False) as runtime:
-        opened, identity = runtime.bundle, identity_of(runtime.bundle, runtime.backend, batch)
-    profile = Profile(
+    """Return a profile that holds for a runtime: per degree what an inference takes."""
+    identity = identity_of(runtime.bundle, runtime.backend, batch)
+    return Profile(
         device=identity["device"],
         backend=identity["backend"],
         precision=identity["precision"],
         batch=identity["batch"],
         threads=identity["threads"],
         bundle_fingerprint=identity["bundle"],
-        model=opened.model_name,
+        model=runtime.bundle.model_name,
         degrees={
             degree: DegreeProfile(
                 Latency(400, ms, ms, ms, ms),
@@ -41,5 +41,11 @@ def write_profile(
         },
         interval="test",
     )
+
+
+def write_profile(bundle: SmallBundle, times_ms: Mapping[int, float], **options: Any) -> Profile:
+    """Write a profile beside a bundle as ``tocom calibrate`` does; the options are those of :func:`profile_for`."""
+    with Runtime.open(bundle.path, warm=False) as runtime:
+        profile = profile_for(runtime, times_ms, **options)
     profile.save(bundle.path)
     return profile

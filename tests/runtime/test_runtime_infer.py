@@ -11,33 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
+from small_profiles import profile_for
 
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
-from tocom.formats.profile import Accuracy, DegreeProfile, Latency, Profile
 from tocom.runtime import Runtime
 from tocom.runtime.checks import check_outputs
-from tocom.runtime.profiles import identity_of
-
-
-def profile_for(runtime: Runtime, p95_ms: dict[int, float], accuracy: dict[int, float] | None = None) -> Profile:
-    identity = identity_of(runtime.bundle, runtime.backend)
-    return Profile(
-        device=identity["device"],
-        backend=identity["backend"],
-        precision=identity["precision"],
-        batch=identity["batch"],
-        threads=identity["threads"],
-        bundle_fingerprint=identity["bundle"],
-        model="small",
-        interval="test",
-        degrees={
-            degree: DegreeProfile(
-                Latency(100, ms, ms, ms, ms),
-                None if accuracy is None else Accuracy("top1", accuracy[degree], 10, 0.0, 1.0),
-            )
-            for degree, ms in p95_ms.items()
-        },
-    )
 
 
 @pytest.mark.parametrize("degree", [0, 4, 8])

@@ -189,7 +189,7 @@ class CompressedBlocks(nn.Module):
 
 
 class CompressedEva(Eva):
-    """timm's Eva around a stack that runs its blocks together. Never made anew: see :func:`with_blocks`."""
+    """timm's Eva around a stack that runs its blocks together. Never constructed: see :func:`with_blocks`."""
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the tokens after the last norm, [batch, remaining tokens, channels].

@@ -138,7 +138,7 @@ def evaluate(
         held_out: Others, that the scale and the verdicts are of. The scale is the one with the best mean accuracy over
             all pairs of different degrees, the lower log-loss on a tie; without a classifier the smallest feature gap.
         targets: Target degrees.
-        scales: To choose from; 0 is not a compensator.
+        scales: To choose from; 0 stands for no compensator.
         scale: Use this one and choose nothing; then ``held_out`` must be empty, and there is no verdict.
         allowed: Share of the images that a degree may answer wrongly beyond the source degree's; without a classifier
             the mean feature gap that it may have.

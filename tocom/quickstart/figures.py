@@ -24,7 +24,7 @@ from tocom.quickstart.cells import Cell
 from tocom.runtime import Runtime
 from tocom.system.cpu import cpu_identity
 
-__all__ = ["Measured", "all_figures", "first_rows", "found_again", "measured"]
+__all__ = ["Measured", "all_figures", "first_rows", "found_again", "is_found", "measured", "share"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,23 @@ def measured(runtime: Runtime, cells: list[Cell], progress: Callable[..., None])
     )
 
 
+def is_found(features: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return for every image whether its nearest neighbour (cosine) is itself, [images].
+
+    Args:
+        features: Of the images at a degree, [images, channels].
+        gallery: Of the same images at degree 0, then of others, [count, channels].
+    """
+    gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    return np.asarray((features @ gallery.T).argmax(axis=1) == np.arange(len(features)))
+
+
+def share(right: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the share of what is true, [count], as ``value`` with its 95 % Wilson interval, ``low`` and ``high``."""
+    low, high = wilson_interval(int(right.sum()), len(right))
+    return {"value": float(right.mean()), "low": low, "high": high}
+
+
 def found_again(
     features: NDArray[np.float32], dense: NDArray[np.float32], others: NDArray[np.float32]
 ) -> dict[str, float]:
@@ -73,11 +90,7 @@ def found_again(
     Returns:
         ``value`` with its 95 % Wilson interval, ``low`` and ``high``.
     """
-    gallery = np.concatenate([dense, others])
-    gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
-    right = int(((features @ gallery.T).argmax(axis=1) == np.arange(len(features))).sum())
-    low, high = wilson_interval(right, len(features))
-    return {"value": right / len(features), "low": low, "high": high}
+    return share(is_found(features, np.concatenate([dense, others])))
 
 
 def first_rows(bundle: Bundle, alone: Measured, gallery: Measured) -> list[dict[str, Any]]:

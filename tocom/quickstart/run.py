@@ -149,9 +149,8 @@ def quickstart(
         first(first_rows(bundles["bundle-without-compensator"], alone, trained_on))
 
     stage("training the compensator")
-    backbone = _without_head(model)
     compensator = train(
-        backbone,
+        replace_child(model, "head", nn.Identity()),
         _files(split.train, entry),
         config.training,
         progress=lambda step: report("training the compensator", step.step, step.steps),
@@ -208,8 +207,3 @@ def quickstart(
 
 def _files(cells: list[Cell], entry: dict[str, Any]) -> ImageFiles:
     return ImageFiles([cell.path for cell in cells], entry)
-
-
-def _without_head(model: nn.Module) -> nn.Module:
-    """Return a twin that gives features: what the compensator is trained on."""
-    return replace_child(model, "head", nn.Identity())

@@ -51,7 +51,7 @@ class Requirement:
         return f"pip install --upgrade '{self.package}{self.version}'"
 
     def met_by(self, version: str) -> bool:
-        """Return whether ``version`` is not an older than what is declared."""
+        """Return whether ``version`` is not older than what is declared."""
         floor = re.search(r"[>=]=([\d.]+)", self.version)
         return floor is None or _release(version) >= _release(floor[1])
 

@@ -60,7 +60,7 @@ def train(
         resume: Go on from ``checkpoint`` when it is there, as if the run had never stopped; on a CPU to the last bit.
         skip_unreadable: Train on the next readable image in place of one that cannot be read, and count those;
             otherwise the first of them is an error.
-        workers: Processes that read images; 0 reads between steps. They are started again, not forked: the dataset must
+        workers: Processes that read images; 0 reads between steps. They are new processes, not forks: the dataset must
             pickle, and a script that trains needs ``if __name__ == "__main__":``. A dataset that augments at random is
             resumed exactly with 0 alone.
         scalars: Folder for TensorBoard's event files (needs the extra ``tensorboard``).

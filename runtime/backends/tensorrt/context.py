@@ -112,7 +112,7 @@ class Context:
 
     @property
     def capturable(self) -> bool:
-        """It ran once as it is, so that TensorRT does nothing again; TensorRT-RTX may still compile kernels."""
+        """It ran once as it is, so that TensorRT has nothing left to set up; TensorRT-RTX may still compile kernels."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return self._ran and (ask is None or bool(ask(self._shared.stream)))
 

@@ -28,8 +28,9 @@ inline bool is_token_type(nvinfer1::DataType type)
 //! Base of the op plugins.
 //!
 //! `Op` describes the op: `kName`, `kFieldNames`, `kInputs`, `kOutputs`, `kTokenTensors` (bit i is set when tensor i,
-//! inputs first, has the tokens' type), `kIntegerTensors` (likewise for int32; the others are float32), a constructor from fields, `field_values()`,
-//! `check(inputs)` (throws std::invalid_argument with what is wrong), and what differs per op.
+//! inputs first, has the tokens' type), `kIntegerTensors` (likewise for int32; the others are float32), a constructor
+//! from fields, `field_values()`, `check(inputs)` (throws std::invalid_argument with what is wrong), and what differs
+//! per op.
 template <typename Op>
 class OpPlugin : public nvinfer1::IPluginV3,
                  public nvinfer1::IPluginV3OneCore,

@@ -14,8 +14,8 @@ int64_t tocom_token_merge_workspace_bytes(int64_t batch, int32_t tokens, int32_t
 }
 
 int32_t tocom_token_merge_launch(void const* x, void const* keys, float const* size, void* y, float* size_out,
-    void* log_size, void* workspace, int32_t* destination, int64_t batch, int32_t tokens, int32_t channels, int32_t heads,
-    int32_t head_channels, int32_t r, int32_t prefix, int32_t type, cudaStream_t stream)
+    void* log_size, void* workspace, int32_t* destination, int64_t batch, int32_t tokens, int32_t channels,
+    int32_t heads, int32_t head_channels, int32_t r, int32_t prefix, int32_t type, cudaStream_t stream)
 {
     tocom::TokenMergeShape const shape{
         batch, tokens, channels, heads, head_channels, r, prefix, static_cast<tocom::TokenType>(type)};

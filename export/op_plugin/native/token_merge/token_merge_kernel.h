@@ -22,13 +22,13 @@ struct TokenMergeShape
 //! Device addresses of one call. Tensors are contiguous.
 struct TokenMergeTensors
 {
-    void const* x;     //!< [batch, tokens, channels], of the shape's type.
-    void const* keys;  //!< [batch, heads, tokens, head_channels], of the shape's type.
-    float const* size; //!< [batch, tokens, 1].
-    void* y;           //!< [batch, tokens - r, channels], of the shape's type.
-    float* size_out;   //!< [batch, tokens - r, 1].
-    void* log_size;    //!< [batch, 1, 1, tokens - r], of the shape's type.
-    void* workspace;   //!< token_merge_workspace_bytes(), aligned to 8 bytes.
+    void const* x;                  //!< [batch, tokens, channels], of the shape's type.
+    void const* keys;               //!< [batch, heads, tokens, head_channels], of the shape's type.
+    float const* size;              //!< [batch, tokens, 1].
+    void* y;                        //!< [batch, tokens - r, channels], of the shape's type.
+    float* size_out;                //!< [batch, tokens - r, 1].
+    void* log_size;                 //!< [batch, 1, 1, tokens - r], of the shape's type.
+    void* workspace;                //!< token_merge_workspace_bytes(), aligned to 8 bytes.
     int32_t* destination = nullptr; //!< [batch, tokens]: where every token went; nullptr where nobody asks.
 };
 

@@ -96,8 +96,7 @@ int32_t TokenMergeOp<kMapped>::enqueue(nvinfer1::PluginTensorDesc const* input_d
         static_cast<int32_t>(keys.d[1]), static_cast<int32_t>(keys.d[3]), attributes_.r, attributes_.prefix,
         static_cast<TokenType>(input_descs[0].type)};
     TokenMergeTensors const tensors{inputs[0], inputs[1], static_cast<float const*>(inputs[2]), outputs[0],
-        static_cast<float*>(outputs[1]), outputs[2], workspace,
-        kMapped ? static_cast<int32_t*>(outputs[3]) : nullptr};
+        static_cast<float*>(outputs[1]), outputs[2], workspace, kMapped ? static_cast<int32_t*>(outputs[3]) : nullptr};
     TOCOM_CHECK_CUDA(token_merge(shape, tensors, stream));
     return kSuccess;
 }

@@ -32,9 +32,8 @@ using PruneSelection = Selection<kMaxTokens>;
 
 //! Write the weighted mean of the selected tokens to `y`. The whole block calls it.
 template <typename T, int32_t kPack>
-__device__ void write_fused_row(
-    PruneArguments const& arguments, PruneSelection const& selection, T const* x, float const* score, T* y,
-    int32_t* destination)
+__device__ void write_fused_row(PruneArguments const& arguments, PruneSelection const& selection, T const* x,
+    float const* score, T* y, int32_t* destination)
 {
     __shared__ float partial[kWarps][32 * kPack];
     __shared__ float partial_sum[kWarps];

@@ -21,9 +21,9 @@ struct TokenPruneShape
 //! Device addresses of one call. Tensors are contiguous.
 struct TokenPruneTensors
 {
-    void const* x;      //!< [batch, tokens, channels], of the shape's type.
-    float const* score; //!< [batch, tokens]; entries of the prefix are not read.
-    void* y;            //!< [batch, tokens - r, channels], of the shape's type.
+    void const* x;                  //!< [batch, tokens, channels], of the shape's type.
+    float const* score;             //!< [batch, tokens]; entries of the prefix are not read.
+    void* y;                        //!< [batch, tokens - r, channels], of the shape's type.
     int32_t* destination = nullptr; //!< [batch, tokens]: where every token went, with fusion; nullptr else.
 };
 
