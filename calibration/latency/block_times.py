@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from tocom.errors import EngineError, TocomError, one_line
 from tocom.formats.bundle import Bundle
+from tocom.formats.pixels import random_images
 from tocom.system.files import scratch_folder
 from tocom.system.onnxruntime_session import open_session, session_options
 
@@ -30,7 +32,7 @@ _MATCHING = (
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """Milliseconds of one inference of one degree, measured op by op, so their sum is a little above a plain run.
+    """Milliseconds of one inference of one degree, by op; they add up to the inference without a profiler.
 
     Attributes:
         degree: The degree.
@@ -43,6 +45,12 @@ class BlockTimes:
     blocks: tuple[Mapping[str, float], ...]
     outside_ms: float
     whole: bool = True
+
+    def scaled(self, sum_ms: float) -> BlockTimes:
+        """Return the same shares of another sum: of a median that was measured at another time."""
+        factor = sum_ms / max(self.sum_ms, 1e-9)
+        blocks = tuple({kind: factor * ms for kind, ms in block.items()} for block in self.blocks)
+        return BlockTimes(self.degree, blocks, factor * self.outside_ms, self.whole)
 
     @property
     def totals(self) -> dict[str, float]:
@@ -67,11 +75,15 @@ def block_times(
 ) -> list[BlockTimes]:
     """Profile degrees under ONNX Runtime on the CPU, in turn: a machine that slows down slows down all of them.
 
+    The profiler describes the shapes of each op's inputs and outputs within the op's own time (``KernelScope`` in ONNX
+    Runtime's sequential_executor.cc), 3 to 6 µs an op on the machine of the benchmarks, whatever the op does. So the
+    same sessions run without it as well: what they are faster is taken off every op alike.
+
     Args:
         bundle: The bundle.
         degrees: The degrees; all are resident at once.
         threads: CPU threads.
-        runs: Inferences of each degree to take each op's median of, after two to warm up.
+        runs: Inferences of each degree to take each op's median of, after two to warm up; as many without the profiler.
         batch: Images per inference; None takes the bundle's optimal batch.
         progress: Gets what is done, how many rounds are, and of how many.
 
@@ -81,21 +93,28 @@ def block_times(
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.")
-    images = np.zeros((bundle.batch[1] if batch is None else batch, *bundle.image_shape), bundle.input_type)
+    size = bundle.batch[1] if batch is None else batch
+    images = random_images(bundle.manifest["input"], size, np.random.default_rng(0))
     bundle.require_verified()
-    found, rounds = [], runs + _WARM_UP
+    found, rounds = [], 2 * runs + _WARM_UP
+    plain_ms: dict[int, list[float]] = {degree: [] for degree in degrees}
     with scratch_folder("tocom-blocks") as folder:
         try:
             sessions = {degree: _profiling_session(bundle, degree, threads, folder) for degree in degrees}
             for done in range(rounds):
                 if progress is not None:
                     progress("where the time goes", done, rounds)
-                for session in sessions.values():
+                if done == runs + _WARM_UP:  # a session that ended its profile goes on without the profiler
+                    logs = {degree: Path(session.end_profiling()) for degree, session in sessions.items()}
+                for degree, session in sessions.items():
+                    begin = time.perf_counter()
                     session.run(None, {session.get_inputs()[0].name: images})
-            for degree, session in sessions.items():
-                events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+                    plain_ms[degree].append((time.perf_counter() - begin) * 1e3)
+            for degree, log in logs.items():
+                events = json.loads(log.read_text(encoding="utf-8"))
                 blocks = len(bundle.degrees[degree].token_counts) - 1
-                found.append(split_events(degree, events, blocks=blocks, skip=_WARM_UP))
+                plain = plain_ms[degree][runs + _WARM_UP :]
+                found.append(split_events(degree, events, blocks=blocks, skip=_WARM_UP, plain_ms=plain))
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             if isinstance(error, TocomError):
                 raise
@@ -110,7 +129,14 @@ def _profiling_session(bundle: Bundle, degree: int, threads: int, folder: Path) 
     return open_session(bundle.read_onnx(degree), bundle.path, options)
 
 
-def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: int, skip: int = 0) -> BlockTimes:
+def split_events(
+    degree: int,
+    events: Sequence[Mapping[str, Any]],
+    *,
+    blocks: int,
+    skip: int = 0,
+    plain_ms: Sequence[float] = (),
+) -> BlockTimes:
     """Return the times per block from the events of a profile, in the order of execution.
 
     A block of a Vision Transformer starts at its first layer norm and its MLP at the second, so the layer norms part
@@ -121,6 +147,7 @@ def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: in
         events: As ONNX Runtime writes them: ``cat``, ``name``, ``dur`` in microseconds, ``args``.
         blocks: Transformer blocks.
         skip: Runs at the start that do not count.
+        plain_ms: Of the same inference without the profiler, which the times then add up to the median of.
     """
     runs: list[list[tuple[str, float]]] = [[]]
     for event in sorted(events, key=lambda event: event.get("ts", 0)):
@@ -138,6 +165,10 @@ def split_events(degree: int, events: Sequence[Mapping[str, Any]], *, blocks: in
     table = np.array([[ms for _, ms in run] for run in counted if [op for op, _ in run] == ops])
     times = np.median(table, axis=0)
     times *= np.median(table.sum(axis=1)) / max(times.sum(), 1e-9)
+    if len(plain_ms):
+        # Of the fastest runs: other load only ever adds.
+        times = np.maximum(times - max(table.sum(axis=1).min() - min(plain_ms), 0.0) / len(ops), 0.0)
+        times *= np.median(plain_ms) / max(times.sum(), 1e-9)
     # Two norms a block; what is left stands before (one, when there are two) and after the blocks.
     rest = sum(op in _NORMS for op in ops) - 2 * blocks
     whole = rest in (0, 1, 2)

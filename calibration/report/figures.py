@@ -49,9 +49,8 @@ def draw(
         figures.append(_figure("feature-gap", "Feature gap", _GAP, lambda axes: _gap(axes, feature_gap)))
     if blocks:
         caption = _work_caption(blocks, profile)
-        figures.append(
-            _figure("work", "Where the time goes, per degree", caption, lambda axes: _work(axes, blocks, profile))
-        )
+        blocks = [entry.scaled(profile.degrees[entry.degree].latency.p50_ms) for entry in blocks]
+        figures.append(_figure("work", "Where the time goes, per degree", caption, lambda axes: _work(axes, blocks)))
     if any(entry.whole and entry.blocks for entry in blocks):
         figures.append(
             _figure("blocks", "Where the time goes, per block", _BLOCKS, lambda axes: _per_block(axes, blocks))
@@ -72,7 +71,10 @@ _STAIRS = (
 )
 _PRECISIONS = "Median latency of each degree at each measured precision; the filled bar is the one to use."
 _GAP = "One minus the cosine to the dense model's feature; lower is better."
-_WORK = "ONNX Runtime's own profile, op by op, all degrees in turn; the dash is the degree's median latency."
+_WORK = (
+    "ONNX Runtime's own profile, op by op, all degrees in turn, without the profiler's own share; drawn as shares of "
+    "p50. Inferences beside it took {} of p50."
+)
 _SUM_TOLERANCE = 0.1
 _BLOCKS = "Milliseconds of each transformer block. A compressed degree gets cheaper with every block."
 _DEVICE = "Clock, temperature and load while measuring. A profile holds for the state that it was measured in."
@@ -165,6 +167,7 @@ def _staircase(axes: Any, profile: Profile, bundle: Bundle) -> None:
             str(degree), (count, entry.latency.p50_ms), textcoords="offset points", xytext=(4, -11), fontsize=9
         )
     axes.set(xlabel="tokens after the last block", ylabel="latency, ms")
+    axes.margins(y=0.12)  # the lowest degree stands below its point
     axes.legend(fontsize=9)
 
 
@@ -200,25 +203,22 @@ def _gap(axes: Any, feature_gap: Mapping[int, Mapping[str, float]]) -> None:
 
 
 def _work_caption(blocks: Sequence[BlockTimes], profile: Profile) -> str:
-    """Say where the ops' sum is not the latency that the page shows elsewhere."""
-    apart = []
-    for entry in blocks:
-        p50 = profile.degrees[entry.degree].latency.p50_ms
-        if abs(entry.sum_ms - p50) > _SUM_TOLERANCE * p50:
-            apart.append(f"degree {entry.degree} ({entry.sum_ms:.1f} against {p50:.1f} ms)")
-    return _WORK + (f" Doubtful: their sum is another latency at {', '.join(apart)}." if apart else "")
+    """Say how the inferences that were profiled compare with the latency that the page shows elsewhere."""
+    ratios = {entry.degree: entry.sum_ms / profile.degrees[entry.degree].latency.p50_ms for entry in blocks}
+    low, high = (f"{ratio:.0%}" for ratio in (min(ratios.values()), max(ratios.values())))
+    apart = [f"degree {degree} ({ratio:.0%})" for degree, ratio in ratios.items() if abs(ratio - 1) > _SUM_TOLERANCE]
+    doubt = f" Doubtful: the device was in another state at {', '.join(apart)}." if apart else ""
+    return _WORK.format(low if low == high else f"{low} to {high}") + doubt
 
 
-def _work(axes: Any, blocks: Sequence[BlockTimes], profile: Profile) -> None:
+def _work(axes: Any, blocks: Sequence[BlockTimes]) -> None:
     bottom = [0.0] * len(blocks)
     for kind, colour in zip(KINDS, (_BLUE, _ORANGE, _GREEN, _GREY), strict=True):
         values = [entry.totals[kind] for entry in blocks]
         axes.bar(range(len(blocks)), values, 0.7, bottom=bottom, color=colour, label=kind)
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
-    medians = [profile.degrees[entry.degree].latency.p50_ms for entry in blocks]
-    axes.hlines(medians, [x - 0.42 for x in range(len(blocks))], [x + 0.42 for x in range(len(blocks))], color=_TEXT)
     axes.set_xticks(range(len(blocks)), [str(entry.degree) for entry in blocks])
-    axes.set(xlabel="degree", ylabel="ms", ylim=(0, max(*bottom, *medians) * 1.35))
+    axes.set(xlabel="degree", ylabel="ms", ylim=(0, max(bottom) * 1.35))
     axes.legend(fontsize=9, ncols=2, loc="upper center")
 
 

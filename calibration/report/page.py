@@ -197,4 +197,4 @@ def _quantile(latency: Latency, name: str) -> tuple[str, str]:
 def _share(accuracy: Accuracy | None) -> tuple[str, str]:
     if accuracy is None:
         return "–", ""
-    return f"{accuracy.value:.1%}", f"{accuracy.low:.1%}–{accuracy.high:.1%}, n={accuracy.count}"
+    return f"{accuracy.value:.1%}", f"{accuracy.low:.1%}–{accuracy.high:.1%}\nof {accuracy.count}"

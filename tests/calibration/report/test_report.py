@@ -14,7 +14,7 @@ import pytest
 from small_bundles import SmallBundle, write_small_bundle
 
 from tocom.calibration import block_times, calibrate, suggest_degrees, write_report
-from tocom.calibration.latency.block_times import split_events
+from tocom.calibration.latency.block_times import BlockTimes, split_events
 from tocom.errors import BundleError, CalibrationError
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy, Energy, PrecisionCandidate, PrecisionComparison, StateLog
@@ -141,6 +141,30 @@ def test_blocks_are_told_apart_by_their_norms() -> None:
     strange = split_events(4, _events(*block, *block, *block), blocks=1)
     assert (strange.whole, len(strange.blocks)) == (False, 1)
     assert split_events(4, [], blocks=1).whole is False
+
+
+def test_the_profilers_own_time_is_taken_off_every_op_alike() -> None:
+    block = ("LayerNormalization", "MatMul", "TopK", "LayerNormalization", "MatMul", "Gelu")
+    events = _events("Conv", *block)  # seven ops of 1 ms; the fastest run without the profiler takes 3.5 ms
+    for event in events:
+        if event.get("args", {}).get("op_name") == "MatMul":
+            event["dur"] *= 3
+    found = split_events(4, events, blocks=1, plain_ms=(11.0, 7.5, 7.5))
+    assert found.blocks[0] == pytest.approx({"attention": 3.0, "matching and merging": 0.5, "MLP": 3.5})
+    assert found.sum_ms == pytest.approx(7.5)
+    assert split_events(4, events, blocks=1, plain_ms=(20.0,)).sum_ms == pytest.approx(20.0)
+    assert found.scaled(15.0).totals == pytest.approx({kind: 2 * ms for kind, ms in found.totals.items()})
+
+
+def test_the_chart_of_blocks_stands_on_the_pages_own_latency(
+    bundle: SmallBundle, profile: Profile, tmp_path: Path
+) -> None:
+    half = [
+        BlockTimes(degree, ({"attention": entry.latency.p50_ms / 2, "matching and merging": 0.0, "MLP": 0.0},), 0.0)
+        for degree, entry in profile.degrees.items()
+    ]
+    text = write_report(profile, Bundle(bundle.path), tmp_path, blocks=half).read_text()
+    assert "Inferences beside it took 50% of p50. Doubtful: the device was in another state at degree" in text
 
 
 @pytest.fixture(scope="module")
