@@ -58,11 +58,12 @@ CASES = (
     Case("class token, fuse", method="prune", fuse=True),
     Case("distillation token", "deit_tiny_distilled_patch16_224", options={"side": 96}),
     Case("registers, layer scale", "vit_small_patch14_reg4_dinov2", options={"side": 70, "num_classes": 0}),
-    Case("no class token, average", "vit_base_patch16_gap_224", options={"side": 96}),
+    Case(
+        "no class token, average, query and key norm", "vit_base_patch16_gap_224", options={"side": 96, "qk_norm": True}
+    ),
     Case(
         "no class token, attention pooling, prune", "vit_base_patch16_siglip_224", "prune", options={"num_classes": 0}
     ),
-    Case("query and key norm", options={"qk_norm": True, "side": 128}),
     Case("one block merges", family="spaced:1"),
     Case("two blocks prune", method="prune", family="spaced:0,2"),
     Case("rotary, registers", "vit_small_patch16_dinov3", options={"dynamic_img_size": False}),

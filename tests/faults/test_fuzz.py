@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parent / "fuzz_readers.py"
 def test_a_short_run_is_clean(reader: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python; hypothesis covers the same readers")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), reader, "--seconds", "2"],
+        [sys.executable, str(SCRIPT), reader, "--seconds", "1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

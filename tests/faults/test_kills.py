@@ -117,7 +117,7 @@ def kill_often(
     assert hidden(folder) == []
 
 
-counts = pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+counts = pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 
 
 @counts

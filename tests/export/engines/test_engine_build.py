@@ -197,7 +197,12 @@ def test_progress_names_every_degree(bundle, op_plugin):
 
 @pytest.mark.parametrize(
     ("method", "fuse", "precision"),
-    [("prune", False, "fp32"), ("prune", True, "fp16"), ("merge", False, "fp16"), ("merge", False, "bf16")],
+    [
+        ("prune", True, "fp16"),
+        ("merge", False, "bf16"),
+        pytest.param("prune", False, "fp32", marks=pytest.mark.slow),
+        pytest.param("merge", False, "fp16", marks=pytest.mark.slow),
+    ],
 )
 def test_every_method_and_precision(tmp_path, op_plugin, method, fuse, precision):
     export(tiny_vit(), tmp_path / "b", degrees=[3], method=method, fuse=fuse, precision=precision, check=False)

@@ -16,7 +16,7 @@ DEPTH = 12
 BUILD_SECONDS, SECOND_BUILD_SECONDS = 15.0, 1.0
 LARGEST_SHARE = 1.03
 
-pytestmark = pytest.mark.usefixtures("rtx", "no_gpu")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rtx", "no_gpu")]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,6 @@ def test_engines_are_no_larger_than_the_dense_one(built):
     assert max(contents.values()) <= 1.15 * contents[0]
 
 
-@pytest.mark.slow
 @pytest.mark.serial
 def test_build_time(deit, built, op_plugin):
     _, seconds = built

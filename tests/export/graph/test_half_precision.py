@@ -88,7 +88,7 @@ def test_a_residual_sum_of_1e5_survives_half_precision(
     assert not np.isfinite(run_in_half(narrow.onnx_path(0), images[:1], batch=None)).all()
 
 
-@pytest.mark.parametrize("what", ["attention's q, k and logits", "MLP"])
+@pytest.mark.parametrize("what", ["attention's q, k and logits", pytest.param("MLP", marks=pytest.mark.slow)])
 def test_large_values_inside_a_branch_keep_it_in_float32(tmp_path: Path, what: str) -> None:
     model = small_vit(num_classes=10)
     with torch.no_grad():

@@ -80,7 +80,7 @@ def test_merging_of_deit_small(emulated):
 @pytest.mark.parametrize("seed", range(6))
 def test_pruning(emulated, seed, dtype):
     rng = np.random.default_rng(100 + seed)
-    case = prune_case(rng, most_tokens=900 if seed % 3 == 0 else 200)
+    case = prune_case(rng, most_tokens=500 if seed % 3 == 0 else 200)
     fuse = seed % 2 == 0
     batch, tokens = case.score.shape
     x = torch.from_numpy(rng.standard_normal((batch, tokens, (300, 8, 19)[seed % 3]), np.float32)).to(dtype)
