@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tocom.calibration import mcnemar
 from tocom.calibration.accuracy.answers import Answers, collect_answers
-from tocom.calibration.accuracy.precisions import compare_precisions, degree_bytes
+from tocom.calibration.accuracy.precisions import compare_precisions
 from tocom.calibration.int8.qdq import default_scheme
 from tocom.calibration.int8.quantizer import quantize
 from tocom.calibration.int8.ranges import collect_ranges
@@ -240,7 +240,7 @@ def row(made: Bundle, dense: Bundle, degree: int, answers: Answers, reference: A
         "gained": gained,
         "mcnemar": mcnemar(lost, gained),
         "agreement": float((answers.by_degree[degree] == reference.by_degree[degree]).mean()),
-        "size_ratio": degree_bytes(made, degree) / degree_bytes(dense, degree),
+        "size_ratio": made.degree_bytes(degree) / dense.degree_bytes(degree),
     }
 
 

@@ -31,7 +31,7 @@ from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
 from tocom.training.distillation import LOSSES, Distillation, draw_degrees
 from tocom.training.distributed import Processes
-from tocom.training.run import Places, Run
+from tocom.training.run import Run, RunFiles
 
 RESULT = RESULTS / "training_step.json"
 
@@ -59,7 +59,7 @@ def make_step(model: VisionTransformer, config: TrainingConfig, *, checkpointing
         config,
         loss="kl",
         teacher=None,
-        places=Places(),
+        files=RunFiles(),
         processes=Processes(),  # type: ignore[arg-type]
     )
     distill = Distillation(model, compensator, loss="kl", hidden=config.hidden, precision=config.precision)

@@ -166,9 +166,9 @@ def _save_samples(run: LatencyRun, path: Path) -> None:
     """Write every sample in the order of the rounds, warm-up included: outliers are to be looked at, not dropped."""
     header = ",".join(["round", "seconds", "warmup", *(f"degree_{degree}_ms" for degree in run.degrees)])
     lines = [header]
-    for place, (seconds, row) in enumerate(zip(run.seconds, run.rounds_ms, strict=True)):
-        warmup = int(place < run.steadiness.warmup_rounds)
-        lines.append(",".join([str(place), f"{seconds:.3f}", str(warmup), *(f"{ms:.4f}" for ms in row)]))
+    for index, (seconds, row) in enumerate(zip(run.seconds, run.rounds_ms, strict=True)):
+        warmup = int(index < run.steadiness.warmup_rounds)
+        lines.append(",".join([str(index), f"{seconds:.3f}", str(warmup), *(f"{ms:.4f}" for ms in row)]))
     with atomic_path(path) as beside:
         beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

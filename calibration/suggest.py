@@ -109,7 +109,7 @@ def suggest_degrees(
     stairs = frontier(candidates)
     span = max(stairs[0].latency_ms * _HEADROOM - stairs[-1].latency_ms, 1e-9)
     kept, lost = _best_subset(stairs, max_loss * span, most)
-    chosen = {stairs[place].degree for place in kept}
+    chosen = {stairs[index].degree for index in kept}
     return Suggestion(
         tuple(sorted(chosen)),
         _reasons(candidates, stairs, chosen, kind),
@@ -128,7 +128,7 @@ def _by_latency_alone(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _best_subset(stairs: Sequence[Candidate], limit: float, most: int | None) -> tuple[list[int], float]:
-    """Return the places of the smallest subset whose loss is within the limit, and that loss; see the caller.
+    """Return the indices of the smallest subset whose loss is within the limit, and that loss; see the caller.
 
     ``best[size][last]``: smallest loss over the stairs up to ``last`` with ``size`` of them kept, ``last`` included.
     """
@@ -141,30 +141,30 @@ def _best_subset(stairs: Sequence[Candidate], limit: float, most: int | None) ->
                 return kept, lost
         following: dict[int, tuple[float, list[int]]] = {}
         for last, (lost, kept) in best[-1].items():
-            for place in range(last + 1, count):
-                total = lost + _gap_loss(stairs, last, place)
-                if place not in following or total < following[place][0]:
-                    following[place] = (total, [*kept, place])
+            for index in range(last + 1, count):
+                total = lost + _gap_loss(stairs, last, index)
+                if index not in following or total < following[index][0]:
+                    following[index] = (total, [*kept, index])
         best.append(following)
 
 
 def _gap_loss(stairs: Sequence[Candidate], before: int, after: int) -> float:
-    """Return what leaving out all between two kept places costs: accuracy times milliseconds of budget."""
+    """Return what leaving out all between two kept degrees costs: accuracy times milliseconds of budget."""
     return sum(
         (stairs[k - 1].latency_ms - stairs[k].latency_ms) * (stairs[k].accuracy - stairs[after].accuracy)
         for k in range(before + 1, after)
     )
 
 
-def _next(kept: Sequence[int], place: int) -> int:
-    return min(k for k in kept if k >= place)
+def _next(kept: Sequence[int], index: int) -> int:
+    return min(k for k in kept if k >= index)
 
 
 def _reasons(
     candidates: Sequence[Candidate], stairs: Sequence[Candidate], chosen: set[int], kind: str
 ) -> dict[int, str]:
     dominated = dominators(candidates)
-    place = {candidate.degree: index for index, candidate in enumerate(stairs)}
+    step = {candidate.degree: index for index, candidate in enumerate(stairs)}
     points = kind != "degree"
 
     def against(one: Candidate, other: Candidate) -> str:
@@ -178,12 +178,12 @@ def _reasons(
             what = "at least as accurate and not slower" if points else "not slower, with more tokens"
             reasons[degree] = f"out: brings nothing, degree {dominated[degree]} is {what}"
         elif degree not in chosen:
-            after = next(other for other in stairs[place[degree] :] if other.degree in chosen)
+            after = next(other for other in stairs[step[degree] :] if other.degree in chosen)
             reasons[degree] = f"out: degree {after.degree} serves its budgets, {against(candidate, after)}"
-        elif place[degree] == 0:
+        elif step[degree] == 0:
             reasons[degree] = "in: the most accurate"
         else:
-            before = [other for other in stairs[: place[degree]] if other.degree in chosen][-1]
-            tail = "; the fastest" if place[degree] == len(stairs) - 1 else ""
+            before = [other for other in stairs[: step[degree]] if other.degree in chosen][-1]
+            tail = "; the fastest" if step[degree] == len(stairs) - 1 else ""
             reasons[degree] = f"in: {against(before, candidate)} than degree {before.degree}{tail}"
     return reasons

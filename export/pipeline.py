@@ -365,7 +365,7 @@ def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, 
             if list(replacement.dims) != list(tensor.dims) or replacement.data_type != tensor.data_type:
                 raise ExportError(f"The traced graph holds {tensor.name} with another shape or type than the model.")
             tensor.CopyFrom(replacement)
-            store.place(tensor)
+            store.take(tensor)
     if weights:
         raise ExportError(f"The traced graph lacks the initializers {', '.join(sorted(weights)[:3])} …")
 

@@ -140,6 +140,6 @@ def _choose(conclusive: NDArray[np.bool_], most: int) -> list[int]:
         lacking = ~conclusive[:, chosen].any(axis=1)
         if len(chosen) >= most and not lacking.any():
             break
-        rest = [place for place in range(conclusive.shape[1]) if place not in chosen]
-        chosen.append(max(rest, key=lambda place: (conclusive[lacking, place].sum(), conclusive[:, place].sum())))
+        rest = [index for index in range(conclusive.shape[1]) if index not in chosen]
+        chosen.append(max(rest, key=lambda index: (conclusive[lacking, index].sum(), conclusive[:, index].sum())))
     return sorted(chosen)

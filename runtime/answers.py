@@ -90,10 +90,10 @@ def check_engine(engine: Engine, degree: int, references: References, batches: S
     least = 2 if len(batches) == 1 else 1
     for batch in batches:
         for run in range(_MOST_RUNS):
-            places = _places(references.conclusive[degree], batch, run)
-            images = references.images[places]
+            indices = _indices(references.conclusive[degree], batch, run)
+            images = references.images[indices]
             outputs = engine.run(images)
-            agreement = references.compare(degree, places, outputs)
+            agreement = references.compare(degree, indices, outputs)
             checked = Checked(degree, agreement, batch, run + 1)
             if not agreement.is_right:
                 again = engine.run(images)
@@ -102,10 +102,10 @@ def check_engine(engine: Engine, degree: int, references: References, batches: S
                     agreement,
                     batch,
                     run + 1,
-                    again=references.compare(degree, places, again)
+                    again=references.compare(degree, indices, again)
                     if _differ(references, degree, outputs, again)
                     else None,
-                    rows_differ=_equal_rows_differ(references, degree, places, outputs),
+                    rows_differ=_equal_rows_differ(references, degree, indices, outputs),
                 )
             if worst is None or agreement.difference > worst.agreement.difference:
                 worst = checked
@@ -131,12 +131,12 @@ def advice(bundle_path: Path, backend: Backend) -> str:
     return f"See which backends answer rightly: tocom check {bundle_path}."
 
 
-def _places(conclusive: Sequence[int], batch: int, run: int) -> list[int]:
+def _indices(conclusive: Sequence[int], batch: int, run: int) -> list[int]:
     """Return which reference image stands in each row: other ones in each run, and two rows the same."""
-    places = [conclusive[(row + run) % len(conclusive)] for row in range(batch)]
+    indices = [conclusive[(row + run) % len(conclusive)] for row in range(batch)]
     if batch > 2 or (batch == 2 and run > 0):
-        places[-1] = places[0]
-    return places
+        indices[-1] = indices[0]
+    return indices
 
 
 def _differ(references: References, degree: int, first: Any, second: Any) -> bool:
@@ -147,10 +147,10 @@ def _differ(references: References, degree: int, first: Any, second: Any) -> boo
     return bool((np.abs(first - second) > references.allowed(degree)).any())
 
 
-def _equal_rows_differ(references: References, degree: int, places: Sequence[int], outputs: Any) -> float | None:
+def _equal_rows_differ(references: References, degree: int, indices: Sequence[int], outputs: Any) -> float | None:
     values = references.values(outputs)
-    if places.count(places[0]) < 2 or not np.isfinite(values).all():
+    if indices.count(indices[0]) < 2 or not np.isfinite(values).all():
         return None
-    same = values[[row for row, place in enumerate(places) if place == places[0]]]
+    same = values[[row for row, index in enumerate(indices) if index == indices[0]]]
     spread = np.ptp(same, axis=0)
     return float(spread.max()) if (spread > references.allowed(degree)).any() else None

@@ -108,8 +108,8 @@ def _bands(window: Window, interpolation: str) -> tuple[_Band, ...]:
     reach, weigh = FILTERS[interpolation]
     scale = window.source / window.full
     places: list[tuple[int, NDArray[Any]]] = []
-    for place in range(window.first, window.first + window.wanted):
-        centre = (place + 0.5) * scale
+    for pixel in range(window.first, window.first + window.wanted):
+        centre = (pixel + 0.5) * scale
         start = max(int(centre - reach * scale + 0.5), 0)
         stop = min(int(centre + reach * scale + 0.5), window.source)
         weights = weigh((np.arange(start, stop, dtype=np.float64) - centre + 0.5) / scale)

@@ -18,7 +18,7 @@ class RankedClass:
     """One class of an answer.
 
     Attributes:
-        index: Its place in the logits.
+        index: Its index in the logits.
         label: Its name; None where the bundle has no labels.
         probability: Its softmax over all classes.
     """
@@ -59,7 +59,7 @@ class Result:
 
         Args:
             k: How many; fewer where the model has fewer.
-            image: Its place in the batch.
+            image: Its index in the batch.
 
         Raises:
             RequestError: The model gives no logits, ``k`` is less than 1, or the batch holds no such image.

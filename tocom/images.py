@@ -58,7 +58,7 @@ def class_folders(
 
     Args:
         folder: The folder; every subfolder is named after its class.
-        labels: The model's class names; the index is the name's place in it. Without them, folders that are named by
+        labels: The model's class names; a class is the index of its name. Without them, folders that are named by
             their index (``0``, ``1``, …), or all classes of the model in the order of their names.
         classes: How many classes the model has, where known.
 
@@ -92,7 +92,7 @@ def class_folders(
             "labels: which is which is not known. Name the folders by index, or give names: tocom export --labels."
         )
     else:
-        index = {as_seen(name): place for place, name in enumerate(labels if labels is not None else names)}
+        index = {as_seen(name): number for number, name in enumerate(labels if labels is not None else names)}
     samples: list[tuple[Path, int]] = []
     for name in names:
         if as_seen(name) not in index:

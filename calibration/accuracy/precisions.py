@@ -17,11 +17,10 @@ from tocom.calibration.latency.measure import Progress
 from tocom.errors import RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy, PrecisionCandidate, PrecisionComparison
-from tocom.formats.onnx.tensors import read_tensors
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 
-__all__ = ["compare_precisions", "degree_bytes"]
+__all__ = ["compare_precisions"]
 
 _LEVEL = 0.05
 
@@ -57,11 +56,11 @@ def compare_precisions(
     shared = [degree for degree in runtime.degrees if degree in other.degrees]
     generator = np.random.default_rng(seed)
     images = [random_images(bundle.manifest["input"], first.batch[1], generator) for bundle in (first, second)]
-    turns = [(degree, place) for degree in shared for place in (0, 1)]
+    turns = [(degree, which) for degree in shared for which in (0, 1)]
     times: dict[tuple[int, int], list[float]] = {turn: [] for turn in turns}
     for index in range(warmup + samples):
-        for place in generator.permutation(len(turns)):
-            turn = turns[int(place)]
+        for which in generator.permutation(len(turns)):
+            turn = turns[int(which)]
             result = (runtime, other)[turn[1]].infer(images[turn[1]], degree=turn[0])
             if index >= warmup:
                 times[turn].append(result.latency_ms - result.queue_ms)
@@ -70,20 +69,13 @@ def compare_precisions(
     found = {}
     for degree in shared:
         candidates = {}
-        for place, (bundle, known) in enumerate(((first, answers), (second, other_answers))):
-            p50, p95 = (float(q) for q in np.quantile(times[degree, place], (0.5, 0.95)))
+        for which, (bundle, known) in enumerate(((first, answers), (second, other_answers))):
+            p50, p95 = (float(q) for q in np.quantile(times[degree, which], (0.5, 0.95)))
             candidates[bundle.precision] = PrecisionCandidate(
-                p50, p95, degree_bytes(bundle, degree), _accuracy(known, degree), _excluded(bundle, degree)
+                p50, p95, bundle.degree_bytes(degree), _accuracy(known, degree), _excluded(bundle, degree)
             )
         found[degree] = _decide(candidates, first.precision, second.precision, times[degree, 0], times[degree, 1])
     return found
-
-
-def degree_bytes(bundle: Bundle, degree: int) -> int:
-    """Return what one degree would take alone: its ONNX file and the weights that it refers to, in bytes."""
-    data = bundle.read_onnx(degree)
-    places = {tensor.place: tensor.bytes for tensor in read_tensors(data) if tensor.place is not None}
-    return len(data) + sum(places.values())
 
 
 def _decide(

@@ -52,15 +52,15 @@ def told_apart(right: Mapping[int, NDArray[np.bool_]], level: float = _LEVEL) ->
     """
     degrees = sorted(right)
     tests = []
-    for place, first in enumerate(degrees):
-        for second in degrees[place + 1 :]:
+    for index, first in enumerate(degrees):
+        for second in degrees[index + 1 :]:
             first_only = int((right[first] & ~right[second]).sum())
             second_only = int((right[second] & ~right[first]).sum())
             pair = (first, second) if first_only > second_only else (second, first)
             tests.append((mcnemar(first_only, second_only), pair))
     found = set()
-    for place, (chance, pair) in enumerate(sorted(tests)):
-        if chance > level / (len(tests) - place):
+    for index, (chance, pair) in enumerate(sorted(tests)):
+        if chance > level / (len(tests) - index):
             break
         found.add(pair)
     return found

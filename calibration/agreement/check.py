@@ -170,9 +170,9 @@ def _check_degree(backend: Backend, degree: int, bundle: Bundle, references: Ref
         engine = backend.load(degree)
         try:
             checked = check_engine(engine, degree, references, batches_to_check(bundle.batch))
-            places = references.conclusive[degree]
-            values = _answers(engine, references, references.images[list(places)], bundle.batch[1])
-            agreement = references.compare_values(degree, places, values)
+            indices = references.conclusive[degree]
+            values = _answers(engine, references, references.images[list(indices)], bundle.batch[1])
+            agreement = references.compare_values(degree, indices, values)
         finally:
             engine.close()
     except (EngineError, MemoryError) as error:

@@ -36,9 +36,9 @@ def draw_agreement(found: Sequence[BackendAgreement], title: str, path: Path) ->
         panels = ("largest difference / allowed", "1 − smallest cosine")
         for panel, label in enumerate(panels):
             axes = figure.add_subplot(1, 2, panel + 1)
-            for place, each in enumerate(used):
-                colour, marker = _STYLES[place % len(_STYLES)]
-                shift = 0.25 * (place - (len(used) - 1) / 2)
+            for number, each in enumerate(used):
+                colour, marker = _STYLES[number % len(_STYLES)]
+                shift = 0.25 * (number - (len(used) - 1) / 2)
                 for row in each.degrees:
                     x, y = degrees.index(row.degree) + shift, _value(row, panel)
                     axes.plot(

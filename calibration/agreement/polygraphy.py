@@ -46,8 +46,8 @@ def write_polygraphy(bundle: Bundle | Path | str, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for degree, conclusive in references.conclusive.items():
-        places = [conclusive[start : start + batch] for start in range(0, len(conclusive), batch)]
-        rows = [np.resize(np.array(part), batch) for part in places]
+        parts = [conclusive[start : start + batch] for start in range(0, len(conclusive), batch)]
+        rows = [np.resize(np.array(part), batch) for part in parts]
         inputs = [{"images": _array(references.images[part])} for part in rows]
         outputs = [_iteration(references.split(references.answers[degree][part])) for part in rows]
         results = {"lst": [[_RUNNER, outputs]], _TYPE: "RunResults"}

@@ -68,10 +68,10 @@ def search_exclusions(
 
     def measure(parts: Mapping[str, list[str]]) -> dict[str, float]:
         found = {}
-        for place, (name, groups) in enumerate(parts.items()):
+        for index, (name, groups) in enumerate(parts.items()):
             if time.monotonic() > end:
                 break
-            progress(f"sensitivity of {name} ({place + 1} of {len(parts)})")
+            progress(f"sensitivity of {name} ({index + 1} of {len(parts)})")
             found[name] = base - model.trial(ranges, groups, _IMAGES).divergence
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 

@@ -22,7 +22,7 @@ from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
 from tocom.formats.manifest import SCHEMA_VERSION
 from tocom.formats.sealed_json import write_sealed_json
-from tocom.formats.weights import WeightStore, tensor_bytes
+from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
 from tocom.system.progress import Progress
 from tocom.version import __version__
@@ -125,7 +125,7 @@ def quantize(
                 if is_kept and "references" in bundle.manifest:
                     tolerances[degree] = int8_tolerance(bundle, degree, proto.SerializeToString())
                 for tensor in proto.graph.initializer:
-                    store.place(tensor)
+                    store.take(tensor)
                 onnx.save(proto, folder / bundle.degrees[degree].onnx)
                 entries[degree] = _entry(model, best, search, is_kept, floor_points)
         if not any(found["precision"] == "int8" for found in entries.values()):
@@ -184,7 +184,7 @@ def split_images(
         DataError: Fewer than ``least`` would be held out: one image would be more than the floor.
     """
     order = np.random.default_rng(seed).permutation(len(images))
-    shuffled = [images[int(place)] for place in order]
+    shuffled = [images[int(index)] for index in order]
     if held_out is None:
         # Ranges settle with few images; a floor is held by many.
         count = min(range_images, max(1, len(shuffled) // 4))
@@ -220,7 +220,7 @@ def _check_request(
             "The 'range_images' and 'held_out_images' parameters must be at least 1, 'seconds_per_degree' at least 0. "
             f"Got {range_images!r}, {held_out_images!r} and {seconds!r}."
         )
-    largest = max(tensor_bytes(bundle.onnx_path(degree)) for degree in bundle.degrees)
+    largest = max(bundle.degree_bytes(degree) for degree in bundle.degrees)
     if largest > _MOST_BYTES:
         raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
 

@@ -32,15 +32,15 @@ def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
     """
     references = read_references(bundle)
     session, batch = cpu_session(model, bundle.path), bundle.batch[1]
-    places = np.array(references.conclusive[degree])
+    indices = np.array(references.conclusive[degree])
     got = []
-    for start in range(0, len(places), batch):
-        part = places[start : start + batch]
+    for start in range(0, len(indices), batch):
+        part = indices[start : start + batch]
         answered = session.run(list(references.outputs), {"images": references.images[np.resize(part, batch)]})
         got.append(references.values(dict(zip(references.outputs, answered, strict=True)))[: len(part)])
     values, floor = np.concatenate(got), references.tolerances[degree]
-    differences = np.abs(values - references.answers[degree][places])
-    turned = (1 - references.compare_values(degree, places.tolist(), values).cosine) / TURN
+    differences = np.abs(values - references.answers[degree][indices])
+    turned = (1 - references.compare_values(degree, indices.tolist(), values).cosine) / TURN
     return float(np.clip(_MARGIN * max(floor * (differences / references.allowed(degree)).max(), turned), floor, 1.0))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo
 
 from tocom.alignment.ridge import feature_gaps
 from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
@@ -110,11 +111,10 @@ def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
     files: dict[str, NDArray[np.uint8]] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            name, offset = place["location"], int(place["offset"])
-            if name not in files:
-                files[name] = np.memmap(bundle.path / name, np.uint8, "r")
-            tensor.raw_data = files[name][offset : offset + int(place["length"])].tobytes()
+            where = ExternalDataInfo(tensor)
+            if where.location not in files:
+                files[where.location] = np.memmap(bundle.path / where.location, np.uint8, "r")
+            tensor.raw_data = files[where.location][where.offset : where.offset + where.length].tobytes()
             tensor.ClearField("external_data")
             tensor.data_location = onnx.TensorProto.DEFAULT
     return model

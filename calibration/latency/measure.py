@@ -128,9 +128,9 @@ def run_latency(
         expected, stopped, begin = samples, "", time.perf_counter()
         while not stopped:
             rounds.append([0.0] * len(chosen))
-            for place in generator.permutation(len(chosen)):
-                result = runtime.infer(images, degree=chosen[int(place)])
-                rounds[-1][int(place)] = result.latency_ms - result.queue_ms
+            for index in generator.permutation(len(chosen)):
+                result = runtime.infer(images, degree=chosen[int(index)])
+                rounds[-1][int(index)] = result.latency_ms - result.queue_ms
             ends.append(time.perf_counter() - begin)
             recorder.tick()
             if len(rounds) % _JUDGE_EVERY == 0 or len(rounds) >= samples:
@@ -162,7 +162,7 @@ def _judged(
 
 
 def _latencies(degrees: tuple[int, ...], rounds_ms: NDArray[np.float64]) -> dict[int, Latency]:
-    return {degree: summarize(rounds_ms[:, place].tolist()) for place, degree in enumerate(degrees)}
+    return {degree: summarize(rounds_ms[:, index].tolist()) for index, degree in enumerate(degrees)}
 
 
 def _marks(steadiness: Steadiness, ends: Sequence[float]) -> list[str]:

@@ -76,12 +76,12 @@ def find_shift(series: NDArray[np.float64]) -> tuple[int | None, float]:
         return None, 1.0
     splits = range(least, len(groups) - least + 1)
     gains = [k * (len(groups) - k) * float(groups[k:].mean() - groups[:k].mean()) ** 2 for k in splits]
-    place = splits[int(np.argmax(gains))]
-    step = float(np.median(groups[place:]) - np.median(groups[:place]))
-    inside = np.concatenate([part - np.median(part) for part in (groups[:place], groups[place:])])
+    split = splits[int(np.argmax(gains))]
+    step = float(np.median(groups[split:]) - np.median(groups[:split]))
+    inside = np.concatenate([part - np.median(part) for part in (groups[:split], groups[split:])])
     if abs(step) < max(math.log1p(_SHIFT), 3 * float(np.median(np.abs(inside)))):
         return None, 1.0
-    return place * _GROUP, math.exp(step)
+    return split * _GROUP, math.exp(step)
 
 
 def _medians(series: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -175,13 +175,13 @@ def _precisions(axes: Any, profile: Profile) -> None:
     compared = {d: e.precisions for d, e in profile.degrees.items() if e.precisions is not None}
     names = sorted({name for comparison in compared.values() for name in comparison.candidates})
     width = 0.8 / len(names)
-    for place, (name, colour) in enumerate(zip(names, (_BLUE, _ORANGE, _GREEN, _PINK), strict=False)):
+    for which, (name, colour) in enumerate(zip(names, (_BLUE, _ORANGE, _GREEN, _PINK), strict=False)):
         label: str | None = name
         for index, comparison in enumerate(compared.values()):
             if name in comparison.candidates:
                 wins = comparison.winner == name
                 axes.bar(
-                    index + (place - (len(names) - 1) / 2) * width, comparison.candidates[name].p50_ms, width * 0.92,
+                    index + (which - (len(names) - 1) / 2) * width, comparison.candidates[name].p50_ms, width * 0.92,
                     facecolor=colour if wins else "none", edgecolor=colour, label=label,
                 )  # fmt: skip
                 label = None

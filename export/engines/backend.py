@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.errors import EngineError, RequestError
+from tocom.system.dependencies import package_folders
 
 __all__ = ["BACKENDS", "PORTABLE", "BackendFound", "Device", "find_backend", "find_device", "link_libraries"]
 
@@ -175,8 +176,7 @@ def _rtx_libraries() -> dict[str, Path]:
     if root := os.environ.get("TENSORRT_RTX_ROOT"):
         folders += [Path(root) / "lib", Path(root)]
     for package in ("tensorrt_rtx_libs", "onnxruntime_ep_nv_tensorrt_rtx"):
-        spec = importlib.util.find_spec(package)
-        folders += [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
+        folders += package_folders(package)
     found: dict[str, Path] = {}
     for folder in folders:
         for stem in _RTX_LIBRARIES:

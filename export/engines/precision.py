@@ -45,10 +45,10 @@ def widen_network(trt: Any, network: Any, which: str) -> int:
             half = layer.get_output(0).dtype
             if half.name not in _HALF:
                 continue
-            for place in range(layer.num_inputs):
-                tensor = layer.get_input(place)
+            for index in range(layer.num_inputs):
+                tensor = layer.get_input(index)
                 if tensor is not None and tensor.dtype == half:
-                    layer.set_input(place, network.add_cast(tensor, trt.float32).get_output(0))
+                    layer.set_input(index, network.add_cast(tensor, trt.float32).get_output(0))
                     added += 1
             added += _cast_output(network, layer.get_output(0), half, readers)
     return added
@@ -59,18 +59,18 @@ def _is_residual_sum(trt: Any, layer: Any) -> bool:
     if layer.type.name != "ELEMENTWISE":
         return False
     layer.__class__ = trt.IElementWiseLayer
-    shapes = [tuple(layer.get_input(place).shape) for place in range(layer.num_inputs)]
+    shapes = [tuple(layer.get_input(index).shape) for index in range(layer.num_inputs)]
     return bool(layer.op == trt.ElementWiseOperation.SUM and len(shapes[0]) == 3 and shapes[0][1:] == shapes[1][1:])
 
 
 def _readers(layers: list[Any]) -> dict[str, list[tuple[Any, int]]]:
-    """Return, by a tensor's name, the layers that read it and in which place."""
+    """Return, by a tensor's name, the layers that read it and the index of that input."""
     readers: dict[str, list[tuple[Any, int]]] = {}
     for layer in layers:
-        for place in range(layer.num_inputs):
-            tensor = layer.get_input(place)
+        for index in range(layer.num_inputs):
+            tensor = layer.get_input(index)
             if tensor is not None:
-                readers.setdefault(tensor.name, []).append((layer, place))
+                readers.setdefault(tensor.name, []).append((layer, index))
     return readers
 
 
@@ -78,8 +78,8 @@ def _cast_output(network: Any, tensor: Any, dtype: Any, readers: dict[str, list[
     """Let everyone who reads a tensor read it in another type."""
     cast = network.add_cast(tensor, dtype).get_output(0)
     found = readers.get(tensor.name, [])
-    for reader, place in found:
-        reader.set_input(place, cast)
+    for reader, index in found:
+        reader.set_input(index, cast)
     # Whoever reads it later finds the cast's readers under the cast's name.
     readers[cast.name] = found
     return 1

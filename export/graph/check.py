@@ -167,11 +167,11 @@ def _check_half_arithmetic(
     Raises:
         ExportError: An answer is not finite, or differs by more than is allowed on every image.
     """
-    places = decided[:_HALF_IMAGES]
-    if not len(places):
+    indices = decided[:_HALF_IMAGES]
+    if not len(indices):
         return
-    got = run_in_half(path, inputs[places], batch=batch)
-    differences = np.abs(got - expected[places])
+    got = run_in_half(path, inputs[indices], batch=batch)
+    differences = np.abs(got - expected[indices])
     # Where every op rounds, a near-tie may fall otherwise on one image; a wrong graph is wrong on all.
     if not np.isfinite(got).all() or not (differences <= allowed).all(axis=1).any():
         worst = "not finite" if not np.isfinite(got).all() else f"off by {differences.max():.3g}"

@@ -92,8 +92,8 @@ def plan_half(measured: Iterable[Magnitudes], model: VisionTransformer) -> HalfP
     """Return what must stay wide, from the magnitudes at the lowest and the highest degree."""
     largest: Magnitudes = {}
     for each in measured:
-        for place, value in each.items():
-            largest[place] = max(value, largest.get(place, 0.0))
+        for key, value in each.items():
+            largest[key] = max(value, largest.get(key, 0.0))
     post_norm = any(is_post_norm(block) for block in model.blocks)
     attention: set[int] = set()
     mlp: set[int] = set()

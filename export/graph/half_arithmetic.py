@@ -94,8 +94,8 @@ class OneHot(OpRun):
     op_domain = ""
 
     def _run(self, indices: NDArray[Any], depth: NDArray[Any], values: NDArray[Any], axis: int = -1) -> Any:
-        places = np.arange(int(np.ravel(depth)[0]))
-        hot = np.expand_dims(indices, axis) == places.reshape([-1 if at == axis % (indices.ndim + 1) else 1
+        classes = np.arange(int(np.ravel(depth)[0]))
+        hot = np.expand_dims(indices, axis) == classes.reshape([-1 if at == axis % (indices.ndim + 1) else 1
                                                               for at in range(indices.ndim + 1)])  # fmt: skip
         return (np.where(hot, values[1], values[0]).astype(values.dtype),)
 

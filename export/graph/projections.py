@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tocom.compensator.compensator import Compensator
 from tocom.compression.attention import parts
 from tocom.export.graph.trace import DTYPES, projection_name
-from tocom.formats.weights import tensor_bytes
 
-__all__ = ["projection_weights", "tensor_bytes", "to_onnx"]
+__all__ = ["projection_weights", "to_onnx"]
 
 
 def projection_weights(

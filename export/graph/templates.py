@@ -132,4 +132,4 @@ def put_shared(
         if tensor.name in placeholders:
             tensor.ClearField("raw_data")
         else:
-            store.place(tensor)
+            store.take(tensor)

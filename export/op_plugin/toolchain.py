@@ -5,7 +5,6 @@ Nothing found here is imported: wheels are read as files. Every search tells whe
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.errors import EngineError, RequestError, first_line
+from tocom.system.dependencies import package_folders
 
 __all__ = ["Headers", "Toolkit", "default_architectures", "find_headers", "find_toolkit", "select_architectures"]
 
@@ -153,7 +153,7 @@ def _nvcc_candidates(nvcc: Path | str | None) -> Iterator[tuple[Path, str]]:
     if on_path := shutil.which("nvcc"):
         yield Path(on_path), "PATH"
     yield _SYSTEM_NVCC, "system"
-    for folder in _package_folders("nvidia"):
+    for folder in package_folders("nvidia"):
         for component in (*sorted(folder.glob("cu[0-9]*"), reverse=True), folder / "cuda_nvcc"):
             if (component / "bin" / "nvcc").is_file():
                 yield component / "bin" / "nvcc", "wheel nvidia-cuda-nvcc"
@@ -200,7 +200,7 @@ def _header_candidates(include: Path | str | None) -> Iterator[tuple[Path, str]]
             yield Path(root) / "include", f"environment {variable}"
     for system in _SYSTEM_INCLUDES:
         yield system, "system"
-    for package in _package_folders("kernel_lens"):
+    for package in package_folders("kernel_lens"):
         yield package / "include" / "tensorrt", "wheel kernel-lens"
 
 
@@ -216,12 +216,6 @@ def _header_version(folder: Path) -> tuple[int, int, int]:
             raise EngineError(f"{folder / 'NvInferVersion.h'} names no version. Pass another --tensorrt-include.")
         numbers.append(int(value))
     return numbers[0], numbers[1], numbers[2]
-
-
-def _package_folders(name: str) -> list[Path]:
-    """Return the folders of a package without importing it."""
-    spec = importlib.util.find_spec(name)
-    return [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
 
 
 def _output(command: list[str]) -> str:

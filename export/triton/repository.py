@@ -16,7 +16,7 @@ from tocom.export.triton.config import Tensor, TritonModel, engine_tensors, onnx
 from tocom.export.triton.engines import find_servable, op_plugin_of
 from tocom.export.triton.readme import readme
 from tocom.formats.bundle import Bundle
-from tocom.formats.onnx.tensors import external_places
+from tocom.formats.onnx.tensors import external_data
 from tocom.system.files import atomic_folder
 from tocom.system.progress import Progress, silent
 
@@ -108,8 +108,8 @@ def write_triton_repository(
     with atomic_folder(out, overwrite=overwrite) as folder:
         for index, degree in enumerate(chosen):
             tell(f"degree {degree}: writing", index, len(chosen))
-            place = folder / f"{prefix}-r{degree:02d}"
-            version = place / _VERSION
+            model_folder = folder / f"{prefix}-r{degree:02d}"
+            version = model_folder / _VERSION
             version.mkdir(parents=True)
             engine = engine_of.get(degree)
             if engine is None:
@@ -118,7 +118,7 @@ def write_triton_repository(
                 (version / "model.plan").write_bytes(engine.read_engine(engine_folder))
                 inputs, outputs = engine_tensors(engine.inputs), engine_tensors(engine.outputs)
             model = TritonModel(
-                name=place.name,
+                name=model_folder.name,
                 backend="onnxruntime" if engine is None else "tensorrt",
                 batch=bundle.batch if engine is None else engine.options.batch,
                 inputs=inputs,
@@ -132,10 +132,10 @@ def write_triton_repository(
                     "The 'dynamic_batching' parameter needs a free batch; this bundle's is fixed. Export it with "
                     "--batch min:opt:max."
                 )
-            (place / "config.pbtxt").write_text(model.to_pbtxt(), encoding="utf-8")
+            (model_folder / "config.pbtxt").write_text(model.to_pbtxt(), encoding="utf-8")
             if bundle.labels:
                 lines = [" ".join(label.split()) for label in bundle.labels]
-                (place / _LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+                (model_folder / _LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
             models[degree] = model
         served = [engine_of[degree] for degree in chosen] if engine_of else []
         op_plugin = op_plugin_of(engine_folder, served)
@@ -174,7 +174,7 @@ def _put_onnx(
     """Write the ONNX file and, beside it as ONNX Runtime demands, its weights; return inputs and outputs."""
     content = bundle.read_onnx(degree)
     (version / "model.onnx").write_bytes(content)
-    for location in sorted({place.location for place in external_places(content)}):
+    for location in sorted({each.location for each in external_data(content)}):
         target = version / location
         target.parent.mkdir(parents=True, exist_ok=True)
         earlier = next((path for model in before if (path := model / _VERSION / location).exists()), None)

@@ -13,7 +13,7 @@ from itertools import combinations, pairwise
 
 from tocom.errors import BundleError, EngineError
 from tocom.formats.bundle import Bundle
-from tocom.formats.onnx.tensors import Tensor, read_tensors
+from tocom.formats.onnx.tensors import Tensor, read_tensors, stored_tensors
 
 __all__ = ["Need", "SetValue", "best_subset", "needs_of", "set_bytes", "set_value"]
 
@@ -72,7 +72,7 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
                 raise
             path = bundle.onnx_path(degree)
             raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again.") from error
-        blobs = {tensor.place: tensor.bytes for tensor in tensors if tensor.place is not None}
+        blobs = stored_tensors(tensors)
         values = bundle.batch[2] * max(bundle.degrees[degree].token_counts) * _repeated_width(tensors)
         images = bundle.batch[2] * math.prod(bundle.image_shape)
         needs[degree] = Need(degree, blobs, 4 * (_LIVE_ACTIVATIONS * values + images))
@@ -170,7 +170,7 @@ def _subsets(degrees: Sequence[int]) -> list[tuple[int, ...]]:
     for size in range(1, len(degrees) + 1):
         for first in range(len(degrees)):
             step = (len(degrees) - 1 - first) / max(size - 1, 1)
-            spreads.append(tuple(sorted({degrees[first + round(step * place)] for place in range(size)})))
+            spreads.append(tuple(sorted({degrees[first + round(step * index)] for index in range(size)})))
     return spreads
 
 

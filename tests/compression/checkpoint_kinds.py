@@ -196,7 +196,7 @@ KINDS = (
         "Hugging Face",
         "BEiT",
         hugging_face("BeitConfig", "BeitForImageClassification", "logits", use_relative_position_bias=True, **_CLASSES),
-        "This is Hugging Face's BEiT or Data2Vec: its attention needs each token's place",
+        "This is Hugging Face's BEiT or Data2Vec: its attention needs each token's position",
     ),
     Kind("torchvision", "`vit_b_16` and its kin", torchvision_file),
     Kind("mmpretrain", "`epoch_100.pth`", mmpretrain_file),

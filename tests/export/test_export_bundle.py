@@ -18,7 +18,6 @@ from tocom.errors import CompensatorError, DegreeError, ExportError, TocomError
 from tocom.export import export
 from tocom.export.graph.templates import Templates
 from tocom.export.graph.trace import trace
-from tocom.formats.weights import tensor_bytes
 
 
 @pytest.mark.slow
@@ -31,7 +30,7 @@ def test_six_degrees_of_a_real_width_stand_in_less_than_two_and_a_half_dense_mod
         compensator=busy_compensator(model, groups=20),
         check=False,
     )
-    dense = tensor_bytes(bundle.onnx_path(0))
+    dense = bundle.degree_bytes(0)
     assert dense > 20 << 20
     assert sum(file["size"] for file in bundle.manifest["files"].values()) <= 2.4 * dense
     assert sum(path.stat().st_size for path in bundle.path.iterdir()) <= 2.4 * dense

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tocom import Compensator
 from tocom.errors import BundleError, CompensatorError
 from tocom.formats.bundle import Bundle
-from tocom.formats.onnx.tensors import external_places
+from tocom.formats.onnx.tensors import external_data
 from tocom.formats.sealed_json import parse_json, write_sealed_json
 
 GOLDEN = Path(__file__).parent / "golden" / "version-1"
@@ -100,7 +100,7 @@ def test_places_that_are_none(tensor: TensorProto, message: str, tmp_path: Path)
 
 def test_the_walk_finds_every_place_of_a_real_export() -> None:
     for path in GOLDEN.glob("*.onnx"):
-        found = [(place.location, place.offset, place.length) for place in external_places(path.read_bytes())]
+        found = [(each.location, each.offset, each.length) for each in external_data(path.read_bytes())]
         tensors = onnx.load(path, load_external_data=False).graph.initializer
         entries = [{entry.key: entry.value for entry in tensor.external_data} for tensor in tensors]
         assert found == [(e["location"], int(e["offset"]), int(e["length"])) for e in entries if e]
@@ -112,7 +112,7 @@ def test_graphs_that_nest_too_deeply() -> None:
     for _ in range(20):
         graph = GraphProto(node=[NodeProto(attribute=[AttributeProto(name="g", g=graph)])])
     with pytest.raises(ValueError, match="nest more than 32 levels"):
-        list(external_places(ModelProto(graph=graph).SerializeToString()))
+        list(external_data(ModelProto(graph=graph).SerializeToString()))
 
 
 @pytest.mark.fault(

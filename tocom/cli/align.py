@@ -75,7 +75,7 @@ def align(
 
     wanted = parse_degrees(degrees)
     check_writable(out.parent)
-    place = choose_device(device)
+    torch_device = choose_device(device)
     options: dict[str, Any] = {
         "adapter": adapter,
         "weights_key": weights_key,
@@ -93,7 +93,7 @@ def align(
     files = ImageFiles(images, loaded.input_entry)
     with steps() as progress:
         found = run(
-            loaded.model.to(place),
+            loaded.model.to(torch_device),
             files,
             degrees=wanted,
             compensator=None if compensator is None else Compensator.load(compensator),

@@ -27,8 +27,8 @@ def row_of(source: str, name: str, result: Result, topk: int) -> Row:
     top: list[dict[str, Any]] = []
     if "logits" in result.outputs:
         top = [
-            {"class": place.index, "label": place.label, "probability": round(place.probability, 4)}
-            for place in result.top(topk)
+            {"class": answer.index, "label": answer.label, "probability": round(answer.probability, 4)}
+            for answer in result.top(topk)
         ]
     return {
         "source": source,
@@ -51,8 +51,8 @@ def text_of(row: Row) -> str:
     if "error" in row:
         return f"{row['image']}: {row['error']}"
     names = [
-        f"{place['label'] or 'class ' + str(place['class'])} {place['probability']:.3f}"
-        for place in (row.get("top") or ([row] if row["class"] is not None else []))
+        f"{answer['label'] or 'class ' + str(answer['class'])} {answer['probability']:.3f}"
+        for answer in (row.get("top") or ([row] if row["class"] is not None else []))
     ]
     missed = "" if row["met_budget"] else "  over budget"
     answer = ", ".join(names) or "features"
@@ -101,7 +101,7 @@ class AnswerFile:
         self._file.close()
 
     def _unwritable(self, error: OSError) -> OutputError:
-        return OutputError(f"Cannot write {self._path}: {error.strerror or error}. Choose another place.")
+        return OutputError(f"Cannot write {self._path}: {error.strerror or error}. Choose another path.")
 
 
 class Summary:

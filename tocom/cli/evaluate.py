@@ -120,7 +120,7 @@ def evaluate(
         check_writable(out)
     if schedules and compensator is not None:
         raise RequestError("The '--schedules' option compares families without a compensator. Leave it out.")
-    place = choose_device(device)
+    torch_device = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
     options: dict[str, Any] = {
@@ -139,7 +139,7 @@ def evaluate(
     loaded = {degree: load(model, weights=file, **options) for degree, file in files.items()}
     first = next(iter(loaded.values()))
     if schedules:
-        first.model.to(place)
+        first.model.to(torch_device)
         _compare(first, images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json)
         return
     test, kept = class_folders(images, first.labels, classes=first.model.num_classes), []
@@ -149,7 +149,7 @@ def evaluate(
         kept, test = split_samples(test, held_out_share, seed)
     with steps() as progress:
         result = run(
-            {degree: each.model.to(place) for degree, each in loaded.items()},
+            {degree: each.model.to(torch_device) for degree, each in loaded.items()},
             part,
             first.input_entry,
             test=test,

@@ -146,10 +146,10 @@ def train(
         seed=seed,
     )
     files = ImageFiles(images, loaded.input_entry)
-    place = choose_device(device)
-    with joined(place) as processes, _progress(shown=processes.first) as progress:
+    torch_device = choose_device(device)
+    with joined(torch_device) as processes, _progress(shown=processes.first) as progress:
         compensator = run(
-            loaded.model.to(place),
+            loaded.model.to(torch_device),
             files,
             config,
             checkpoint=checkpoint,

@@ -18,7 +18,7 @@ _SERIES = {
     "aligned": ("with an alignment", "#4f9d5d"),
     "both": ("with both", "#7a5195"),
 }
-_APART = 0.18  # of a degree's place, between two ways
+_APART = 0.18  # of the distance between two degrees, between two ways
 
 
 def draw_chart(evaluation: Evaluation, path: Path) -> None:
@@ -50,17 +50,17 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
             measured = [
                 way for way in _SERIES if any((source, target, way) in evaluation.answers for target in targets)
             ]
-            for place, way in enumerate(measured):
+            for index, way in enumerate(measured):
                 name, colour = _SERIES[way]
-                shift = _APART * (place - (len(measured) - 1) / 2)
+                shift = _APART * (index - (len(measured) - 1) / 2)
                 known = [target for target in targets if (source, target, way) in evaluation.answers]
                 values = [differences(evaluation.answers[source, target, way], dense) for target in known]
                 means = [float(each.mean()) for each in values]
                 halves = [
                     _Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values
                 ]
-                places = [targets.index(target) + shift for target in known]
-                axes.errorbar(places, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
+                positions = [targets.index(target) + shift for target in known]
+                axes.errorbar(positions, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
             axes.set(xlabel="target degree", ylabel=label, xticks=range(len(targets)))
             axes.set_xticklabels([str(target) for target in targets])
             axes.spines[["top", "right"]].set_visible(False)

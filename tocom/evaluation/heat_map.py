@@ -52,13 +52,13 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         what = "accuracy, %" if has_accuracy else "feature gap · 1000"
         panels = [(_TITLES[way], shown[way], "viridis", (min(everything), max(everything))) for way in ways]
         panels.append(("gain", gain, "RdBu", (-widest, widest)))
-        for place, (title, values, colours, (least, most)) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), place + 1)
+        for index, (title, values, colours, (least, most)) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), index + 1)
             axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
             axes.set(title=title, xlabel="target degree", xticks=range(len(targets)), yticks=range(len(sources)))
             axes.set_xticklabels([str(target) for target in targets])
             axes.set_yticklabels([str(source) for source in sources])
-            if place == 0:
+            if index == 0:
                 axes.set_ylabel("source degree")
             for y, row in enumerate(values):
                 for x, number in enumerate(row):

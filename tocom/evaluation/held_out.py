@@ -37,9 +37,9 @@ def split_samples(samples: Samples, share: float, seed: int) -> tuple[list[tuple
         if len(own) < 2:
             raise DataError(f"The class of {own[0][0]} has one image: too few to hold some out. Add images.")
         count = min(max(round(share * len(own)), 1), len(own) - 1)
-        places = set(torch.randperm(len(own), generator=generator)[:count].tolist())
-        for place, sample in enumerate(own):
-            (held_out if place in places else test).append(sample)
+        indices = set(torch.randperm(len(own), generator=generator)[:count].tolist())
+        for index, sample in enumerate(own):
+            (held_out if index in indices else test).append(sample)
     return held_out, test
 
 

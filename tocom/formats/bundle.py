@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from tocom.errors import BundleError
 from tocom.formats.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
-from tocom.formats.onnx.tensors import external_places
+from tocom.formats.onnx.tensors import external_data, read_tensors, stored_tensors
 from tocom.formats.sealed_json import parse_sealed
 from tocom.formats.signatures import PublicKey, signed_files
 from tocom.system.cpu import usable_cores
@@ -174,8 +174,13 @@ class Bundle:
         """
         name = self.onnx_path(degree).relative_to(self.path).as_posix()
         data = self.read_file(name)
-        self._check_places(name, data)
+        self._check_external_data(name, data)
         return data
+
+    def degree_bytes(self, degree: int) -> int:
+        """Return what one degree would take alone: its ONNX file and the weights that it refers to, in bytes."""
+        data = self.read_onnx(degree)
+        return len(data) + sum(stored_tensors(read_tensors(data)).values())
 
     def read_file(self, name: str) -> bytes:
         """Return a file that the manifest names, of at most 2 GiB: the very bytes that were hashed.
@@ -296,21 +301,21 @@ class Bundle:
                 "It was changed after the export; copy it again, or export it again."
             )
 
-    def _check_places(self, name: str, model: bytes) -> None:
+    def _check_external_data(self, name: str, model: bytes) -> None:
         """Check that an ONNX file takes weights from files of the manifest alone, and from within them."""
         try:
-            for place in external_places(model):
-                file = (PurePosixPath(name).parent / place.location).as_posix()
+            for each in external_data(model):
+                file = (PurePosixPath(name).parent / each.location).as_posix()
                 if file not in self.manifest["files"]:
                     raise BundleError(
-                        f"Bundle {self.path}: {name} takes weights from {place.location[:80]!r}, which the manifest "
+                        f"Bundle {self.path}: {name} takes weights from {each.location[:80]!r}, which the manifest "
                         "does not name. Do not use this bundle."
                     )
                 size = self.manifest["files"][file]["size"]
-                if place.offset + place.length > size or place.length != place.needed:
+                if each.offset + each.length > size or each.length != each.needed:
                     raise BundleError(
-                        f"Bundle {self.path}: {name} takes {place.length} bytes at {place.offset} from {file}, which "
-                        f"has {size}, for a tensor of {place.needed} bytes. Do not use this bundle."
+                        f"Bundle {self.path}: {name} takes {each.length} bytes at {each.offset} from {file}, which "
+                        f"has {size}, for a tensor of {each.needed} bytes. Do not use this bundle."
                     )
         except ValueError as error:
             if isinstance(error, BundleError):

@@ -164,7 +164,7 @@ def _check_references(path: Path, manifest: dict[str, Any]) -> None:
         tolerance, conclusive = each.get("tolerance"), each["conclusive"]
         if not (_is_number(tolerance) and 0 < tolerance <= 1):
             raise BundleError(f"{path}: a reference's tolerance must be above 0, at most 1. Got {_shown(tolerance)}.")
-        if not conclusive or any(type(place) is not int or not 0 <= place < images for place in conclusive):
+        if not conclusive or any(type(index) is not int or not 0 <= index < images for index in conclusive):
             raise BundleError(
                 f"{path}: a degree's conclusive references must be some of 0 … {images - 1}. Got "
                 f"{_shown(conclusive)}. Export the bundle again."

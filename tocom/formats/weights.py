@@ -9,7 +9,7 @@ from types import TracebackType
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["WeightStore", "tensor_bytes"]
+__all__ = ["WeightStore"]
 
 # Smaller tensors stay in the ONNX file: shapes and scalars, which parsers want to see at once.
 _MIN_EXTERNAL_BYTES = 1024
@@ -29,7 +29,7 @@ class WeightStore:
     def __init__(self, path: Path) -> None:
         self._name = path.name
         self._file = path.open("wb")
-        self._places: dict[str, tuple[int, int]] = {}
+        self._stored: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> WeightStore:
         return self
@@ -39,28 +39,20 @@ class WeightStore:
     ) -> None:
         self._file.close()
 
-    def place(self, tensor: onnx.TensorProto) -> None:
+    def take(self, tensor: onnx.TensorProto) -> None:
         """Move a tensor's bytes into the file, in place; small ones stay where they are."""
         data = numpy_helper.to_array(tensor).tobytes() if not tensor.raw_data else tensor.raw_data
         if len(data) < _MIN_EXTERNAL_BYTES:
             return
         key = hashlib.sha256(data).hexdigest()
-        if key not in self._places:
+        if key not in self._stored:
             align = _PAGE_BYTES if len(data) >= _BIG_BYTES else _ALIGN_BYTES
             self._file.write(b"\0" * (-self._file.tell() % align))
-            self._places[key] = (self._file.tell(), len(data))
+            self._stored[key] = (self._file.tell(), len(data))
             self._file.write(data)
-        offset, length = self._places[key]
+        offset, length = self._stored[key]
         for field in ("raw_data", "float_data", "int32_data", "int64_data", "external_data"):
             tensor.ClearField(field)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for name, value in (("location", self._name), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=name, value=value)
-
-
-def tensor_bytes(path: Path) -> int:
-    """Return what one degree would take alone: its ONNX file and the weights that it refers to, in bytes."""
-    graph = onnx.load(path, load_external_data=False).graph
-    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer]
-    # By offset: several initializers may be one stored tensor.
-    return path.stat().st_size + sum({place["offset"]: int(place["length"]) for place in places if place}.values())

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from tocom.alignment.ridge import feature_gaps
 from tocom.calibration import measure_accuracy, wilson_interval
-from tocom.export.graph.projections import tensor_bytes
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy
 from tocom.formats.profile import Profile
@@ -128,7 +127,7 @@ def all_figures(
         rows.append(
             row
             | {
-                "bytes": tensor_bytes(bundle.onnx_path(degree)),
+                "bytes": bundle.degree_bytes(degree),
                 "accuracy": vars(better.accuracy[degree]),
                 "accuracy_without_compensator": row["accuracy"],
                 "found": found_again(own, dense, gallery.features[0]),
@@ -156,5 +155,5 @@ def all_figures(
         "gallery": len(alone.features[0]) + len(gallery.features[0]),
         "degrees": rows,
         "bundle_bytes": sum(file["size"] for file in bundle.manifest["files"].values()),
-        "dense_bytes": tensor_bytes(bundle.onnx_path(0)),
+        "dense_bytes": bundle.degree_bytes(0),
     }

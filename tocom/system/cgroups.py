@@ -51,8 +51,8 @@ def free_group_memory(root: Path | str = "/") -> int | None:
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the folders of this process's groups that may limit the controller, its own and those above it."""
-    places = _text(root / "proc/self/cgroup").splitlines()
-    for line in places:
+    lines = _text(root / "proc/self/cgroup").splitlines()
+    for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue

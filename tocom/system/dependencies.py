@@ -7,12 +7,14 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tocom.errors import DependencyError, TocomError
 
-__all__ = ["Requirement", "explain", "importing", "installed", "lazy_names", "requirements"]
+__all__ = ["Requirement", "explain", "importing", "installed", "lazy_names", "package_folders", "requirements"]
 
 # Where a package is imported under another name than its distribution's.
 _DISTRIBUTIONS = {
@@ -140,6 +142,12 @@ def installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def package_folders(name: str) -> list[Path]:
+    """Return the folders of a package without importing it; none where it is not installed."""
+    spec = find_spec(name)
+    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
 
 
 def _requirement(module: str, ours: str) -> Requirement | None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write beside the place, sync, rename."""
+"""Files that appear whole or not at all: write beside the target, sync, rename."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         if path.exists() and not path.is_dir():
             raise OutputError(f"Cannot write the folder {shown}: a file of that name is there. Choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = path / "new" if _is_fixed(path) else path
-        _remove_stale(place)
+        target = path / "new" if _is_fixed(path) else path
+        _remove_stale(target)
         if path.is_dir() and _entries(path) and not overwrite:
             raise OutputError(f"Cannot write the folder {shown}: it is not empty. Choose another, or pass --overwrite.")
-        beside, lock = _claim(place, folder=True)
+        beside, lock = _claim(target, folder=True)
     except OSError as error:
         raise _unwritable(shown, error) from error
     try:
@@ -169,12 +169,12 @@ def scratch_folder(name: str) -> Iterator[Path]:
     Raises:
         OutputError: It cannot be made.
     """
-    place = Path(tempfile.gettempdir()) / name
+    target = Path(tempfile.gettempdir()) / name
     try:
-        _remove_stale(place)
-        folder, lock = _claim(place, folder=True)
+        _remove_stale(target)
+        folder, lock = _claim(target, folder=True)
     except OSError as error:
-        raise _unwritable(place.parent, error) from error
+        raise _unwritable(target.parent, error) from error
     try:
         yield folder
     finally:

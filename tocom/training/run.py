@@ -30,13 +30,13 @@ from tocom.training.reports import StepReport, scalars
 if TYPE_CHECKING:
     from tocom.training.config import TrainingConfig
 
-__all__ = ["Places", "Run"]
+__all__ = ["Run", "RunFiles"]
 
 log = logging.getLogger("tocom.training")
 
 
 @dataclass(frozen=True)
-class Places:
+class RunFiles:
     """Where a run keeps its state and its scalars.
 
     Attributes:
@@ -77,7 +77,7 @@ class Run:
         config: How to train.
         loss: A key of ``LOSSES``.
         teacher: The teacher's answers, or None.
-        places: Files.
+        files: Files.
         processes: Those that train together.
     """
 
@@ -90,10 +90,10 @@ class Run:
         *,
         loss: str,
         teacher: Tensor | None,
-        places: Places,
+        files: RunFiles,
         processes: Processes,
     ) -> None:
-        self.config, self.processes, self.places = config, processes, places
+        self.config, self.processes, self.files = config, processes, files
         self.images, self.compensator, self.teacher = images, compensator, teacher
         self.device = next(compensator.parameters()).device
         self.unreadable: set[int] = set()
@@ -156,7 +156,7 @@ class Run:
         """Make the steps, up to the last or to a signal; behind that one, too, the checkpoint is saved."""
         config = self.config
         begin, first = time.perf_counter(), self._done
-        with scalars(self.places.scalars if self.processes.first else None, first) as record:
+        with scalars(self.files.scalars if self.processes.first else None, first) as record:
             for drawn, read, images in self._until_interrupted(feed, interrupts):
                 self.unreadable |= unreadable_between(drawn, read, count)
                 source, target = draw_degrees(
@@ -165,7 +165,7 @@ class Run:
                 rate = self.schedule.get_last_lr()[0]
                 loss, norm = self.step(distill, read, images, source, target)
                 self._done += 1
-                if self._done % self.places.checkpoint_every == 0 or self._done == config.steps:
+                if self._done % self.files.checkpoint_every == 0 or self._done == config.steps:
                     self._save()
                 seconds = time.perf_counter() - begin
                 per_step = seconds / (self._done - first)
@@ -206,7 +206,7 @@ class Run:
                         raise
             self._save()
             interrupts.noted = interrupts.noted or came.pop()
-            kept = self.places.checkpoint
+            kept = self.files.checkpoint
             log.warning(
                 "interrupted at step %d of %d%s",
                 self._done,
@@ -220,7 +220,7 @@ class Run:
     ) -> tuple[float, float]:
         """Make one optimizer step; return its loss and the norm of its gradient.
 
-        ``numbers`` [batch] are the images' places in the data set, ``images`` [batch, channels, height, width].
+        ``numbers`` [batch] are the images' files in the data set, ``images`` [batch, channels, height, width].
         """
         config, own = self.config, len(images)
         part = own // config.accumulation
@@ -257,7 +257,7 @@ class Run:
     def _check_finite(self, what: str, value: float, source: int, target: int) -> None:
         if math.isfinite(value):
             return
-        kept = self.places.checkpoint
+        kept = self.files.checkpoint
         good = f" The checkpoint {kept} is of an earlier step and good." if kept is not None and kept.exists() else ""
         raise TrainingError(
             f"The {what} is {value} at step {self._done} (degrees {source} to {target}). Lower the learning rate "
@@ -276,7 +276,7 @@ class Run:
         }
 
     def _save(self) -> None:
-        if self.places.checkpoint is None:
+        if self.files.checkpoint is None:
             return
         self.unreadable = set().union(*self.processes.gather(self.unreadable))
         if self.processes.first:
@@ -289,12 +289,12 @@ class Run:
                 "rng": rng_state(self.device),
                 "unreadable": sorted(self.unreadable),
             }
-            save_checkpoint(self.places.checkpoint, self._identity(), state)
+            save_checkpoint(self.files.checkpoint, self._identity(), state)
 
     def _resume(self) -> None:
         """Load the checkpoint if there is one to resume from."""
-        path = self.places.checkpoint
-        if self.places.resume and path is not None and path.exists():
+        path = self.files.checkpoint
+        if self.files.resume and path is not None and path.exists():
             state = load_checkpoint(path, self._identity())
             self.compensator.load_state_dict(state["compensator"])
             self.optimizer.load_state_dict(state["optimizer"])

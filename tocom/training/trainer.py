@@ -23,7 +23,7 @@ from tocom.training.config import TrainingConfig
 from tocom.training.distillation import LOSSES, draw_degrees, loss_for
 from tocom.training.distributed import Processes
 from tocom.training.reports import StepReport
-from tocom.training.run import Places, Run
+from tocom.training.run import Run, RunFiles
 from tocom.version import __version__
 
 __all__ = ["LOSSES", "StepReport", "draw_degrees", "train"]
@@ -103,7 +103,7 @@ def train(
             f"The 'batch_size' parameter must be a multiple of {processes.count * config.accumulation} for "
             f"{processes.count} processes and accumulation {config.accumulation}. Got {config.batch_size} instead."
         )
-    places = Places(
+    files = RunFiles(
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -122,7 +122,7 @@ def train(
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     compensator.to(next(model.parameters()).device).train()
     was_training, was_checkpointing = model.training, model.grad_checkpointing
-    run = Run(model, compensator, images, config, loss=loss, teacher=teacher, places=places, processes=processes)
+    run = Run(model, compensator, images, config, loss=loss, teacher=teacher, files=files, processes=processes)
     try:
         # Frozen for the time of training: no gradient is kept for what does not learn.
         for parameter in learning:

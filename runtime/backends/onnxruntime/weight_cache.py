@@ -219,16 +219,16 @@ class _BlobStore:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self._places: dict[bytes, int] = {}
+        self._offsets: dict[bytes, int] = {}
 
     def put(self, content: bytes) -> int:
         """Return the offset of the blob, aligned to a page."""
         digest = hashlib.sha256(content).digest()
-        if digest not in self._places:
+        if digest not in self._offsets:
             self._file.write(b"\0" * (-self._file.tell() % _ALIGN_BYTES))
-            self._places[digest] = self._file.tell()
+            self._offsets[digest] = self._file.tell()
             self._file.write(content)
-        return self._places[digest]
+        return self._offsets[digest]
 
 
 def _with_weights_in(store: _BlobStore, model: bytes, source: Any) -> bytes:

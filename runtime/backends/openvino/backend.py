@@ -43,7 +43,7 @@ class OpenVinoEngine:
         self._infer = compiled.create_infer_request().infer
         self._tensor = tensor
         outputs = [port.get_names() for port in compiled.outputs]
-        self._places = [(name, [name in each for each in outputs].index(True)) for name in output_names]
+        self._indices = [(name, [name in each for each in outputs].index(True)) for name in output_names]
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name, copied out of the request. ``images`` is read in place where it can be."""
@@ -51,7 +51,7 @@ class OpenVinoEngine:
             # A tensor over memory that may not be written to, or lies in another order, there cannot be.
             flags = images.flags
             values = self._infer(self._tensor(images, shared_memory=flags.c_contiguous and flags.writeable))
-            return {name: values[place] for name, place in self._places}
+            return {name: values[index] for name, index in self._indices}
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             raise EngineError(f"OpenVINO failed at degree {self.degree}: {one_line(error)}") from error
 

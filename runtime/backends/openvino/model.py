@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.formats.onnx.tensors import external_places
+from tocom.formats.onnx.tensors import external_data
 
 __all__ = ["readable_model"]
 
@@ -23,17 +23,18 @@ _INSIDE_BYTES = 16 << 10
 def readable_model(
     model: bytes, content: Callable[[str, int, int], NDArray[np.uint8]]
 ) -> tuple[bytes, dict[str, NDArray[Any]]]:
-    """Return the model without functions and without places in other files, and the weights that became inputs.
+    """Return the model without functions and without data in other files, and the weights that became inputs.
 
     Args:
         model: Bytes of an ONNX file.
-        content: Returns the bytes at a place in another file: its location, offset and length. Weights that became
+        content: Returns bytes of another file: its location, offset and length. Weights that became
             inputs are views of what it returns.
 
     Raises:
         ValueError: The bytes are not an ONNX file, or other tensors than initializers lie outside it.
     """
     import onnx
+    import onnx.external_data_helper
     import onnx.inliner
     from google.protobuf.message import DecodeError
 
@@ -48,8 +49,8 @@ def readable_model(
     inputs = {each.name for each in proto.graph.input}
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            raw = content(place["location"], int(place.get("offset", 0)), int(place.get("length", 0)))
+            where = onnx.external_data_helper.ExternalDataInfo(tensor)
+            raw = content(where.location, where.offset or 0, where.length or 0)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             is_plain = dtype.isbuiltin == 1 and raw.ctypes.data % dtype.itemsize == 0
             if len(raw) > _INSIDE_BYTES and is_plain:
@@ -67,6 +68,6 @@ def readable_model(
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(rest.initializer)
     data = proto.SerializeToString()
-    if next(external_places(data), None) is not None:
+    if next(external_data(data), None) is not None:
         raise ValueError("tensors outside the file that are not initializers are not supported")
     return data, weights

@@ -8,11 +8,11 @@ import importlib.util
 import logging
 import re
 from collections import deque
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tocom.errors import EngineError
+from tocom.system.dependencies import package_folders
 
 __all__ = ["LogCapture", "import_tensorrt"]
 
@@ -53,8 +53,7 @@ def import_tensorrt(name: str) -> ModuleType:
 
 def _load_rtx_libraries() -> None:
     """Load the libraries of the wheel of ONNX Runtime's provider: the bindings look their symbols up globally."""
-    spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
-    folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or []]
+    folders = package_folders("onnxruntime_ep_nv_tensorrt_rtx")
     for library in _RTX_LIBRARIES:
         found = next((path for folder in folders for path in folder.rglob(f"{library}*")), None)
         ctypes.CDLL(str(found) if found is not None else library, mode=ctypes.RTLD_GLOBAL)

@@ -21,7 +21,6 @@ from small_vits import busy_compensator, small_vit
 from typer.testing import CliRunner
 
 from tocom.calibration import calibrate
-from tocom.calibration.accuracy.precisions import degree_bytes
 from tocom.calibration.int8.qdq import Scheme, quantizable_layers
 from tocom.calibration.int8.quantizer import quantize
 from tocom.calibration.int8.ranges import collect_ranges
@@ -129,8 +128,8 @@ def test_what_the_manifest_says(bundle: Bundle, made: Bundle) -> None:
 
 
 def test_weights_take_a_byte_and_stand_once(bundle: Bundle, made: Bundle) -> None:
-    sizes = [degree_bytes(made, degree) for degree in DEGREES]
-    floats = [degree_bytes(bundle, degree) for degree in DEGREES]
+    sizes = [made.degree_bytes(degree) for degree in DEGREES]
+    floats = [bundle.degree_bytes(degree) for degree in DEGREES]
     layers = quantizable_layers(onnx.load(bundle.onnx_path(0), load_external_data=False).graph)
     saved = 3 * sum(layer.weight_count for layer in layers)
     for size, whole in zip(sizes, floats, strict=True):

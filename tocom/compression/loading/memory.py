@@ -79,10 +79,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if hasattr(model, "merge_and_unload"):
         raise ModelError("The model is in peft, its adapters not merged. Give export() model.merge_and_unload().")
     if not isinstance(model, MODELS):
-        places = [name for name, each in model.named_modules() if isinstance(each, MODELS) and name]
-        if places:
+        names = [name for name, each in model.named_modules() if isinstance(each, MODELS) and name]
+        if names:
             raise ModelError(
-                f"{type(model).__name__} is not a Vision Transformer, but holds one at {places[0]!r}. Give export() "
+                f"{type(model).__name__} is not a Vision Transformer, but holds one at {names[0]!r}. Give export() "
                 "that part, if the rest does nothing after it."
             )
     return model

@@ -70,17 +70,17 @@ def recognise(opened: Opened, key: str | None = None) -> Taken:
         ModelError: Nothing of it is a Vision Transformer that tocom reads, or several are and none is first.
     """
     tensors = {hugging_face_vit.canonical(_WRAPPERS.sub("", name)): tensor for name, tensor in opened.tensors.items()}
-    places = _places(tensors)
+    readable = _candidates(tensors)
     if key is not None:
-        places = [(reader, prefix) for reader, prefix in places if f"{prefix}.".startswith(f"{key.rstrip('.')}.")]
-        if not places:
+        readable = [(reader, prefix) for reader, prefix in readable if f"{prefix}.".startswith(f"{key.rstrip('.')}.")]
+        if not readable:
             raise ModelError(
                 f"{opened.path} has no set of weights under {key!r}. It has: {', '.join(_sets(tensors)) or 'none'}."
             )
-    if any(re.search(_STRANGERS[0][0], name) for name in tensors) or not places:
+    if any(re.search(_STRANGERS[0][0], name) for name in tensors) or not readable:
         raise ModelError(_refusal(opened.path, opened.tensors))
-    best = min(_rank(prefix) for _, prefix in places)
-    first = [(reader, prefix) for reader, prefix in places if _rank(prefix) == best]
+    best = min(_rank(prefix) for _, prefix in readable)
+    first = [(reader, prefix) for reader, prefix in readable if _rank(prefix) == best]
     if len(first) > 1:
         shown = ", ".join(repr(prefix) for _, prefix in first[:4])
         raise ModelError(
@@ -96,13 +96,13 @@ def recognise(opened: Opened, key: str | None = None) -> Taken:
     found = read(part)
     if found.preprocessing is None and "open_clip_config.json" in opened.sidecars:
         found = replace(found, preprocessing=open_clip_vit.open_clip_preprocessing(config))
-    others = [each for _, each in places if each != prefix]
+    others = [each for _, each in readable if each != prefix]
     return Taken(found, _notes(found, prefix, others, opened), _loose_head(part, found))
 
 
-def _places(tensors: Mapping[str, Tensor]) -> list[tuple[object, str]]:
+def _candidates(tensors: Mapping[str, Tensor]) -> list[tuple[object, str]]:
     """Return every reader whose anchors stand in the checkpoint, with the prefix before them."""
-    places: list[tuple[object, str]] = []
+    readable: list[tuple[object, str]] = []
     if any(anchor in tensors for anchor in timm_names.WHOLE_ANCHORS):
         return [(None, "")]
     for reader in _READERS:
@@ -110,8 +110,8 @@ def _places(tensors: Mapping[str, Tensor]) -> list[tuple[object, str]]:
         for name in tensors:
             prefix = name.removesuffix(first)
             if name.endswith(first) and prefix[-1:] in ("", ".") and all(f"{prefix}{each}" in tensors for each in rest):
-                places.append((reader, prefix))
-    return places
+                readable.append((reader, prefix))
+    return readable
 
 
 def _rank(prefix: str) -> int:
@@ -119,7 +119,7 @@ def _rank(prefix: str) -> int:
 
 
 def _sets(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [prefix.rstrip(".") or "(the top)" for _, prefix in _places(tensors)]
+    return [prefix.rstrip(".") or "(the top)" for _, prefix in _candidates(tensors)]
 
 
 def _notes(found: Found, prefix: str, others: list[str], opened: Opened) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ def labels_of(opened: Opened) -> list[str] | None:
             return None
         # Hugging Face's filler for classes that nobody named.
         return None if ordered == [f"LABEL_{index}" for index in range(len(ordered))] else ordered
-    for place in (config, config.get("pretrained_cfg") or {}):
-        names = place.get("label_names")
+    for entry in (config, config.get("pretrained_cfg") or {}):
+        names = entry.get("label_names")
         if isinstance(names, list) and names:
             return [str(name) for name in names]
     return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tocom.formats.onnx import fields
 from tocom.formats.onnx.wire import LENGTH_DELIMITED, Message, delimited, read_fields, read_number, read_varint
 
-__all__ = ["Place", "Tensor", "external_places", "read_tensors", "rewrite_external_data"]
+__all__ = ["ExternalData", "Tensor", "external_data", "read_tensors", "rewrite_external_data", "stored_tensors"]
 
 # Bits of an element, by TensorProto.DataType; strings (8) cannot lie outside the file.
 _BITS = {
@@ -47,19 +47,19 @@ class Tensor:
 
     Attributes:
         dims: Its dimensions.
-        place: File name and offset of the bytes; None inside the ONNX file.
+        stored_at: File name and offset of the bytes; None inside the ONNX file.
         bytes: Their count; 0 inside the ONNX file.
         kind: Type of its elements, as TensorProto.DataType numbers them.
     """
 
     dims: tuple[int, ...]
-    place: tuple[str, int] | None
+    stored_at: tuple[str, int] | None
     bytes: int
     kind: int
 
 
 @dataclass(frozen=True)
-class Place:
+class ExternalData:
     """Where a tensor's bytes lie outside the ONNX file.
 
     Attributes:
@@ -75,42 +75,42 @@ class Place:
     needed: int
 
 
-def external_places(model: bytes) -> Iterator[Place]:
-    """Yield the place of every tensor, wherever it stands in the model, that lies outside the ONNX file.
+def external_data(model: bytes) -> Iterator[ExternalData]:
+    """Yield where the bytes lie of every tensor outside the ONNX file, wherever it stands in the model.
 
     Raises:
-        ValueError: The bytes are not a protobuf message, a place lacks a part or is not a number, or the model has more
-            than 100,000 tensors or nests deeper than 32 levels.
+        ValueError: The bytes are not a protobuf message, an entry lacks a part or is not a number, or the model has
+            more than 100,000 tensors or nests deeper than 32 levels.
     """
-    for count, place in enumerate(_places(model, "model", 0)):
+    for count, each in enumerate(_outside(model, "model", 0)):
         if count >= _MAX_TENSORS:
             raise ValueError(f"more than {_MAX_TENSORS} tensors")
-        yield place
+        yield each
 
 
-def _places(message: bytes, kind: str, depth: int) -> Iterator[Place]:
+def _outside(message: bytes, kind: str, depth: int) -> Iterator[ExternalData]:
     if depth > _MAX_NESTING:
         raise ValueError(f"graphs nest more than {_MAX_NESTING} levels deep")
-    # Reading a place needs this key, so what lacks it, which is nearly all of a model, is passed over at once.
+    # Every such tensor has this key, so what lacks it, which is nearly all of a model, is passed over at once.
     if b"location" not in message:
         return
     if kind == "tensor":
-        yield _place(message)
+        yield _external_data(message)
         return
     for number, header, content in read_fields(message):
         child = _CHILDREN[kind].get(number)
         if child is not None and header[0] & 7 == LENGTH_DELIMITED:
-            yield from _places(content, child, depth + 1)
+            yield from _outside(content, child, depth + 1)
 
 
-def _place(message: bytes) -> Place:
+def _external_data(message: bytes) -> ExternalData:
     tensor = _tensor(message)
-    if tensor.place is None:
-        raise ValueError("a tensor's place is not readable")
+    if tensor.stored_at is None:
+        raise ValueError("a tensor's external data is not readable")
     bits = _BITS.get(tensor.kind)
     if bits is None:
         raise ValueError(f"tensors of type {tensor.kind} cannot lie outside the file")
-    return Place(*tensor.place, tensor.bytes, (math.prod(tensor.dims) * bits + 7) // 8)
+    return ExternalData(*tensor.stored_at, tensor.bytes, (math.prod(tensor.dims) * bits + 7) // 8)
 
 
 def read_tensors(model: bytes) -> list[Tensor]:
@@ -126,6 +126,11 @@ def read_tensors(model: bytes) -> list[Tensor]:
         for number, _, content in read_fields(graph)
         if number == fields.GRAPH_INITIALIZER
     ]
+
+
+def stored_tensors(tensors: Iterable[Tensor]) -> dict[tuple[str, int], int]:
+    """Return the sizes in bytes of what lies outside the ONNX file, by file and offset: each stored tensor once."""
+    return {tensor.stored_at: tensor.bytes for tensor in tensors if tensor.stored_at is not None}
 
 
 def rewrite_external_data(model: bytes, change: Change) -> bytes:

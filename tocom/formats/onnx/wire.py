@@ -58,37 +58,37 @@ def read_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     Raises:
         ValueError: The bytes are not a protobuf message.
     """
-    place = 0
-    while place < len(message):
-        start = place
-        tag, place = read_varint(message, place)
+    position = 0
+    while position < len(message):
+        start = position
+        tag, position = read_varint(message, position)
         kind = tag & 7
         if kind == 0:
-            body = place
-            _, place = read_varint(message, place)
+            body = position
+            _, position = read_varint(message, position)
         elif kind == LENGTH_DELIMITED:
-            length, body = read_varint(message, place)
-            place = body + length
+            length, body = read_varint(message, position)
+            position = body + length
         elif kind in _FIXED_BYTES:
-            body = place
-            place = body + _FIXED_BYTES[kind]
+            body = position
+            position = body + _FIXED_BYTES[kind]
         else:
             raise ValueError(f"no protobuf message: wire type {kind} at byte {start}")
-        if place > len(message):
+        if position > len(message):
             raise ValueError(f"no protobuf message: the field at byte {start} ends past the last byte")
-        yield tag >> 3, message[start:body], message[body:place]
+        yield tag >> 3, message[start:body], message[body:position]
 
 
-def read_varint(message: bytes, place: int) -> tuple[int, int]:
+def read_varint(message: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        if place >= len(message) or shift > 63:
-            raise ValueError(f"no protobuf message: bad number at byte {place}")
-        byte = message[place]
+        if position >= len(message) or shift > 63:
+            raise ValueError(f"no protobuf message: bad number at byte {position}")
+        byte = message[position]
         value |= (byte & 0x7F) << shift
-        place += 1
+        position += 1
         if byte < 0x80:
-            return value, place
+            return value, position
         shift += 7
 
 

@@ -66,7 +66,7 @@ def read(part: Part) -> Found:
     state = {key: tensor for key, tensor in state.items() if key not in left_out}
     if any("relative_position" in key or ".lambda_" in key for key in state):
         raise ModelError(
-            "This is Hugging Face's BEiT or Data2Vec: its attention needs each token's place on the grid, which "
+            "This is Hugging Face's BEiT or Data2Vec: its attention needs each token's position on the grid, which "
             "merging gives up. No engine can be made of it."
         )
     join_qkv(state)
@@ -121,9 +121,9 @@ def read(part: Part) -> Found:
         if weight.shape[1] != facts["embed_dim"]:
             left_out += (f"{head}, which reads more than timm's head does: class token and mean of the patches",)
             continue
-        place = "head_dist" if head == "distillation_classifier" else "head"
-        state[f"{place}.weight"] = weight
-        state[f"{place}.bias"] = torch.zeros(len(weight)) if bias is None else bias
+        layer = "head_dist" if head == "distillation_classifier" else "head"
+        state[f"{layer}.weight"] = weight
+        state[f"{layer}.bias"] = torch.zeros(len(weight)) if bias is None else bias
         taken.append(head)
     facts["img_size"] = side_of(state["pos_embed"].shape[1], prefix, facts["patch_size"])
     if registers is not None:
