@@ -114,7 +114,8 @@ def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
             where = ExternalDataInfo(tensor)
             if where.location not in files:
                 files[where.location] = np.memmap(bundle.path / where.location, np.uint8, "r")
-            tensor.raw_data = files[where.location][where.offset : where.offset + where.length].tobytes()
+            offset, length = where.offset or 0, where.length or 0
+            tensor.raw_data = files[where.location][offset : offset + length].tobytes()
             tensor.ClearField("external_data")
             tensor.data_location = onnx.TensorProto.DEFAULT
     return model

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from reference_rotary import forward
 from small_vits import small_images, small_vit, spread_weights
 from timm.models.eva import Eva
@@ -25,6 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixed": {"rope_type": "mixed", "rope_temperature": 10.0},
     "mixed, columns first": {"rope_type": "mixed", "rope_temperature": 10.0, "rope_grid_indexing": "xy"},
 }
+# timm before 1.0.31 multiplies float32 coordinates with whatever type its mixed frequencies have.
+IN_DOUBLE = sorted(kind for kind in KINDS if "mixed" not in kind or Version(timm.__version__) >= Version("1.0.31"))
 
 
 def rotary(kind: str, grid: tuple[int, int], *, class_token: bool = True, registers: int = 0, seed: int = 0) -> Eva:
@@ -57,7 +61,7 @@ def embedded(model: Eva, images: Tensor) -> Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(IN_DOUBLE),
     grid=st.tuples(st.integers(2, 5), st.integers(2, 5)),
     class_token=st.booleans(),
     registers=st.integers(0, 2),

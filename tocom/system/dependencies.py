@@ -6,8 +6,7 @@ import contextlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import import_module, metadata, util
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -146,7 +145,7 @@ def installed(package: str) -> str | None:
 
 def package_folders(name: str) -> list[Path]:
     """Return the folders of a package without importing it; none where it is not installed."""
-    spec = find_spec(name)
+    spec = util.find_spec(name)
     return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
 
 

@@ -7,6 +7,7 @@ are put into the model, since operators may need their values while the model is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,9 @@ def readable_model(
             where = onnx.external_data_helper.ExternalDataInfo(tensor)
             raw = content(where.location, where.offset or 0, where.length or 0)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            is_plain = dtype.isbuiltin == 1 and raw.ctypes.data % dtype.itemsize == 0
+            # numpy has no bfloat16: onnx names ml_dtypes' type for it, and before 1.18 float32.
+            is_plain = dtype.isbuiltin == 1 and len(raw) == dtype.itemsize * math.prod(tensor.dims)
+            is_plain = is_plain and raw.ctypes.data % dtype.itemsize == 0
             if len(raw) > _INSIDE_BYTES and is_plain:
                 weights[tensor.name] = raw.view(dtype).reshape(tuple(tensor.dims))
                 if tensor.name not in inputs:

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from quantize_cases import DEGREES, labelled, small_bundle, smooth_images, with_outlier, write_bundle
 from small_vits import busy_compensator, small_vit
 from typer.testing import CliRunner
+from wheels import needs_cells
 
 from tocom.calibration import calibrate
 from tocom.calibration.int8.qdq import Scheme, quantizable_layers
@@ -292,6 +293,7 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     assert told["profile"]["degrees"][0]["precisions"]["winner"] in ("int8", "fp32")
 
 
+@needs_cells
 def test_photographs_of_solar_cells_at_their_own_sizes(bundle: Bundle, tmp_path: Path) -> None:
     """Real images through the whole way: folders, preprocessing, ranges, the floor; the labels are the dataset's."""
     from tocom.quickstart.cells import split_cells

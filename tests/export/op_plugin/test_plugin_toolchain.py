@@ -26,7 +26,7 @@ def bare(monkeypatch, tmp_path):
     for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "TENSORRT_INCLUDE_DIR", "TENSORRT_ROOT", "TENSORRT_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.setattr(plugin_toolchain, "_package_folders", lambda name: [])
+    monkeypatch.setattr(plugin_toolchain, "package_folders", lambda name: [])
     monkeypatch.setattr(plugin_toolchain, "_SYSTEM_NVCC", tmp_path / "no" / "nvcc")
     monkeypatch.setattr(plugin_toolchain, "_SYSTEM_INCLUDES", (tmp_path / "no" / "include",))
 
@@ -87,7 +87,7 @@ def test_nvcc_from_the_environment(bare, monkeypatch, tmp_path, variable):
 
 
 def test_nvcc_from_wheels_of_both_layouts(bare, monkeypatch, tmp_path):
-    monkeypatch.setattr(plugin_toolchain, "_package_folders", lambda name: [tmp_path / name])
+    monkeypatch.setattr(plugin_toolchain, "package_folders", lambda name: [tmp_path / name])
     old = nvcc(tmp_path / "nvidia" / "cuda_nvcc", "12.9", CODES_12_9)
     include = tmp_path / "nvidia" / "cuda_runtime" / "include"
     include.mkdir(parents=True)
