@@ -80,7 +80,7 @@ def test_compressed_rotary_models_compute_what_the_reference_computes(
         tokens = embedded(model, images)[0].numpy()
         want, _ = forward(model, tokens, degree, **way)
         want = model.norm(torch.from_numpy(want))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # timm takes sines and cosines in float32
 
 
 @pytest.mark.parametrize("half", [False, True])
