@@ -22,10 +22,10 @@ import onnxruntime
 import torch
 from alignment_measure import RECIPE, Fit, compensator_path
 from domains import cell_views, quickstart_cells
-from families_measure import interval
 from measuring import RESULTS, interleave, machine, median_interval, paired_ratio
 from results_train import FOLDER, backbone
 from timm.models.vision_transformer import VisionTransformer
+from unseen import mean_interval
 
 from tocom import Alignment, Compensator, compress
 from tocom.alignment.alignment import Binding
@@ -182,9 +182,9 @@ def measure_int8() -> dict[str, Any]:
             }
         row: dict[str, Any] = {"precision": precision, "degree": AT}
         for alignment, scores in per_cell.items():
-            row["aligned" if alignment else "alone"] = {name: interval(each) for name, each in scores.items()}
+            row["aligned" if alignment else "alone"] = {name: mean_interval(each) for name, each in scores.items()}
         if True in per_cell:
-            row["change"] = {name: interval(per_cell[True][name] - each) for name, each in per_cell[False].items()}
+            row["change"] = {name: mean_interval(per_cell[True][name] - each) for name, each in per_cell[False].items()}
         rows.append(row)
     return {"fitted_on": found.images, "unseen": UNSEEN, "alignment": found.describe()["degrees"], "rows": rows}
 

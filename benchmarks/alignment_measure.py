@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from domains import DOMAINS, cell_views, quickstart_cells, test_views, training_views
-from families_measure import CELLS, CHUNK, Unseen, interval
 from measuring import RESULTS, machine
 from results_measure import Features, Measured, cell_losses
 from results_train import FOLDER, backbone, compensator_path
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import Subset
+from unseen import CELLS, CHUNK, Classes, Unseen, mean_interval
 
 from tocom import Compensator
 from tocom.alignment.ridge import FeatureMap, feature_gaps, fit_map
@@ -100,42 +100,6 @@ def per_cell(head: torch.nn.Linear, found: Features, dense: Features, labels: np
         "accuracy": (head(torch.from_numpy(found)).argmax(-1).numpy() == labels).astype(float),
         "log_loss": cell_losses(head, found, labels),
     }
-
-
-class Classes:
-    """Means over cells as if each class had the share that it has of all cells.
-
-    Args:
-        labels: Of the cells, [cells].
-        shares: Per class.
-    """
-
-    def __init__(self, labels: np.ndarray, shares: Sequence[float]) -> None:
-        self.labels, self.shares = labels, shares
-        self._parts = [(share, labels == label) for label, share in enumerate(shares)]
-
-    def interval(self, values: np.ndarray) -> list[float]:
-        """Return the mean and its 95 % interval (normal: there are hundreds of each class)."""
-        mean = sum(share * values[part].mean() for share, part in self._parts)
-        error = sum(share**2 * values[part].var(ddof=1) / part.sum() for share, part in self._parts) ** 0.5
-        return [float(mean), float(mean - 1.96 * error), float(mean + 1.96 * error)]
-
-    def mean(self, values: np.ndarray) -> float:
-        """Return the mean."""
-        return self.interval(values)[0]
-
-    def scored(
-        self, drawn: Sequence[dict[str, np.ndarray]], others: dict[str, dict[str, np.ndarray]]
-    ) -> dict[str, Any]:
-        """Return the scores of every draw, and the paired differences of their mean to other ways, with intervals."""
-        means = {score: np.mean([each[score] for each in drawn], axis=0) for score in drawn[0]}
-        return {
-            **{score: [self.mean(each[score]) for each in drawn] for score in means},
-            "to": {
-                name: {score: self.interval(means[score] - other[score]) for score in means}
-                for name, other in others.items()
-            },
-        }
 
 
 def described(fitted: FeatureMap) -> dict[str, Any]:
@@ -230,7 +194,7 @@ def across(model: VisionTransformer, *, compute: bool = False) -> list[dict[str,
                     "used": fitted.matrix is not None,
                     "gap": float(without.mean()),
                     "closed": float(1 - aligned.mean() / without.mean()),
-                    "gap_change": interval(aligned - without),
+                    "gap_change": mean_interval(aligned - without),
                 }
             )
     return rows
@@ -253,10 +217,8 @@ def main() -> None:
             compute_features(kind, model, fit, unseen)
         return
     head = fit_head(torch.from_numpy(fit.parts[1].at(0)), [cell.label for cell in split.train])
-    cells = [*split.test, *split.rest[len(split.rest) - (CELLS - len(split.test)) :]][: chosen.cells]
-    labels = np.array([cell.label for cell in cells])
-    defective = float(np.mean([cell.label for part in vars(split).values() for cell in part]))
-    classes, dense = Classes(labels, (1 - defective, defective)), unseen.at(0)
+    classes, dense = unseen.classes, unseen.at(0)
+    labels = classes.labels
     result = {
         "machine": machine(),
         "unseen": chosen.cells,

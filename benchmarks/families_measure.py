@@ -6,7 +6,7 @@
 
 ``every`` block against four blocks (``spaced:1,4,7,10``), which leave equal products, by merging and by pruning: the
 feature gap to the dense model, and the recall: the same cell found again in a gallery of dense features. 1,000 cells
-that nothing learned from; differences are paired by cell. Then the gap with the compensators of both families, each
+that nothing learned from, weighed by class; differences are paired by cell. Then the gap with the compensators of both families, each
 trained for its own. A run that was stopped goes on where it was; ``--cells 200`` makes do with fewer.
 """
 
@@ -18,15 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from domains import cell_views, training_views
+from domains import training_views
 from measuring import RESULTS, between, machine
-from numpy.typing import NDArray
-from results_measure import Features, Measured
 from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
-from timm.models.vision_transformer import VisionTransformer
-from torch.utils.data import ConcatDataset, Subset
+from unseen import CELLS, CHUNK, Unseen
 
 from tocom.alignment.ridge import feature_gaps
 from tocom.compression.loading.preprocessing import input_config
@@ -47,27 +43,6 @@ FAMILIES = (EVERY, SPACED)
 RECIPES = {"family-every": EVERY, "family-spaced": SPACED}
 DEGREES = (16, 20, 12, 8)
 COMPENSATED = (16, 20, 12)
-CELLS, CHUNK = 1000, 200
-
-
-class Unseen:
-    """Features of cells that neither head, nor compensator, nor alignment learns from, kept 200 at a time."""
-
-    def __init__(self, model: VisionTransformer, cells: int) -> None:
-        entry = input_config(model)
-        rest, test = cell_views("rest", entry), cell_views("test", entry)
-        first = len(rest) - (CELLS - len(test))
-        images = ConcatDataset([test, Subset(rest, range(first, len(rest)))])
-        starts = range(0, cells, CHUNK)
-        self.model, self.cells = model, cells
-        self.parts = [
-            Measured(f"unseen-{start}", model, Subset(images, range(start, min(start + CHUNK, cells))))
-            for start in starts
-        ]
-
-    def at(self, *arguments: Any, **options: Any) -> Features:
-        """Return features [cells, channels]: see :meth:`results_measure.Measured.at`."""
-        return np.concatenate([part.at(*arguments, **options) for part in self.parts])
 
 
 def train_all() -> None:
@@ -108,15 +83,9 @@ def trained(recipe: str) -> list[int]:
     return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
 
 
-def interval(values: NDArray[Any]) -> list[float]:
-    """Return a mean and its 95 % interval (normal: there are a thousand)."""
-    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    return [mean, mean - 1.96 * error, mean + 1.96 * error]
-
-
 def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:
     """Return gap and recall of both families at a degree, and their paired differences (spaced minus every)."""
-    dense, model = unseen.at(0), unseen.model
+    dense, model, classes = unseen.at(0), unseen.model, unseen.classes
     row: dict[str, Any] = {"method": method, "degree": degree}
     gaps, found = {}, {}
     for family in (EVERY, SPACED):
@@ -126,25 +95,25 @@ def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:
         row[family] = {
             "removed": list(removed),
             "macs": count_macs(model, removed, method=method),
-            "gap": interval(gaps[family]),
-            "recall": float(found[family].mean()),
+            "gap": classes.interval(gaps[family]),
+            "recall": classes.mean(found[family].astype(float)),
         }
-    row["gap_difference"] = interval(gaps[SPACED] - gaps[EVERY])
-    row["recall_difference"] = interval(found[SPACED].astype(float) - found[EVERY].astype(float))
+    row["gap_difference"] = classes.interval(gaps[SPACED] - gaps[EVERY])
+    row["recall_difference"] = classes.interval(found[SPACED].astype(float) - found[EVERY].astype(float))
     return row
 
 
 def compensate(unseen: Unseen, degree: int) -> dict[str, Any]:
     """Return per family and seed the share of its own gap that its compensator closes."""
-    dense = unseen.at(0)
+    dense, mean = unseen.at(0), unseen.classes.mean
     row: dict[str, Any] = {"degree": degree}
     for recipe, family in RECIPES.items():
-        without = feature_gaps(dense, unseen.at(degree, family=family)).mean()
+        without = mean(feature_gaps(dense, unseen.at(degree, family=family)))
         gaps = [
-            feature_gaps(dense, unseen.at(degree, family=family, recipe=recipe, seed=seed)).mean()
+            mean(feature_gaps(dense, unseen.at(degree, family=family, recipe=recipe, seed=seed)))
             for seed in trained(recipe)
         ]
-        row[family] = {"gaps": [float(gap) for gap in gaps], "closed": [float(1 - gap / without) for gap in gaps]}
+        row[family] = {"gaps": gaps, "closed": [1 - gap / without for gap in gaps]}
     return row
 
 
