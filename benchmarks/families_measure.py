@@ -6,8 +6,8 @@
 
 ``every`` block against four blocks (``spaced:1,4,7,10``), which leave equal products, by merging and by pruning: the
 feature gap to the dense model, and the recall: the same cell found again in a gallery of dense features. 1,000 cells
-that nothing learned from, weighed by class; differences are paired by cell. Then the gap with the compensators of both families, each
-trained for its own. A run that was stopped goes on where it was; ``--cells 200`` makes do with fewer.
+that nothing learned from, weighed by class; differences are paired by cell. Then the gap with the compensators of both
+families, each trained for its own. A run that was stopped goes on where it was; ``--cells 200`` makes do with fewer.
 """
 
 from __future__ import annotations
