@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,16 +27,24 @@ __all__ = [
 ]
 
 
+def _real(value: Any) -> float | None:
+    """Return the number, or None where it is none, NaN, or an integer beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None
+    with contextlib.suppress(OverflowError):
+        return None if math.isnan(value) else float(value)
+    return None
+
+
 def check_budget(budget_ms: Any) -> float:
     """Return the budget in milliseconds.
 
     Raises:
         RequestError: It is not a number, NaN, zero or negative. Infinity is allowed: it means no limit.
     """
-    if isinstance(budget_ms, (int, float, np.integer, np.floating)) and not isinstance(budget_ms, bool):
-        value = float(budget_ms)
-        if value > 0 and not math.isnan(value):
-            return value
+    value = _real(budget_ms)
+    if value is not None and value > 0:
+        return value
     raise RequestError(
         f"The 'budget_ms' parameter must be a number of milliseconds greater than 0. Got {budget_ms!r} instead."
     )
@@ -49,10 +58,9 @@ def check_deadline(deadline: Any, budget_ms: Any = None) -> float:
     """
     if budget_ms is not None:
         raise RequestError(f"Give 'budget_ms' or 'deadline', not both. Got {budget_ms!r} and {deadline!r}.")
-    if isinstance(deadline, (int, float, np.integer, np.floating)) and not isinstance(deadline, bool):
-        value = float(deadline)
-        if math.isfinite(value):
-            return value
+    value = _real(deadline)
+    if value is not None and math.isfinite(value):
+        return value
     raise RequestError(
         f"The 'deadline' parameter must be a time in seconds, as time.monotonic() gives it. Got {deadline!r} instead."
     )

@@ -117,6 +117,9 @@ class Streaming(ABC):
             raise RequestError(
                 f"The 'sources' parameter must hold sources of different names. Got {[name for name, _ in pairs]!r}."
             )
+        for name, source in named.items():
+            if not isinstance(source, Iterable):
+                raise RequestError(f"The source {name!r} must be something to iterate over. Got {source!r} instead.")
         rates = {name: check_rate(_of(fps, name)) for name in named}
         budgets = {name: _budget_of(_of(budget_ms, name), rates[name]) for name in named}
         _warn_of_too_many(self._active.controller, rates)

@@ -125,7 +125,8 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[Any]
     from PIL import Image, UnidentifiedImageError
 
     if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"Cannot read the image {path}: a pipe or a device, which may never give a picture. Remove it.")
+        kind = "a folder" if os.path.isdir(path) else "a pipe or a device, which may never give a picture"
+        raise DataError(f"Cannot read the image {path}: {kind}. Remove it.")
     try:
         with Image.open(path) as image:
             return preprocess(image, input_entry)

@@ -19,6 +19,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
+FIELD = Path(__file__).with_name("test_field.py")
 SOAK = TESTS.parent / "benchmarks" / "results" / "soak.json"
 
 # The first pattern that fits decides.
@@ -58,6 +59,15 @@ only where three copies of its weights, its activations and a margin fit into th
 into the free address space; a degree that does not fit is left out with a warning. Memory that other programs take
 afterwards is beyond that check; `memory_limit_bytes` keeps room, and `tocom verify --probe` loads in a process of its
 own.
+"""
+
+_KINDS = """
+## What users report, by kind
+What people who deploy Vision Transformers and serve models meet, and the tests of each kind; a test sees that all of
+them are there.
+
+| kind | tests |
+| --- | --- |
 """
 
 
@@ -105,7 +115,22 @@ def page() -> str:
         parts.append(
             f"\n## {title}\n| fault | must follow | proved by |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
         )
-    return "".join(parts)
+    return "".join([*parts, _KINDS, *(f"| {kind} | {_joined(tests)} |\n" for kind, tests in kinds().items())])
+
+
+@cache
+def kinds() -> dict[str, tuple[str, ...]]:
+    """Return the kinds of faults that users report, each with its tests, as ``test_field.py`` lists them."""
+    (table,) = (
+        statement.value
+        for statement in ast.parse(FIELD.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "KINDS"
+    )
+    return dict(ast.literal_eval(table))
+
+
+def _joined(tests: tuple[str, ...]) -> str:
+    return "<br>".join(f"`{test}`" for test in tests)
 
 
 def _soak(result: dict[str, Any]) -> str:

@@ -81,6 +81,8 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     with pytest.raises(DataError, match=r"pipe\.png: a pipe or a device"):
         read_image(tmp_path / "pipe.png", entry())
+    with pytest.raises(DataError, match=r": a folder\. Remove it"):
+        read_image(tmp_path, entry())
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match="floating-point pixels"):
         read_image(tmp_path / "float.tiff", entry())

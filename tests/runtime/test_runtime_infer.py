@@ -106,7 +106,7 @@ def test_a_broken_profile_beside_the_bundle_is_ignored_by_name(
     assert "bad.json" in caplog.text
 
 
-@pytest.mark.parametrize("budget", [0, -1, float("nan"), "12", None.__class__, True])
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), "12", None.__class__, True, 10**400])
 def test_bad_budgets(small_bundle: SmallBundle, budget: object) -> None:
     with (
         Runtime.open(small_bundle.path) as runtime,

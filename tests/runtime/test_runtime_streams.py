@@ -143,6 +143,7 @@ def test_for_and_async_for(runtime: Runtime) -> None:
         ({"a": []}, {"fps": 0}),
         ({"a": []}, {"fps": {"a": float("nan")}}),
         ({"a": []}, {"budget_ms": -1}),
+        ({"a": 5}, {}),
     ],
 )
 def test_bad_arguments(runtime: Runtime, sources: Any, options: dict[str, Any]) -> None:
