@@ -96,13 +96,16 @@ class Templates:
 
 
 def _build(model: nn.Module) -> str:
-    """Return what a graph has from a model beside its weights: its modules, and their numbers and switches."""
-    return repr(
-        [
-            (name, type(module).__name__, [item for item in vars(module).items() if isinstance(item[1], _PLAIN)])
-            for name, module in model.named_modules()
-        ]
-    )
+    """Return what a graph has from a model beside its weights.
+
+    That is its modules with their numbers and switches, and the tables that no state dict holds: those of places.
+    """
+    modules = [
+        (name, type(module).__name__, [item for item in vars(module).items() if isinstance(item[1], _PLAIN)])
+        for name, module in model.named_modules()
+    ]
+    saved = model.state_dict().keys()
+    return repr((modules, [table.tolist() for name, table in model.named_buffers() if name not in saved]))
 
 
 def _with_random_head(model: Any) -> Any:

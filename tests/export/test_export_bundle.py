@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,18 @@ def test_exports_that_share_templates_trace_once(tmp_path: Path, monkeypatch: py
     assert traced == [False, True, False, True, False]
 
 
-def test_templates_tell_models_of_equal_weights_apart(tmp_path: Path) -> None:
-    """The number of heads stands in no weight; the check against torch would see another model's graph."""
-    shared, first = Templates(), small_vit(side=32, depth=1, num_classes=3)
-    second = small_vit(side=32, depth=1, num_classes=3, num_heads=2 * first.blocks[0].attn.num_heads)
-    second.load_state_dict(first.state_dict())
+@pytest.mark.parametrize("what", ["heads", "pooling", "places"])
+def test_templates_tell_models_of_equal_weights_apart(what: str, tmp_path: Path) -> None:
+    """What no weight says. The check against torch would see another model's graph."""
+    first = small_vit("vit_small_patch16_rope_224" if what == "places" else "vit_tiny_patch16_224", side=32, depth=1)
+    second = copy.deepcopy(first)
+    if what == "heads":
+        second = small_vit(side=32, depth=1, num_heads=8)
+        second.load_state_dict(first.state_dict())
+    elif what == "pooling":
+        second.global_pool = "avg"
+    else:
+        second.rope.pos_embed.neg_()
+    shared = Templates()
     for name, model in (("first", first), ("second", second)):
-        export(model, tmp_path / name, degrees=(0, 1), templates=shared)  # checks itself
+        export(model, tmp_path / name, degrees=(1,), templates=shared)  # checks itself
