@@ -1,6 +1,6 @@
 """A dense task: the saliency head of the quickstart's wheel, unchanged, on patch features of every degree.
 
-    python benchmarks/saliency.py --only train                 # 100 steps; the compensator is kept in build/saliency/
+    python benchmarks/saliency.py --only train                 # 400 steps; the compensator is kept in build/saliency/
     python benchmarks/saliency.py                              # the maps, and the figures; some minutes
 
 The wheel's ONNX file is a whole saliency model: a ViT-S/14 and a convolutional head that reads a feature for every
@@ -43,20 +43,20 @@ PICTURE = ROOT / "docs" / "images" / "saliency.png"
 COMPENSATOR = FOLDER / "patch.safetensors"
 DEGREES = (0, 4, 8, 12, 16, 20)
 SHOWN = (0, 8, 16, 20)
-STEPS, IMAGES = 100, 24
+STEPS, IMAGES = 400, 24
 TOKENS = "/backbone/layernorm/Add_1_output_0"  # what the head reads: [batch, 257, 384]
 Maps = NDArray[np.float32]
 
 
 def train_compensator() -> None:
-    """Train on solar cells and photographs, as the results page's compensators, but on every patch."""
+    """Train on all solar cells that are not held out, as the results page's compensators, but on every patch."""
     model = backbone()
     entry = input_config(model)
-    config = dataclasses.replace(RECIPES["mix"].config, loss="patch", hidden=0.0, rank=4, steps=STEPS)
+    config = dataclasses.replace(RECIPES["cells"].config, loss="patch", hidden=0.0, steps=STEPS)
     begin = time.perf_counter()
     compensator = train(
         model,
-        ConcatDataset([training_views(domain, entry) for domain in ("cells", "photographs")]),
+        ConcatDataset([training_views(domain, entry) for domain in RECIPES["cells"].domains]),
         config,
         checkpoint=FOLDER / "patch.checkpoint",
         checkpoint_every=20,

@@ -84,7 +84,7 @@ def rounding_changes(
     expected = in_row(parts)
     allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[1] for part in parts])
     changed = np.zeros(len(images), dtype=bool)
-    for other in equally_right(model, "fp16" if precision == "fp32" else precision):
+    for other in equally_right(model, "fp16" if precision == "fp32" else precision, jittered=0):
         dtype = next(other.parameters()).dtype
         if precision == "fp32" and dtype != torch.float32:
             continue  # TF32 has float32's range; half precision has not
