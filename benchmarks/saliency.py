@@ -101,6 +101,17 @@ def compare(got: Maps, want: Maps) -> dict[str, float]:
     }
 
 
+def patch_gaps(found: Tensor, dense: Tensor) -> dict[str, float]:
+    """Return one minus cosine, mean over patches, and the least that it can be where the same patches share a row."""
+    unit, shared = F.normalize(dense, dim=-1), 0.0
+    for rows, wanted in zip(found, unit, strict=True):
+        token = rows.unique(dim=0, return_inverse=True)[1]
+        # The row nearest to several is their sum, whose cosines with them add up to its length.
+        shared += float(torch.zeros_like(wanted).index_add(0, token, wanted).norm(dim=-1).sum())
+    gap = float((1 - F.cosine_similarity(found, dense, dim=-1)).mean())
+    return {"patch_gap": gap, "least_patch_gap": 1 - shared / dense[..., 0].numel()}
+
+
 def measure() -> None:
     """Measure both kinds of images at every degree, and draw some maps."""
     model, saliency = backbone(), Saliency()
@@ -117,9 +128,8 @@ def measure() -> None:
         for degree in DEGREES[1:]:
             for name, compensator in compensators.items():
                 found = features(compress(model, degree, compensator=compensator), images)
-                gap = float((1 - F.cosine_similarity(found, dense, dim=-1)).mean())
-                figures = compare(saliency.on(images, found), want)
-                rows.append({"images": domain, "degree": degree, "compensator": name, "patch_gap": gap, **figures})
+                figures = patch_gaps(found, dense) | compare(saliency.on(images, found), want)
+                rows.append({"images": domain, "degree": degree, "compensator": name, **figures})
                 print(rows[-1], flush=True)
     write_json(RESULT, {"machine": machine(), "images": IMAGES, "largest_off_wheel": off, "rows": rows})
     pictures = [Image.open(installed_file(*file)).convert("RGB") for file in TEST_PICTURES]

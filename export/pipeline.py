@@ -138,7 +138,7 @@ def export(
     if input_type not in INPUT_TYPES:
         raise ExportError(f"The 'input_type' parameter must be one of {', '.join(INPUT_TYPES)}. Got {input_type!r}.")
     if patch_features:
-        check_patches(method, fuse=fuse)
+        check_patches(vit, method, fuse=fuse)
     outputs = {"features": features, "patches": patch_features}
     entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
     entry["shape"] = list(entry["shape"])

@@ -16,7 +16,7 @@ from test_rotary import IN_DOUBLE, embedded, rotary
 from tocom import compress
 from tocom.compression.features import patch_features
 from tocom.compression.pruning import token_prune, token_prune_mapped
-from tocom.errors import DegreeError
+from tocom.errors import DegreeError, ModelError
 
 NAMES = {
     "vit_tiny_patch16_224": {},
@@ -86,6 +86,14 @@ def test_pruning_without_fusing_is_refused() -> None:
     with pytest.raises(DegreeError, match=r"nothing in their place\. Fuse the removed ones \(fuse=True, --fuse\)") as e:
         patch_features(compress(model, 2, method="prune"), small_images(model))
     assert "\n" not in str(e.value)
+
+
+def test_a_norm_behind_the_pooling_is_refused() -> None:
+    model = small_vit("eva02_tiny_patch14_224", side=70)
+    for each in (model, compress(model, 2)):
+        with pytest.raises(ModelError, match=r"head pools before it \(timm's fc_norm\)") as caught:
+            patch_features(each, small_images(model))
+        assert "\n" not in str(caught.value)
 
 
 def test_gradients_and_checkpointing() -> None:

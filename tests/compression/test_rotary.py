@@ -41,6 +41,7 @@ def rotary(kind: str, grid: tuple[int, int], *, class_token: bool = True, regist
         depth=3,
         num_heads=2,
         num_classes=0,
+        use_fc_norm=False,
         class_token=class_token,
         num_reg_tokens=registers,
         use_abs_pos_emb=False,

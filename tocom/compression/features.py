@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tocom.compression import ops
+from tocom.compression import merging, ops
 from tocom.compression.blocks import CompressedBlocks, embed
-from tocom.errors import DegreeError
+from tocom.errors import DegreeError, ModelError
 
 __all__ = ["check_patches", "patch_features", "pooled", "pooled_features", "tokens_and_patches"]
 
@@ -34,6 +34,7 @@ def patch_features(model: VisionTransformer, images: Tensor) -> Tensor:
 
     Raises:
         DegreeError: The model prunes without ``fuse``: nothing stands for the patches that are gone.
+        ModelError: The model's head pools before the last norm: no patch has normed features.
     """
     return tokens_and_patches(model, images)[1]
 
@@ -41,21 +42,25 @@ def patch_features(model: VisionTransformer, images: Tensor) -> Tensor:
 def tokens_and_patches(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tokens behind the last norm, [batch, tokens, channels], and what :func:`patch_features` returns."""
     blocks, prefix = model.blocks, model.num_prefix_tokens
+    method, fuse = (blocks.method, blocks.fuse) if isinstance(blocks, CompressedBlocks) else ("merge", False)
+    check_patches(model, method, fuse=fuse)
     if not isinstance(blocks, CompressedBlocks):
         x: Tensor = model.forward_features(images)
         return x, x[:, prefix:]
-    check_patches(blocks.method, fuse=blocks.fuse)
     x, home = blocks.run(*embed(model, images), mapped=True)
     x = model.norm(x)
     if home is None:
         return x, x[:, prefix:]
-    if torch.compiler.is_exporting():
-        return x, ops.gather_tokens(x, home)
-    return x, x.gather(1, home.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return x, (ops if torch.compiler.is_exporting() else merging).gather_tokens(x, home)
 
 
-def check_patches(method: str, *, fuse: bool) -> None:
-    """Raise DegreeError unless every patch has a token at the end, by a method."""
+def check_patches(model: VisionTransformer, method: str, *, fuse: bool) -> None:
+    """Raise DegreeError unless every patch has a token at the end, ModelError unless the last norm is of tokens."""
+    if isinstance(model.norm, nn.Identity) and not isinstance(model.fc_norm, nn.Identity):
+        raise ModelError(
+            "Patch features are taken behind the model's last norm, and this one's head pools before it (timm's "
+            "fc_norm): no patch has normed features. Use a model whose norm comes first, or pooled features alone."
+        )
     if method == "prune" and not fuse:
         raise DegreeError(
             "Patch features need a token for every patch, and pruning removes tokens with nothing in their place. Fuse "

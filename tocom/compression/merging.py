@@ -12,7 +12,7 @@ from torch import Tensor
 from tocom.compression.tokens import removable
 from tocom.errors import DegreeError
 
-__all__ = ["key_metric", "match_tokens", "merge_tokens", "token_merge", "token_merge_mapped"]
+__all__ = ["gather_tokens", "key_metric", "match_tokens", "merge_tokens", "token_merge", "token_merge_mapped"]
 
 NORM_EPSILON = 1e-12
 
@@ -71,6 +71,11 @@ def match_tokens(metric: Tensor, r: int, prefix: int) -> Tensor:
     unmerged_position = prefix + (~merged).cumsum(dim=-1) - 1
     destination[:, first_a::2] = torch.where(merged, first_out_b + partner, unmerged_position)
     return destination
+
+
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Return the tokens at places: of x [batch, tokens, channels] by index [batch, places], of any integer type."""
+    return x.gather(1, index.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def merge_tokens(x: Tensor, size: Tensor, destination: Tensor, outputs: int) -> tuple[Tensor, Tensor]:

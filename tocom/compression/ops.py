@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tocom.compression.merging import gather_tokens as _gather_tokens
 from tocom.compression.merging import key_metric, match_tokens
 from tocom.compression.merging import token_merge as _token_merge
 from tocom.compression.merging import token_merge_mapped as _token_merge_mapped
@@ -47,10 +48,10 @@ def _merge_backward(ctx: Any, grad_y: Tensor, grad_size: Tensor, grad_log: Tenso
     # The choice of pairs has no gradient; the mean's is its weights, and sizes are counts, never learned.
     del grad_size, grad_log
     keys, size = ctx.saved_tensors
-    destination = match_tokens(key_metric(keys), ctx.r, ctx.prefix).unsqueeze(-1)
-    new_size = size.new_zeros(size.shape[0], grad_y.shape[1], 1).scatter_add(1, destination, size)
-    weight = size / new_size.gather(1, destination)
-    grad_x = grad_y.gather(1, destination.expand(-1, -1, grad_y.shape[2])) * weight.to(grad_y.dtype)
+    destination = match_tokens(key_metric(keys), ctx.r, ctx.prefix)
+    new_size = size.new_zeros(size.shape[0], grad_y.shape[1], 1).scatter_add(1, destination.unsqueeze(-1), size)
+    weight = size / _gather_tokens(new_size, destination)
+    grad_x = _gather_tokens(grad_y, destination) * weight.to(grad_y.dtype)
     return grad_x, None, None, None, None
 
 
@@ -118,8 +119,8 @@ def _(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("tocom::gather_tokens", mutates_args=())
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Return the tokens at places: of x [batch, tokens, channels] by index [batch, places]."""
-    return x.gather(1, index.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    """Return tokens by index: see :func:`tocom.compression.merging.gather_tokens`."""
+    return _gather_tokens(x, index)
 
 
 @gather_tokens.register_fake

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tocom.compression.merging import check_count
+from tocom.compression.merging import check_count, gather_tokens
 
 __all__ = ["attention_score", "token_prune", "token_prune_mapped"]
 
@@ -69,20 +69,20 @@ def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[T
 
 def _pruned(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[Tensor, Tensor]:
     """Return the tokens that are left, and the places of those that were kept as they are."""
-    batch, _, channels = x.shape
+    batch = len(x)
     removed = r + 1 if fuse else r
     order = prefix + score[:, prefix:].argsort(dim=-1, stable=True)
     dropped = order[:, :removed]
     kept = order[:, removed:].sort(dim=-1).values
     prefix_index = torch.arange(prefix, device=x.device).expand(batch, prefix)
     index = torch.cat([prefix_index, kept], dim=1)
-    survivors = x.gather(1, index.unsqueeze(-1).expand(-1, -1, channels))
+    survivors = gather_tokens(x, index)
     if not fuse:
         return survivors, index
     weight = score.gather(1, dropped)
     total = weight.sum(dim=-1, keepdim=True)
     weight = torch.where(total > 0, weight / total, 1.0 / removed)
-    parts = x.gather(1, dropped.unsqueeze(-1).expand(-1, -1, channels))
+    parts = gather_tokens(x, dropped)
     parts = parts.to(torch.promote_types(x.dtype, torch.float32))
     fused = (weight.unsqueeze(-1) * parts).sum(dim=1, keepdim=True)
     return torch.cat([survivors, fused.to(x.dtype)], dim=1), index
