@@ -34,7 +34,9 @@ Any timm model of class `VisionTransformer` or `Eva` (rotary positions) whose bl
 MLP: any patch size, image size, width and depth. The tests build each of these small, with random weights, and check
 that degree 0 equals timm's output bit for bit, that token counts are as predicted, and that a merged compensator equals
 one beside the weights, for merging and for pruning; this page is made by running each, and pruning with fusing, once
-more. timm makes DINOv3 for any image size; by its name, `--model`, tocom creates it for one.
+more. timm makes DINOv3 for any image size; by its name, `--model`, tocom creates it for one; all names that timm has of
+it run small, and a file with the names of Meta's own is read. `--patch-features` is for all but those whose last norm
+stands behind the pooling (timm's `fc_norm`, such as EVA-02's with average pooling): no patch has normed features there.
 
 | family | timm name | protected tokens | pooling | options of the test |
 | --- | --- | --- | --- | --- |
