@@ -37,9 +37,9 @@ def images_for(count: int) -> np.ndarray:
 
 @pytest.mark.fault("a batch beyond the range of a bundle with patch features", outcome="RequestError; one line")
 def test_a_batch_beyond_the_range_is_refused(bundle: Bundle) -> None:
-    with Runtime.open(bundle.path, "onnxruntime", threads=1, warm=False) as runtime:
+    with Runtime.open(bundle.path, "onnxruntime", degrees=[DEGREE], threads=1) as runtime:
         assert runtime.infer(images_for(3), degree=DEGREE).outputs["patch_features"].shape == (3, 25, 64)
-        with pytest.raises(RequestError, match="from 1 to 3") as caught:
+        with pytest.raises(RequestError, match=r"a batch of 1…3 \(the bundle's range\)\. Got 4") as caught:
             runtime.infer(images_for(4), degree=DEGREE)
     assert "\n" not in str(caught.value)
 
@@ -52,7 +52,7 @@ def test_int8_gives_them_near_those_of_the_float_bundle(bundle: Bundle, tmp_path
     assert references.split(references.answers[DEGREE])["patch_features"].shape[1] == 25
     found = []
     for each in (bundle, made):
-        with Runtime.open(each.path, "onnxruntime", degrees=[0], threads=1, warm=False) as runtime:
+        with Runtime.open(each.path, "onnxruntime", degrees=[0], threads=1) as runtime:
             found.append(runtime.infer(images_for(2), degree=0).outputs["patch_features"])
     cosines = (found[0] * found[1]).sum(-1) / np.prod([np.linalg.norm(each, axis=-1) for each in found], axis=0)
     assert 0.95 < cosines.min() < 1 - 1e-6
