@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import families_page
 from compare_pictures import draw_accuracy, draw_speed
 from measuring import RESULTS, ROOT, median_interval, paired_ratio
 
@@ -45,7 +46,7 @@ def page(results: Path) -> str:
         parts += [_making(compare), _first_answers(compare)]
     parts.append(_export(found.get("export")))
     parts.append(_accuracy(found.get("accuracy_against_cost")))
-    parts.append(_gpu(found))
+    parts += [families_page.section(found), _gpu(found)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from domains import training_views
-from measuring import RESULTS, between, machine
+from measuring import RESULTS, machine
 from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
 from unseen import CELLS, CHUNK, Unseen
 
@@ -36,8 +35,7 @@ from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
 from tocom.training.trainer import train
 
-RESULT, PAGE = RESULTS / "families.json", Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-MARKS = ("<!-- families -->", "<!-- end of families -->")
+RESULT = RESULTS / "families.json"
 SPACED = "spaced:1,4,7,10"
 FAMILIES = (EVERY, SPACED)
 RECIPES = {"family-every": EVERY, "family-spaced": SPACED}
@@ -78,11 +76,6 @@ def train_all() -> None:
             ).save(path)
 
 
-def trained(recipe: str) -> list[int]:
-    """Return the seeds that there is a compensator of."""
-    return [seed for seed in SEEDS if compensator_path(recipe, seed).exists()]
-
-
 def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:
     """Return gap and recall of both families at a degree, and their paired differences (spaced minus every)."""
     dense, model, classes = unseen.at(0), unseen.model, unseen.classes
@@ -109,78 +102,35 @@ def compensate(unseen: Unseen, degree: int) -> dict[str, Any]:
     row: dict[str, Any] = {"degree": degree}
     for recipe, family in RECIPES.items():
         without = mean(feature_gaps(dense, unseen.at(degree, family=family)))
-        gaps = [
-            mean(feature_gaps(dense, unseen.at(degree, family=family, recipe=recipe, seed=seed)))
-            for seed in trained(recipe)
-        ]
+        gaps = [mean(feature_gaps(dense, unseen.at(degree, family=family, recipe=recipe, seed=seed))) for seed in SEEDS]
         row[family] = {"gaps": gaps, "closed": [1 - gap / without for gap in gaps]}
     return row
-
-
-def section(result: dict[str, Any]) -> str:
-    """Return the tables of the page."""
-    lines = [
-        f"{result['cells']:,} cells. Rows that are not there were not measured.",
-        "",
-        "| method | degree | removing blocks | GMACs | gap | recall | gap, change | recall, change |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in result["families"]:
-        for family in FAMILIES:
-            own = row[family]
-            changes = "| – | – |"
-            if family == SPACED:
-                gap, found = row["gap_difference"], row["recall_difference"]
-                changes = f"| {gap[1]:+.5f} to {gap[2]:+.5f} | {100 * found[1]:+.1f} to {100 * found[2]:+.1f} points |"
-            lines.append(
-                f"| {row['method']} | {row['degree']} | {sum(r > 0 for r in own['removed'])} | {own['macs'] / 1e9:.2f} "
-                f"| {own['gap'][0]:.5f} | {own['recall']:.3f} {changes}"
-            )
-    compensated = [row for row in result["compensated"] if all(row[family]["closed"] for family in FAMILIES)]
-    if compensated:
-        lines += ["", "Share of its own gap that a compensator trained for the family closes, by seed:", ""]
-        lines += ["| degree | `every` | `spaced:1,4,7,10` |", "| ---: | --- | --- |"]
-        for row in compensated:
-            shares = (", ".join(f"{100 * each:.0f} %" for each in row[family]["closed"]) for family in FAMILIES)
-            lines.append(f"| {row['degree']} | " + " | ".join(shares) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", choices=("train", "features"))
     options.add_argument("--cells", type=int, default=CELLS, choices=range(CHUNK, CELLS + 1, CHUNK))
-    options.add_argument("--there", action="store_true", help="figures of the features that are there, and no others")
     options.add_argument("--threads", type=int, help="of torch")
     chosen = options.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     (FOLDER / "features").mkdir(parents=True, exist_ok=True)
-    if chosen.only != "features" and not chosen.there:
+    if chosen.only != "features":
         train_all()
     if chosen.only == "train":
         return
     unseen = Unseen(backbone(), chosen.cells)
-    wanted = [(method, degree) for method in METHODS for degree in DEGREES]
-    if chosen.there:
-        needed = [(part, family) for part in unseen.parts for family in FAMILIES]
-        wanted = [
-            (method, degree)
-            for method, degree in wanted
-            if all(part.has(degree, method, family=family) for part, family in needed)
-        ]
-    rows = [compare(unseen, method, degree) for method, degree in wanted]
+    rows = [compare(unseen, method, degree) for method in METHODS for degree in DEGREES]
     if chosen.only == "features":
         return
     result = {
         "machine": machine(),
         "cells": unseen.cells,
         "families": rows,
-        "compensated": [compensate(unseen, degree) for degree in COMPENSATED if ("merge", degree) in wanted],
+        "compensated": [compensate(unseen, degree) for degree in COMPENSATED],
     }
     write_json(RESULT, result)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(between(page, *MARKS, "\n\n".join((MARKS[0], section(result), MARKS[1]))), encoding="utf-8")
     print(RESULT, file=sys.stderr)
 
 

@@ -87,9 +87,8 @@ class EngineSet:
         self.checked: dict[int, Checked] = {}
         self.aligned: tuple[int, ...] = ()
         self._options = options
-        # What ``auto`` passed over, and what opens the next backend.
-        self._refused: dict[str, str] = {}
-        self._again: Callable[[dict[str, str]], EngineSet] | None = None
+        # Opens the next backend that ``auto`` would choose, given why this one was not taken.
+        self._next: Callable[[str], EngineSet] | None = None
         self._image_shape = bundle.image_shape
         self._dtype = np.dtype(bundle.input_type)
         self._batch_range = (bundle.batch[0], bundle.batch[2])
@@ -142,8 +141,9 @@ class EngineSet:
             backend = open_backend(options.backend, bundle, threads=options.threads, refused=refused)
             try:
                 loaded = cls._load_into(backend, bundle, wanted, options, profile)
-                loaded._refused = refused
-                loaded._again = lambda known: cls._load(bundle, wanted, options, profile, known)
+                loaded._next = lambda why, name=backend.name: cls._load(
+                    bundle, wanted, options, profile, {**refused, name: why}
+                )
                 return loaded
             except EngineError as error:
                 if options.backend != "auto" or backend.name not in WITH_ENGINES:
@@ -211,13 +211,17 @@ class EngineSet:
         )
         return loaded
 
-    def warm_up(self, *, expect_profile: bool = True) -> None:
+    def warm_up(self, *, expect_profile: bool = True) -> EngineSet:
         """Run every degree on the reference images until its first-call costs are paid; drop those that answer wrongly.
 
         Without a profile, measure a short one.
 
         Args:
             expect_profile: Warn when there is none.
+
+        Returns:
+            The set that answers: this one, or the next backend's, where ``auto`` chose a GPU that is wrong at every
+            degree; this one is closed then.
 
         Raises:
             BundleError: The reference answers are missing or damaged, or no trusted key signed the alignment.
@@ -226,7 +230,19 @@ class EngineSet:
         """
         images = np.zeros((self.bundle.batch[1], *self._image_shape), self._dtype)
         if self._options.check_answers:
-            self._check_answers_or_go_on()
+            try:
+                self._check_answers()
+            except EngineError as error:
+                if self._options.backend != "auto" or self.backend.name not in ON_GPU or self._next is None:
+                    raise
+                log.warning("%s is passed over for %s: %s", self.backend.name, self.bundle.path, error)
+                self.close()
+                following = self._next(str(error))
+                try:
+                    return following.warm_up(expect_profile=expect_profile)
+                except BaseException:
+                    following.close()
+                    raise
         else:
             for engine in self.engines.values():
                 for _ in range(2):
@@ -251,26 +267,12 @@ class EngineSet:
                 for batch, profile in self.batched.items()
             },
         )
+        return self
 
     @property
     def estimated_bytes(self) -> int:
         """Estimated memory of the resident engines."""
         return set_bytes([self.needs[degree] for degree in self.engines], shared=self.backend.shares_weights)
-
-    def _check_answers_or_go_on(self) -> None:
-        """Compare with the references; where ``auto`` chose a GPU that is wrong at every degree, take the next."""
-        while True:
-            try:
-                self._check_answers()
-            except EngineError as error:
-                if self._options.backend != "auto" or self.backend.name not in ON_GPU or self._again is None:
-                    raise
-                log.warning("%s is passed over for %s: %s", self.backend.name, self.bundle.path, error)
-                refused = {**self._refused, self.backend.name: str(error)}
-                self.close()
-                vars(self).update(vars(self._again(refused)))
-            else:
-                return
 
     def _check_answers(self) -> None:
         references = read_references(self.bundle)

@@ -213,9 +213,11 @@ class Runtime(Answering):
         """
         with self._lock:
             if self._state is State.LOADED:
-                self._active.warm_up(expect_profile=expect_profile)
-                if self._state is State.LOADED:  # not closed by a signal's handler meanwhile
+                self._active = self._active.warm_up(expect_profile=expect_profile)
+                if self._state is State.LOADED:
                     self._state = State.WARM
+                elif self._state is State.CLOSED:  # by a signal's handler meanwhile
+                    self._active.close()
             if self._state is not State.WARM:
                 raise self._unusable("warm_up")
 
@@ -240,7 +242,7 @@ class Runtime(Answering):
             try:
                 with opening():
                     fresh = EngineSet.load(path, self._options, profile)
-                    fresh.warm_up()
+                    fresh = fresh.warm_up()
             except BaseException as error:
                 if fresh is not None:
                     fresh.close()

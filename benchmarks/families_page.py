@@ -1,0 +1,102 @@
+"""The section of docs/benchmarks.md about families of schedules: see families_measure.py and families_engines.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["section"]
+
+EVERY, SPACED = "every", "spaced:1,4,7,10"
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """Return the section, from the JSON files by name."""
+    lines = [
+        "## Families of schedules",
+        "Merging in every block, against merging as much in four ([Families](concepts.md#families-of-schedules)). The "
+        "gap is one minus the cosine of the pooled features to the dense model's; recall, how often a cell is found "
+        "again among the dense features of all.",
+    ]
+    if "families" in found:
+        lines += _features(found["families"])
+    else:
+        lines.append("Features: not measured. `python benchmarks/families_measure.py` does it.")
+    engines = found.get("families-engines", {})
+    for part, write in (("latency", _latency), ("layers", _layers)):
+        if engines.get(part):
+            lines += write(engines[part], engines["degree"])
+        else:
+            lines.append(f"{part.capitalize()}: not measured. `python benchmarks/families_engines.py --only {part}`.")
+    return "\n\n".join(lines)
+
+
+def _features(result: Mapping[str, Any]) -> list[str]:
+    machine = result["machine"]
+    table = [
+        "| method | degree | family | blocks | GMACs | gap | recall, % | gap · 1000, change | recall, points |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in sorted(result["families"], key=lambda row: (row["method"], row["degree"])):
+        for family in (EVERY, SPACED):
+            own = row[family]
+            changes = "– | –"
+            if family == SPACED:
+                gap, recall = row["gap_difference"], row["recall_difference"]
+                changes = (
+                    f"{1e3 * gap[0]:+.2f} [{1e3 * gap[1]:+.2f}, {1e3 * gap[2]:+.2f}] | "
+                    f"{100 * recall[0]:+.1f} [{100 * recall[1]:+.1f}, {100 * recall[2]:+.1f}]"
+                )
+            table.append(
+                f"| {row['method']} | {row['degree']} | `{family}` | {sum(r > 0 for r in own['removed'])} "
+                f"| {own['macs'] / 1e9:.2f} | {own['gap'][0]:.5f} | {100 * own['recall']:.1f} | {changes} |"
+            )
+    closed = [
+        "| degree | gap alone, `every` | `spaced` | closed, `every` | `spaced` | gap with it, `every` | `spaced` |",
+        "| ---: " * 7 + "|",
+    ]
+    alone = {row["degree"]: row for row in result["families"] if row["method"] == "merge"}
+    for row in sorted(result["compensated"], key=lambda row: row["degree"]):
+        plain = alone[row["degree"]]
+        shares = (" / ".join(f"{100 * each:.0f}" for each in row[family]["closed"]) for family in (EVERY, SPACED))
+        gaps = (sum(row[family]["gaps"]) / len(row[family]["gaps"]) for family in (EVERY, SPACED))
+        closed.append(
+            f"| {row['degree']} | {plain[EVERY]['gap'][0]:.5f} | {plain[SPACED]['gap'][0]:.5f} | "
+            + " | ".join(f"{each} %" for each in shares)
+            + " | "
+            + " | ".join(f"{gap:.5f}" for gap in gaps)
+            + " |"
+        )
+    return [
+        f"The quickstart's ViT-S/14 on {result['cells']:,} cells that nothing learned from, weighed by class; "
+        f"differences paired by cell, with 95 % intervals ({machine['cores']} cores of {machine['processor']}, torch "
+        f"{machine['versions']['torch']}, {machine['measured']}).",
+        "\n".join(table),
+        "Then with a compensator that was trained for its own family, 300 steps of the quickstart's recipe, three "
+        "seeds; the gap is the mean of the seeds.",
+        "\n".join(closed),
+    ]
+
+
+def _latency(result: Mapping[str, Any], degree: int) -> list[str]:
+    machine = result["machine"]
+    table = ["| backend | batch | family | ms | of `every` |", "| --- | ---: | --- | ---: | ---: |"]
+    for row in result["rows"]:
+        ratio = "–" if row["family"] == EVERY else "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
+        table.append(f"| {row['backend']} | {row['batch']} | `{row['family']}` | {row['ms'][0]:.1f} | {ratio} |")
+    return [
+        f"DeiT-S at degree {degree}, in turns, medians with 95 % intervals ({machine['cores']} cores of "
+        f"{machine['processor']}, {machine['measured']}):",
+        "\n".join(table),
+    ]
+
+
+def _layers(result: Mapping[str, Any], degree: int) -> list[str]:
+    table = ["| family | layers | op plugin layers | MB |", "| --- | ---: | ---: | ---: |"]
+    for row in result["engines"]:
+        size = f"{row['content_bytes'] / 1e6:.0f}"
+        table.append(f"| `{row['family']}` | {row['layers']} | {row['op_plugin_layers']} | {size} |")
+    return [
+        f"Its TensorRT-RTX engines at degree {degree}; how long they take on a GPU was not measured:",
+        "\n".join(table),
+    ]
