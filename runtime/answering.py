@@ -145,23 +145,23 @@ class Answering(Streaming):
         start: float,
         budget_ms: float | None,
         degree: int | None,
-        place: tuple[Hashable, int] | None = None,
+        arrival: tuple[Hashable, int] | None = None,
     ) -> Result:
         """Answer images that arrived at ``start``; only a deadline can make the budget zero or less.
 
-        ``place`` is the request's source and its token in the load, where it has one already.
+        ``arrival`` is the request's source and its token in the load, where it has one already.
         """
-        if place is None:
+        if arrival is None:
             caller = threading.get_ident()
             due = math.inf if budget_ms is None else start + budget_ms / 1e3
-            place = caller, self._load.arrive(caller, start, due)
+            arrival = caller, self._load.arrive(caller, start, due)
         try:
-            return self._answer_in_turn(images, start, budget_ms, degree, place)
+            return self._answer_in_turn(images, start, budget_ms, degree, arrival)
         except TocomError as error:
             self._counters.fail(error)
             raise
         finally:
-            self._load.start(place[1])
+            self._load.start(arrival[1])
 
     def _answer_in_turn(
         self,
@@ -169,10 +169,10 @@ class Answering(Streaming):
         start: float,
         budget_ms: float | None,
         degree: int | None,
-        place: tuple[Hashable, int],
+        arrival: tuple[Hashable, int],
     ) -> Result:
         with self._lock:
-            self._load.start(place[1])
+            self._load.start(arrival[1])
             active = self._active
             controller = active.controller
             if self._state is not State.WARM or controller is None:
@@ -185,7 +185,7 @@ class Answering(Streaming):
             batch = len(images)
             left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
             if degree is None:
-                share_ms = self._load.share_ms(place[0], begin, left_ms, controller, batch)
+                share_ms = self._load.share_ms(arrival[0], begin, left_ms, controller, batch)
                 decision = controller.decide(share_ms, batch)
             else:
                 decision = _pinned(active, controller, batch, left_ms, degree)

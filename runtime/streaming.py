@@ -53,7 +53,7 @@ class Streaming(ABC):
         start: float,
         budget_ms: float | None,
         degree: int | None,
-        place: tuple[Hashable, int] | None = None,
+        arrival: tuple[Hashable, int] | None = None,
     ) -> Result: ...
 
     def stream(
@@ -170,12 +170,12 @@ class Streaming(ABC):
         budget_ms = None if due == math.inf else (due - begin) * 1e3
         whole = self._answer(images, begin, budget_ms, None, (asker, frames[0].token))
         results = []
-        for place, frame in enumerate(frames):
+        for index, frame in enumerate(frames):
             later_ms = (frame.arrived - begin) * 1e3
             latency_ms = whole.latency_ms - later_ms
             result = replace(
                 whole,
-                outputs={name: values[place : place + 1] for name, values in whole.outputs.items()},
+                outputs={name: values[index : index + 1] for name, values in whole.outputs.items()},
                 latency_ms=latency_ms,
                 queue_ms=max(whole.queue_ms - later_ms, 0.0),
                 budget_ms=frame.budget_ms,

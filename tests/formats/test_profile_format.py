@@ -205,7 +205,7 @@ def _precisions(**changes: Any) -> dict[str, Any]:
         (_with(degrees=one_profile().to_json()["degrees"] * 2), "is twice there"),
         (_with(batch=8), "changed by hand"),
         (_latency(p50_ms=-1), "positive, finite and ascending"),
-        (_latency(p50_ms=float("nan")), "NaN is not JSON number"),
+        (_latency(p50_ms=float("nan")), "NaN is not a JSON number"),
         (_latency(p50_ms="5"), "'p50_ms' must be float, not '5'"),
         (_latency(p99_ms=0.5), "positive, finite and ascending"),
         (_latency(count=0), "'count' must be an integer >= 1"),
