@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.alignment.ridge import LEAST_IMAGES, FeatureMap, fit_map
+from tocom.alignment.ridge import FeatureMap, check_counts, fit_first
 from tocom.calibration.accuracy.answers import as_input
 from tocom.errors import AlignmentError, DegreeError
 from tocom.formats.bundle import Bundle
@@ -30,6 +31,7 @@ def align_engines(
     bundle: Path | str,
     images: Path | str | Sequence[Any],
     *,
+    check: Path | str | Sequence[Any] | None = None,
     against: Path | str | None = None,
     degrees: Sequence[int] | None = None,
     backend: str = "auto",
@@ -47,6 +49,8 @@ def align_engines(
         bundle: The bundle's folder; its features must be an output.
         images: A folder of images of the kind that will be answered, its subfolders too; or such images (path, PIL
             image, or [channels, height, width] float32). No label is needed.
+        check: Such images too, of what will be answered, none of ``images``: a degree that its map does not help on
+            these is refused. None takes each fifth of ``images`` in turn.
         against: Bundle of the same model at a higher precision, whose source degree is the aim; None takes the
             bundle's own.
         degrees: To fit; None takes all but the aim itself.
@@ -66,9 +70,13 @@ def align_engines(
         EngineError: A degree cannot be loaded or run.
         OutputError: It cannot be written: found before the work.
     """
-    samples = image_files(images) if isinstance(images, (str, Path)) else list(images)
-    if len(samples) < LEAST_IMAGES:
-        raise AlignmentError(f"Alignment needs at least {LEAST_IMAGES} images, better 200 or more. Got {len(samples)}.")
+    parts = [
+        image_files(each) if isinstance(each, (str, Path)) else list(each)
+        for each in (images, check)
+        if each is not None
+    ]
+    check_counts(*map(len, parts))
+    count, samples = len(parts[0]), list(chain(*parts))
     opened = Bundle(bundle, verify=False)
     aim = opened if against is None else Bundle(against, verify=False)
     source = int(aim.manifest["source_degree"])
@@ -96,11 +104,12 @@ def align_engines(
         expected = found.pop(source)
     else:
         expected = features(aim.path, "auto", [source], f"features to aim at, {aim.precision}")[0][source]
-    fitted = {degree: fit_map(each, expected, seed=seed) for degree, each in found.items()}
+    fitted = {degree: fit_first(each, expected, count, seed=seed) for degree, each in found.items()}
     alignment = DeviceAlignment(
         identity=identity,
         aim={"bundle": aim.fingerprint, "precision": aim.precision, "degree": source},
-        images=len(samples),
+        images=count,
+        checked_on=len(samples) - count,
         degrees={degree: _described(each) for degree, each in fitted.items()},
         maps={
             degree: Linear(each.matrix, each.offset)

@@ -233,6 +233,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert "source_degree" in ran.stdout
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "30 images; each fifth judged" in ran.stdout
+    others = tmp_path / "others"
+    others.mkdir()
+    for index in range(25):  # all alike: compression hardly moves them, so no map helps
+        Image.new("RGB", (80, 80), (9, 99, 199)).save(others / f"{index}.png")
+    ran = CliRunner().invoke(app, [*arguments, "--check", str(others), "--json"], catch_exceptions=False)
+    checked = json.loads(ran.stdout)
+    assert (checked["images"], checked["checked_on"]) == (30, 25)
+    assert checked["degrees"]["3"]["strength"] == facts["degrees"]["3"]["strength"]
+    assert checked["degrees"]["3"]["gap"] != facts["degrees"]["3"]["gap"]
+    assert Alignment.load(out).checked_on == 25
     for index in range(30):
         Image.new("RGB", (80, 80), (9, 99, 199)).save(folder / f"{index}.png")
     ran = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -88,6 +88,17 @@ def test_it_is_the_ridge_of_the_engines_answers(model: VisionTransformer, bundle
     assert fitted.images == 40
 
 
+def test_other_images_judge_it(bundle: Path, model: VisionTransformer) -> None:
+    drawn = torch.randn(25, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(2))
+    noise = [each.numpy() for each in drawn]
+    judged = align_engines(bundle, pictures(model, 30), check=noise, degrees=[5], backend="onnxruntime")
+    assert (judged.images, judged.checked_on) == (30, 25)
+    found, aim = (outputs(bundle, noise, degree, alignment=False)["features"] for degree in (5, 0))
+    assert judged.degrees[5].gap == pytest.approx(feature_gaps(aim, found).mean(), rel=1e-3)
+    assert (5 in judged.maps) is judged.degrees[5].used
+    assert DeviceAlignment.load(find_alignments(bundle)[0])[0].checked_on == 25
+
+
 def test_against_higher_precision_the_source_degree_too(model: VisionTransformer, bundle: Path, tmp_path: Path) -> None:
     coarse = export(model, tmp_path / "fp16", degrees=[0, 5], features=True, precision="fp16").path
     fitted = align_engines(coarse, pictures(model), against=bundle, backend="onnxruntime")

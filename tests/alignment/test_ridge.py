@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tocom.alignment.ridge import STRENGTHS, feature_gaps, fit_map
+from tocom.alignment.ridge import STRENGTHS, feature_gaps, fit_first, fit_map
 from tocom.errors import AlignmentError
 
 
@@ -91,6 +91,26 @@ def test_few_images_of_many_channels_are_finite() -> None:
     fitted = fit_map(found, wanted)
     assert fitted.aligned_gap <= fitted.gap
     assert fitted.matrix is None or np.isfinite(fitted.matrix).all()
+
+
+def test_other_images_judge_the_map_of_the_first() -> None:
+    """What helps on images of one kind is refused where those to come are of another, and kept where they are not."""
+    found, wanted = features(300, 12, 4)
+    alone = fit_map(found[:200], wanted[:200], seed=1)
+    judged = fit_first(found, wanted, 200, seed=1)
+    np.testing.assert_array_equal(judged.matrix, alone.matrix)
+    assert judged.strength == alone.strength
+    assert judged.gap == pytest.approx(feature_gaps(wanted[200:], found[200:]).mean())
+    assert judged.aligned_gap == pytest.approx(feature_gaps(wanted[200:], alone.apply(found[200:])).mean())
+
+    same = np.concatenate([found[:200], wanted[200:]])  # a kind that compression does not move
+    refused = fit_first(same, wanted, 200, seed=1)
+    assert alone.used
+    assert not refused.used
+    assert refused.closed <= 0
+    np.testing.assert_array_equal(refused.apply(found), found.astype(np.float32))
+    with pytest.raises(AlignmentError, match=r"at least 25 images to check it on.* Got 24"):
+        fit_first(found[:224], wanted[:224], 200)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def seed_alignment(folder: Path) -> dict[str, Any]:
     saved = DeviceAlignment(
         identity={"bundle": "a" * 64, "precision": "int8", "backend": "onnxruntime", "device": {"processor": "x"}},
         aim={"bundle": "b" * 64, "precision": "fp32", "degree": 0}, images=30,
+        checked_on=0,
         degrees={0: FittedDegree(False, 1.0, 0.1, 0.1, 3), 8: FittedDegree(True, 0.1, 0.2, 0.1, 3)},
         maps={8: linear}, head=head, fitted_by="fuzz",
     ).save(folder)  # fmt: skip

@@ -86,12 +86,14 @@ class Alignment:
         binding: What they were fitted on.
         maps: Per degree; one that is refused stands for the identity.
         images: How many they were fitted on.
+        checked_on: How many others said whether they help; 0 where each fifth of the images did.
         metadata: Further strings that stand in the file.
     """
 
     binding: Binding
     maps: Mapping[int, FeatureMap]
     images: int
+    checked_on: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, degree: int | Sequence[int]) -> FeatureMap | None:
@@ -134,6 +136,7 @@ class Alignment:
         return {
             **asdict(self.binding),
             "images": self.images,
+            "checked_on": self.checked_on,
             "degrees": {
                 str(degree): {
                     "used": each.used,
@@ -185,7 +188,7 @@ class Alignment:
             names = set(Binding.__dataclass_fields__)
             binding = Binding(**{name: content[name] for name in names})
             maps = {int(degree): _map(int(degree), entry, tensors) for degree, entry in content["degrees"].items()}
-            images = int(content["images"])
+            images, checked_on = int(content["images"]), int(content["checked_on"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AlignmentError(f"{path} is inconsistent ({error}). Fit it again: tocom align.") from error
         if tensors:
@@ -195,7 +198,7 @@ class Alignment:
         widths = {each.matrix.shape[0] for each in maps.values() if each.matrix is not None}
         if len(widths) > 1:
             raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it again: tocom align.")
-        return cls(binding, maps, images, {**metadata, "file_sha256": sha256_file(path)})
+        return cls(binding, maps, images, checked_on, {**metadata, "file_sha256": sha256_file(path)})
 
 
 def is_alignment(path: Path) -> bool:

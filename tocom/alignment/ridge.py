@@ -8,16 +8,16 @@ mean eigenvalue of ``AᵀA``, so that it means the same for any scale of feature
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import AlignmentError
 
-__all__ = ["LEAST_IMAGES", "STRENGTHS", "FeatureMap", "feature_gaps", "fit_map", "fit_map_apart"]
+__all__ = ["STRENGTHS", "FeatureMap", "check_counts", "feature_gaps", "fit_first", "fit_map", "fit_map_apart"]
 
-LEAST_IMAGES = 25
+_LEAST_IMAGES = 25
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
 # One-sided, 95 %: a map is kept where images that it was not fitted on show that it helps.
@@ -35,8 +35,8 @@ class FeatureMap:
         matrix: [channels, channels]; ``y = x @ matrix + offset``. None where the map is refused: the identity.
         offset: [channels]; None with ``matrix``.
         strength: That was chosen.
-        gap: Mean of one minus cosine to the source degree's features over the images, without the map.
-        aligned_gap: With maps of that strength, each image by one that was fitted without its fifth of the images.
+        gap: Mean of one minus cosine to the source degree's features, without the map, over the images that judge it.
+        aligned_gap: With it; where no others judge, each image by a map that was fitted without its fifth of them.
         directions: In how many the degree's features differ from image to image; in all others the map is the identity.
     """
 
@@ -80,6 +80,32 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     return fit_map_apart(found, wanted, seed=seed)[0]
 
 
+def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -> FeatureMap:
+    """Fit the map as :func:`fit_map` does on the first images alone; all others, where there are some, judge it.
+
+    Images that are held out in fifths are of the kind that was fitted on: they cannot see that a map harms another
+    kind. Images of what will be answered can.
+
+    Args:
+        found: Of the degree, [images, channels].
+        wanted: Of the source degree, [images, channels].
+        count: To fit on.
+        seed: Of the fifths.
+
+    Raises:
+        AlignmentError: As :func:`fit_map`, and fewer than 25 others, but some.
+    """
+    fitted = fit_map(found[:count], wanted[:count], seed=seed)
+    if count == len(found):
+        return fitted
+    check_counts(count, len(found) - count)
+    others, aim = _checked(found[count:], wanted[count:])
+    without, aligned = feature_gaps(aim, others), feature_gaps(aim, fitted.apply(others))
+    helps = fitted.used and _helps(without - aligned)
+    judged = replace(fitted, gap=float(without.mean()), aligned_gap=float(aligned.mean()))
+    return judged if helps else replace(judged, matrix=None, offset=None)
+
+
 def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
     """Fit the map as :func:`fit_map` does, and map every image by one that was fitted without its fifth.
 
@@ -97,22 +123,8 @@ def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[
     Raises:
         AlignmentError: As :func:`fit_map`.
     """
-    if found.ndim != 2 or found.shape != wanted.shape:
-        raise AlignmentError(
-            f"Features of a degree and of the source degree must both be [images, channels]. Got {found.shape} and "
-            f"{wanted.shape}."
-        )
+    found, wanted = _checked(found, wanted)
     count = len(found)
-    if count < LEAST_IMAGES:
-        raise AlignmentError(f"Alignment needs at least {LEAST_IMAGES} images, better 200 or more. Got {count}.")
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    for name, features in (("the degree", found), ("the source degree", wanted)):
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        if bad.size:
-            raise AlignmentError(
-                f"Features of {name} are not finite for {bad.size} of {count} images, the first is image {bad[0]}. "
-                "Look for images or weights that are not finite."
-            )
     fold = np.random.default_rng(seed).permutation(count) % _FOLDS
     without = feature_gaps(wanted, found)
     gaps = {strength: np.empty(count) for strength in STRENGTHS}
@@ -131,10 +143,19 @@ def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[
     gain = without - gaps[strength]
     fit = _Ridge(found, wanted)
     figures = strength, float(without.mean()), means[strength], fit.directions
-    if gain.mean() <= _Z * gain.std(ddof=1) / len(gain) ** 0.5:
+    if not _helps(gain):
         return FeatureMap(None, None, *figures), found.astype(np.float32)
     matrix, offset = fit.solve(strength)
     return FeatureMap(matrix.astype(np.float32), offset.astype(np.float32), *figures), apart[strength]
+
+
+def check_counts(*counts: int) -> None:
+    """Raise AlignmentError where images that fit a map, or others that judge it, are too few."""
+    for count, use in zip(counts, ("", " to check it on"), strict=False):
+        if count < _LEAST_IMAGES:
+            raise AlignmentError(
+                f"Alignment needs at least {_LEAST_IMAGES} images{use}, better 200 or more. Got {count}."
+            )
 
 
 def feature_gaps(expected: Features, got: Features) -> NDArray[np.float64]:
@@ -142,6 +163,31 @@ def feature_gaps(expected: Features, got: Features) -> NDArray[np.float64]:
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.asarray(1 - (a * b).sum(-1) / np.maximum(norms, 1e-12))
+
+
+def _checked(found: Features, wanted: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the features in float64; raise AlignmentError where a map cannot be fitted on, or judged by, them."""
+    if found.ndim != 2 or found.shape != wanted.shape:
+        raise AlignmentError(
+            f"Features of a degree and of the source degree must both be [images, channels]. Got {found.shape} and "
+            f"{wanted.shape}."
+        )
+    count = len(found)
+    check_counts(count)
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    for name, features in (("the degree", found), ("the source degree", wanted)):
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if bad.size:
+            raise AlignmentError(
+                f"Features of {name} are not finite for {bad.size} of {count} images, the first is image {bad[0]}. "
+                "Look for images or weights that are not finite."
+            )
+    return found, wanted
+
+
+def _helps(gain: NDArray[np.float64]) -> bool:
+    """Return whether gaps, less those of the map [images], are positive beyond what chance explains."""
+    return bool(gain.mean() > _Z * gain.std(ddof=1) / len(gain) ** 0.5)
 
 
 class _Ridge:

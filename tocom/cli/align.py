@@ -25,7 +25,7 @@ from tocom.cli.model_options import (
     WeightsKey,
     load,
 )
-from tocom.cli.options import MergeBlocks, Spacing, parse_degrees, parse_family
+from tocom.cli.options import CheckFolder, MergeBlocks, Spacing, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
 __all__ = ["register"]
@@ -53,6 +53,7 @@ def align(
     interpolation: Interpolation = None,
     crop: Crop = None,
     crop_mode: CropMode = None,
+    check: CheckFolder = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with.")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
     source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
@@ -96,6 +97,7 @@ def align(
             loaded.model.to(torch_device),
             files,
             degrees=wanted,
+            check=None if check is None else ImageFiles(check, loaded.input_entry),
             compensator=None if compensator is None else Compensator.load(compensator),
             scale=scale,
             source_degree=source_degree,
@@ -110,4 +112,4 @@ def align(
     if as_json:
         print_json(found.describe())
     else:
-        output.print(alignment_table(str(out), found.images, found.maps))
+        output.print(alignment_table(str(out), found.images, found.checked_on, found.maps))

@@ -28,9 +28,10 @@ class Fitted(Protocol):
     def directions(self) -> int: ...
 
 
-def alignment_table(what: str, images: int, degrees: Mapping[int, Fitted]) -> Table:
+def alignment_table(what: str, images: int, checked_on: int, degrees: Mapping[int, Fitted]) -> Table:
     """Return a row per degree, and below them what is to be said of the images."""
-    table = Table(title=f"{what}: {images} images; each fifth judged by a map of the others")
+    judged = f"judged on {checked_on} others" if checked_on else "each fifth judged by a map of the others"
+    table = Table(title=f"{what}: {images} images; {judged}")
     for column in ("degree", "feature gap", "aligned", "closed", "strength"):
         table.add_column(column, justify="right")
     for degree, each in degrees.items():

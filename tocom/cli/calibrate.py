@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import console, output, print_json
-from tocom.cli.options import BackendName, TrustedKeys
+from tocom.cli.options import BackendName, CheckFolder, TrustedKeys
 from tocom.cli.progress import steps
 from tocom.errors import OutputError, RequestError
 from tocom.formats.profile import PROFILES_FOLDER, Profile
@@ -60,6 +60,7 @@ def calibrate(
             "needed, to the source degree's; of --against where given.",
         ),
     ] = False,
+    check: CheckFolder = None,
     seed: Annotated[int, typer.Option(help="Seed of the measuring order, or of --align's fifths.")] = 0,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Measure nothing: take the saved profile of this device and power mode.")
@@ -87,7 +88,7 @@ def calibrate(
     from tocom.formats.signatures import load_public_keys
 
     if align:
-        _align(bundle, images, against, backend, threads, seed, trusted_key, as_json)
+        _align(bundle, images, check, against, backend, threads, seed, trusted_key, as_json)
         return
     unsaved = None if reuse else _why_nothing_can_be_saved(bundle)
     if unsaved is not None:
@@ -155,6 +156,7 @@ def calibrate(
 def _align(
     bundle: Path,
     images: Path | None,
+    check: Path | None,
     against: Path | None,
     backend: str,
     threads: int | None,
@@ -172,6 +174,7 @@ def _align(
         found = align_engines(
             bundle,
             images,
+            check=check,
             against=against,
             backend=backend,
             threads=threads,
@@ -182,7 +185,7 @@ def _align(
     if as_json:
         print_json(found.describe())
         return
-    output.print(alignment_table(str(bundle), found.images, found.degrees))
+    output.print(alignment_table(str(bundle), found.images, found.checked_on, found.degrees))
     console.print(
         f"saved in {bundle}/{ALIGNMENTS_FOLDER}; the runtime uses it from now on. What the degrees are worth with it: "
         f"tocom calibrate {bundle} --images OTHERS",

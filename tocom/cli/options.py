@@ -12,6 +12,7 @@ from tocom.errors import RequestError
 
 __all__ = [
     "BackendName",
+    "CheckFolder",
     "MergeBlocks",
     "Spacing",
     "TimeoutS",
@@ -22,6 +23,14 @@ __all__ = [
     "parse_seconds",
 ]
 
+CheckFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--check",
+        help="Folder of images of what will be answered, none of --images: refuse the alignment of degrees that it "
+        "does not help on these. Default: each fifth of --images in turn.",
+    ),
+]
 TrustedKeys = Annotated[
     list[Path] | None,
     typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),

@@ -45,7 +45,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class FittedDegree:
-    """What the images said of a degree's map, each fifth by a map of the others.
+    """What images said of a degree's map that it was not fitted on.
 
     Attributes:
         used: Whether it helps; where not, the degree's answers stay as they are.
@@ -71,6 +71,7 @@ class _Content:
     identity: Mapping[str, Any]
     aim: Mapping[str, Any]
     images: int
+    checked_on: int
     channels: int
     classes: int | None
     degrees: Mapping[int, FittedDegree]
@@ -86,6 +87,7 @@ class DeviceAlignment:
         identity: What it holds for: ``bundle``, ``precision``, ``backend`` and ``device``.
         aim: Whose features are the aim: ``bundle`` (fingerprint), ``precision`` and ``degree``.
         images: How many it was fitted on.
+        checked_on: How many others said whether the maps help; 0 where each fifth of the images did.
         degrees: What the images said, per degree.
         maps: Of the degrees that use one.
         head: What makes logits of features; None where logits are no output.
@@ -95,6 +97,7 @@ class DeviceAlignment:
     identity: Mapping[str, Any]
     aim: Mapping[str, Any]
     images: int
+    checked_on: int
     degrees: Mapping[int, FittedDegree]
     maps: Mapping[int, Linear]
     head: Linear | None
@@ -106,6 +109,7 @@ class DeviceAlignment:
             "identity": dict(self.identity),
             "aim": dict(self.aim),
             "images": self.images,
+            "checked_on": self.checked_on,
             "degrees": {str(degree): asdict(each) for degree, each in self.degrees.items()},
             "fitted_by": self.fitted_by,
         }
@@ -159,7 +163,8 @@ class DeviceAlignment:
             if isinstance(error, AlignmentError):
                 raise
             raise AlignmentError(f"{path} {error}. {_AGAIN}") from error
-        found = cls(content.identity, content.aim, content.images, content.degrees, maps, head, content.fitted_by)
+        figures = content.images, content.checked_on, content.degrees
+        found = cls(content.identity, content.aim, *figures, maps, head, content.fitted_by)
         return found, hashlib.sha256(data).hexdigest()
 
     def mismatch(self, identity: Mapping[str, Any]) -> str | None:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from tocom.alignment.alignment import Alignment, Binding
-from tocom.alignment.ridge import LEAST_IMAGES, FeatureMap, fit_map
+from tocom.alignment.ridge import check_counts, fit_first
 from tocom.compensator.compensator import Compensator
 from tocom.compression.features import pooled
 from tocom.compression.surgery import compress
@@ -27,6 +27,7 @@ def align(
     images: Dataset[Tensor],
     *,
     degrees: Sequence[int],
+    check: Dataset[Tensor] | None = None,
     compensator: Compensator | None = None,
     scale: float | None = None,
     source_degree: int = 0,
@@ -43,6 +44,8 @@ def align(
         model: Dense, supported; with a classifier or without, which takes no part.
         images: Of [channels, height, width] each, of the kind that will be answered; no label is needed.
         degrees: To fit; the source degree needs no map.
+        check: Images of what will be answered, none of ``images``: a degree that its map does not help on these is
+            refused, so that a map of another kind of images harms none. None takes each fifth of ``images`` in turn.
         compensator: That the degrees will run with.
         scale: Of the compensator; None is its own.
         source_degree: Whose features are the aim.
@@ -66,15 +69,16 @@ def align(
     at = {degree: compress(model, degree, **compensated) for degree in sorted({*degrees} - {source_degree})}
     if not at:
         raise AlignmentError(f"The 'degrees' parameter must name one beside the source degree. Got {list(degrees)}.")
-    count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
-    if count < LEAST_IMAGES:  # before the slow part
-        raise AlignmentError(f"Alignment needs at least {LEAST_IMAGES} images, better 200 or more. Got {count}.")
+    parts = [images] if check is None else [images, check]
+    counts = [len(each) for each in parts]  # type: ignore[arg-type]  # map-style datasets have a length
+    check_counts(*counts)  # before the slow part
+    count = sum(counts)
     device = next(model.parameters()).device
     wanted: list[np.ndarray] = []
     found: dict[int, list[np.ndarray]] = {degree: [] for degree in at}
     done = 0
     with torch.no_grad():
-        for batch in DataLoader(images, batch_size=batch_size):
+        for batch in DataLoader(ConcatDataset(parts), batch_size=batch_size):
             inputs = batch.to(device)
             wanted.append(pooled(source, inputs).float().cpu().numpy())
             for degree, compressed in at.items():
@@ -83,7 +87,6 @@ def align(
             if progress is not None:
                 progress(done, count)
     aim = np.concatenate(wanted)
-    maps: dict[int, FeatureMap] = {
-        degree: fit_map(np.concatenate(parts), aim, seed=seed) for degree, parts in found.items()
-    }
-    return Alignment(Binding.of(model, **compensated), maps, done, {"fitted_by": f"tocom {__version__}"})
+    maps = {degree: fit_first(np.concatenate(each), aim, counts[0], seed=seed) for degree, each in found.items()}
+    metadata = {"fitted_by": f"tocom {__version__}"}
+    return Alignment(Binding.of(model, **compensated), maps, counts[0], sum(counts[1:]), metadata)
