@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from domains import cell_views, quickstart_cells
 from measuring import RESULTS, interleave, machine, median_interval, paired_ratio
 from results_train import FOLDER, backbone
 from timm.models.vision_transformer import VisionTransformer
-from unseen import mean_interval
+from unseen import CELLS, Unseen
 
 from tocom import Alignment, Compensator, compress
 from tocom.alignment.alignment import Binding
@@ -33,6 +34,7 @@ from tocom.alignment.ridge import feature_gaps, fit_map
 from tocom.calibration import align_engines
 from tocom.calibration.int8.quantizer import quantize
 from tocom.calibration.int8.trial import compare
+from tocom.compression import merging
 from tocom.compression.loading.model import LoadedModel
 from tocom.compression.loading.preprocessing import input_config
 from tocom.export import export
@@ -49,7 +51,7 @@ RESULT = RESULTS / "alignment-engines.json"
 PARTS = ("merged", "latency", "int8")
 DEGREES, AT = (0, 8, 16), 16
 NEAR = 1e-4
-CHECKED, FITTED_ON, UNSEEN = 16, 150, 100
+CHECKED, FEW = 64, 150
 THREADS = 1  # where answers count; latency takes what ONNX Runtime takes
 Outputs = dict[str, np.ndarray]
 
@@ -87,31 +89,52 @@ def merged() -> tuple[Bundle, Bundle, VisionTransformer, Compensator, Alignment]
     return plain, aligned, model, compensator, alignment
 
 
+def nearest_tie(net: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
+    """Return by how little, and in which block, the least similar pair that merges beats the next one, as cosines."""
+    margins, merge = [], merging.token_merge
+
+    def watched(x: Any, keys: torch.Tensor, size: Any, r: int, prefix: int) -> Any:
+        unit = torch.nn.functional.normalize(merging.key_metric(keys).double(), dim=-1)[0, prefix:]
+        first = prefix % 2  # tokens at even positions of the whole sequence are matched with those at odd ones
+        best = (unit[first::2] @ unit[1 - first :: 2].T).amax(dim=-1).sort(descending=True).values
+        margins.append(float(best[r - 1] - best[r]))
+        return merge(x, keys, size, r, prefix)
+
+    with mock.patch.object(merging, "token_merge", watched), torch.inference_mode():
+        net(image[None])
+    block = int(np.argmin(margins))
+    return {"block": block, "margin": margins[block]}
+
+
 def measure_merged() -> dict[str, Any]:
     """Return how far ONNX Runtime's answers are from torch's, per degree.
 
-    Where two tokens are as near to a third but for rounding, torch and ONNX Runtime may merge different ones: such
-    cells are told apart, and differ without the alignment too.
+    Where two pairs are as similar but for rounding, torch and ONNX Runtime may merge different ones: such cells are
+    told apart, and differ without the alignment too.
     """
     plain, aligned, model, compensator, alignment = merged()
     images = torch.stack([cell_views("test", input_config(model))[index] for index in range(CHECKED)])
-
-    def differences(bundle: Bundle, degree: int, given: Alignment | None) -> np.ndarray:
-        with torch.inference_mode():
-            want = compress(model, degree, compensator=compensator, alignment=given)(images).numpy()
-        session = onnxruntime.InferenceSession(str(bundle.onnx_path(degree)))
-        found = np.concatenate([session.run(None, {"images": image[None]})[0] for image in images.numpy()])
-        return np.abs(found - want).max(axis=-1)
-
     rows = []
     for degree in DEGREES:
-        with_it = differences(aligned, degree, alignment)
-        near = with_it <= NEAR
-        row = {"degree": degree, "near": int(near.sum()), "difference": float(with_it[near].max())}
-        if not near.all():
-            row["beyond"] = {"with": with_it[~near].tolist()}
-            row["beyond"]["without"] = differences(plain, degree, None)[~near].tolist()
-        rows.append(row)
+        difference, nets = {}, {}
+        for way, bundle, given in (("with", aligned, alignment), ("without", plain, None)):
+            nets[way] = compress(model, degree, compensator=compensator, alignment=given)
+            with torch.inference_mode():
+                want = nets[way](images).numpy()
+            session = onnxruntime.InferenceSession(str(bundle.onnx_path(degree)))
+            found = np.concatenate([session.run(None, {"images": image[None]})[0] for image in images.numpy()])
+            difference[way] = np.abs(found - want).max(axis=-1)
+        near = difference["with"] <= NEAR
+        beyond = [
+            {
+                "cell": int(cell),
+                **{way: float(each[cell]) for way, each in difference.items()},
+                **nearest_tie(nets["with"], images[cell]),
+            }
+            for cell in np.flatnonzero(~near)
+        ]
+        largest = float(difference["with"][near].max())
+        rows.append({"degree": degree, "near": int(near.sum()), "difference": largest, "beyond": beyond})
     return {"images": CHECKED, "allowed": NEAR, "degrees": rows}
 
 
@@ -153,9 +176,12 @@ def answers(bundle: Bundle, degree: int, cells: Sequence[Cell], *, alignment: bo
 
 
 def measure_int8() -> dict[str, Any]:
-    """Return how far INT8 is from float32 at degree 0, at degree 16, with and without the alignment."""
-    model, compensator, _ = fitted()
-    split = quickstart_cells()
+    """Return how far degree 16 in INT8 is from float32 at degree 0, with and without the alignment.
+
+    The alignment is fitted and applied as on a device; beside it stands one that was fitted on fewer images.
+    """
+    model, compensator, fit = fitted()
+    split, unseen = quickstart_cells(), Unseen(model, CELLS)
     dense = exported("features-fp32", model, compensator, degrees=(0, AT), features=True)
     path = FOLDER / "bundles" / "features-int8"
     if not path.exists():
@@ -163,30 +189,45 @@ def measure_int8() -> dict[str, Any]:
         chosen_on = [(cell.path, cell.label) for cell in split.held_out[:100]]
         # Every layer in INT8: what is measured is what the alignment mends, not what the floor leaves to mend.
         quantize(dense, path, ranges, held_out=chosen_on, degrees=[AT], floor_points=100.0)
-    int8 = Bundle(path)
-    fitting = [cell.path for cell in split.train[:FITTED_ON]]
-    if not find_alignments(int8.path):  # as bundles are: what is there is taken
-        align_engines(int8.path, fitting, against=dense.path, backend="onnxruntime", threads=THREADS)
-    found, _ = DeviceAlignment.load(find_alignments(int8.path)[0])
-    cells = split.test[:UNSEEN]
-    wanted, rows = answers(dense, 0, cells, alignment=False), []
-    compared = (("int8", int8, (False, True)), ("fp32", dense, (False,)))
-    for precision, bundle, ways in compared:
-        per_cell = {}
-        for alignment in ways:
-            got = answers(bundle, AT, cells, alignment=alignment)
-            per_cell[alignment] = {
-                "divergence": compare(wanted["logits"], got["logits"], True),
-                "gap": feature_gaps(wanted["features"], got["features"]),
-                "agreement": (wanted["logits"].argmax(-1) == got["logits"].argmax(-1)).astype(float),
-            }
-        row: dict[str, Any] = {"precision": precision, "degree": AT}
-        for alignment, scores in per_cell.items():
-            row["aligned" if alignment else "alone"] = {name: mean_interval(each) for name, each in scores.items()}
-        if True in per_cell:
-            row["change"] = {name: mean_interval(per_cell[True][name] - each) for name, each in per_cell[False].items()}
+    int8, fitting, cells = Bundle(path), [*split.held_out, *split.train], unseen.chosen
+    if not find_alignments(path):  # as bundles are: what is there is taken
+        align_engines(path, [cell.path for cell in fitting], against=dense.path, backend="onnxruntime", threads=THREADS)
+    found, _ = DeviceAlignment.load(find_alignments(path)[0])
+    few, aim = np.random.default_rng(0).permutation(len(fitting))[:FEW], fit.at(0)
+    fewer = fit_map(answers(int8, AT, fitting, alignment=False)["features"][few], aim[few])
+
+    plain, wanted = answers(int8, AT, cells, alignment=False)["features"], unseen.at(0)
+    features = {
+        ("int8", 0): plain,
+        ("int8", FEW): fewer.apply(plain),
+        ("int8", found.images): found.maps[AT](plain),
+        ("fp32", 0): unseen.at(AT, recipe=RECIPE),
+    }
+    served = answers(int8, AT, cells[:CHECKED], alignment=True)["features"]
+    np.testing.assert_allclose(served, features["int8", found.images][:CHECKED], rtol=0, atol=1e-3)
+    classes, logits = unseen.classes, {key: logits_of(model, each) for key, each in features.items()}
+    expected, rows = logits_of(model, wanted), []
+    scores = {
+        key: {
+            "divergence": compare(expected, logits[key], True),
+            "gap": feature_gaps(wanted, each),
+            "agreement": (expected.argmax(-1) == logits[key].argmax(-1)).astype(float),
+        }
+        for key, each in features.items()
+    }
+    for (precision, images), own in scores.items():
+        row: dict[str, Any] = {name: classes.interval(each) for name, each in own.items()}
+        row.update(precision=precision, fitted_on=images)
+        if images:
+            row["change"] = {name: classes.interval(own[name] - each) for name, each in scores["int8", 0].items()}
         rows.append(row)
-    return {"fitted_on": found.images, "unseen": UNSEEN, "alignment": found.describe()["degrees"], "rows": rows}
+    return {"degree": AT, "unseen": len(cells), "alignment": found.describe()["degrees"], "rows": rows}
+
+
+def logits_of(model: VisionTransformer, features: np.ndarray) -> np.ndarray:
+    """Return what the model's head makes of features, [cells, classes]."""
+    with torch.inference_mode():
+        return model.head(torch.from_numpy(features)).numpy()
 
 
 def main() -> None:

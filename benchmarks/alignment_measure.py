@@ -33,7 +33,7 @@ from torch.utils.data import Subset
 from unseen import CELLS, CHUNK, Classes, Unseen, mean_interval
 
 from tocom import Compensator
-from tocom.alignment.ridge import FeatureMap, feature_gaps, fit_map
+from tocom.alignment.ridge import FeatureMap, feature_gaps, fit_first, fit_map
 from tocom.compression.loading.preprocessing import input_config
 from tocom.formats.methods import METHODS
 from tocom.quickstart.figures import is_found
@@ -164,10 +164,17 @@ def by_count(fit: Fit, unseen: Unseen, more: Measured, classes: Classes) -> list
     return rows
 
 
+def per_fit(pairs: Sequence[tuple[Features, Features]]) -> tuple[Features, Features]:
+    """Return features of several kinds of images, and those to aim at, as of one."""
+    found, aim = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    return found, aim
+
+
 def across(model: VisionTransformer, *, compute: bool = False) -> list[dict[str, Any]]:
     """Return per domain that a map is fitted on, and per domain it meets, the share of the gap closed at degree 16.
 
-    Nothing where features are missing that are not to be computed.
+    Of the images that it meets, every second one checks the map, and the others measure it: of photographs, no picture
+    is in both. Nothing where features are missing that are not to be computed.
     """
     entry = input_config(model)
     given, met = {}, {}
@@ -175,23 +182,29 @@ def across(model: VisionTransformer, *, compute: bool = False) -> list[dict[str,
         if name == "cells":  # the first of those that have features already
             given[name], met[name] = Measured("train", model, None), Measured("unseen-0", model, None)
         else:
-            given[name] = Measured(f"fit-{name}", model, Subset(training_views(name, entry), range(200)))
-            met[name] = Measured(f"met-{name}", model, Subset(test_views(name, entry), range(64)))
+            # Features that are kept need no pictures, whose package may be gone since.
+            fitted_on = Subset(training_views(name, entry), range(200)) if compute else None
+            given[name] = Measured(f"fit-{name}", model, fitted_on)
+            met[name] = Measured(f"met-{name}", model, Subset(test_views(name, entry), range(64)) if compute else None)
     if not compute and not all(is_there([*given.values(), *met.values()], degree) for degree in (0, CROSSED)):
         return []
     pairs = {name: (each.at(CROSSED)[:200], each.at(0)[:200]) for name, each in given.items()}
-    pairs["all three"] = tuple(np.concatenate(each) for each in zip(*pairs.values(), strict=True))
+    pairs["all three"] = per_fit(list(pairs.values()))
     rows = []
-    for name, (found, aim) in pairs.items():
-        fitted = fit_map(found, aim)
+    for name, pair in pairs.items():
+        fitted = fit_map(*pair)
         for other, images in met.items():
-            dense, plain = images.at(0)[:64], images.at(CROSSED)[:64]
+            plain, dense = images.at(CROSSED)[:128], images.at(0)[:128]
+            checked = fit_first(*per_fit([pair, (plain[::2], dense[::2])]), len(pair[0]))
+            plain, dense = plain[1::2], dense[1::2]
             without, aligned = feature_gaps(dense, plain), feature_gaps(dense, fitted.apply(plain))
             rows.append(
                 {
                     "fitted_on": name,
                     "measured_on": other,
-                    "used": fitted.matrix is not None,
+                    "images": len(plain),
+                    "used": fitted.used,
+                    "used_once_checked": checked.used,
                     "gap": float(without.mean()),
                     "closed": float(1 - aligned.mean() / without.mean()),
                     "gap_change": mean_interval(aligned - without),

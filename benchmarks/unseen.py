@@ -67,7 +67,8 @@ class Unseen:
     """Features of cells that neither head, nor compensator, nor alignment learns from, kept 200 at a time.
 
     Attributes:
-        classes: The cells' labels, and means by class.
+        chosen: The cells.
+        classes: Their labels, and means by class.
     """
 
     def __init__(self, model: VisionTransformer, cells: int) -> None:
@@ -75,7 +76,8 @@ class Unseen:
         rest, test, split = cell_views("rest", entry), cell_views("test", entry), quickstart_cells()
         first = len(rest) - (CELLS - len(test))
         images = ConcatDataset([test, Subset(rest, range(first, len(rest)))])
-        labels = np.array([cell.label for cell in (*split.test, *split.rest[first:])][:cells])
+        self.chosen = [*split.test, *split.rest[first:]][:cells]
+        labels = np.array([cell.label for cell in self.chosen])
         defective = float(np.mean([cell.label for part in vars(split).values() for cell in part]))
         self.classes = Classes(labels, (1 - defective, defective))
         starts = range(0, cells, CHUNK)

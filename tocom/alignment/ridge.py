@@ -174,15 +174,15 @@ def _checked(found: Features, wanted: Features) -> tuple[NDArray[np.float64], ND
         )
     count = len(found)
     check_counts(count)
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    for name, features in (("the degree", found), ("the source degree", wanted)):
+    given, aim = found.astype(np.float64), wanted.astype(np.float64)
+    for name, features in (("the degree", given), ("the source degree", aim)):
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if bad.size:
             raise AlignmentError(
                 f"Features of {name} are not finite for {bad.size} of {count} images, the first is image {bad[0]}. "
                 "Look for images or weights that are not finite."
             )
-    return found, wanted
+    return given, aim
 
 
 def _helps(gain: NDArray[np.float64]) -> bool:
