@@ -21,6 +21,7 @@ import timm
 import torch
 
 from tocom.compensator.tensor_file import save_tensors
+from tocom.compression.features import pooled_features
 from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import TocomError
 from tocom.quickstart.cells import LABELS, Cell, split_cells
@@ -35,17 +36,8 @@ def write_images(folder: Path, cells: list[Cell]) -> None:
         shutil.copyfile(cell.path, folder / LABELS[cell.label] / cell.path.name)
 
 
-@torch.inference_mode()
-def features(model: torch.nn.Module, cells: list[Cell]) -> torch.Tensor:
-    """Return what the head gets of every cell, [cells, channels]."""
-    images = ImageFiles([cell.path for cell in cells], input_config(model))
-    parts = []
-    for begin in range(0, len(cells), 8):
-        batch = torch.stack([images[index] for index in range(begin, min(begin + 8, len(cells)))])
-        parts.append(model.forward_head(model.forward_features(batch), pre_logits=True))
-        print(f"\rfeatures of {begin + len(batch)} of {len(cells)} cells", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return torch.cat(parts)
+def tell(done: int, batches: int) -> None:
+    print(f"\rfeatures: {done} of {batches} batches", end="\n" * (done == batches), file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -65,7 +57,8 @@ def main() -> None:
 
     model = timm.create_model(BACKBONE, img_size=IMAGE_SIZE, num_classes=0).eval()
     model.load_state_dict(backbone)
-    inputs, labels = features(model, split.train), [cell.label for cell in split.train]
+    images = ImageFiles([cell.path for cell in split.train], input_config(model))
+    inputs, labels = pooled_features(model, images, tell), [cell.label for cell in split.train]
     model.head = fit_head(inputs, labels)
     right = int((model.head(inputs).argmax(1) == torch.tensor(labels)).sum())
 

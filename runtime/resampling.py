@@ -107,16 +107,16 @@ def shrink(pixels: NDArray[np.uint8], across: Window, down: Window, interpolatio
 def _bands(window: Window, interpolation: str) -> tuple[_Band, ...]:
     reach, weigh = FILTERS[interpolation]
     scale = window.source / window.full
-    places: list[tuple[int, NDArray[Any]]] = []
+    taps: list[tuple[int, NDArray[Any]]] = []
     for pixel in range(window.first, window.first + window.wanted):
         centre = (pixel + 0.5) * scale
         start = max(int(centre - reach * scale + 0.5), 0)
         stop = min(int(centre + reach * scale + 0.5), window.source)
         weights = weigh((np.arange(start, stop, dtype=np.float64) - centre + 0.5) / scale)
-        places.append((start, weights / weights.sum()))
+        taps.append((start, weights / weights.sum()))
     bands = []
-    for first in range(0, len(places), _IN_ONE):
-        group = places[first : first + _IN_ONE]
+    for first in range(0, len(taps), _IN_ONE):
+        group = taps[first : first + _IN_ONE]
         start, stop = group[0][0], max(begin + len(weights) for begin, weights in group)
         band = np.zeros((len(group), stop - start), np.float32)
         for row, (begin, weights) in enumerate(group):

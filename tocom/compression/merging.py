@@ -74,7 +74,7 @@ def match_tokens(metric: Tensor, r: int, prefix: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Return the tokens at places: of x [batch, tokens, channels] by index [batch, places], of any integer type."""
+    """Return [batch, count, channels]: of x [batch, tokens, channels] by index [batch, count], of any integer type."""
     return x.gather(1, index.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 

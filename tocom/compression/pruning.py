@@ -68,7 +68,7 @@ def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[T
 
 
 def _pruned(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[Tensor, Tensor]:
-    """Return the tokens that are left, and the places of those that were kept as they are."""
+    """Return the tokens that are left, and the index of those that were kept as they are."""
     batch = len(x)
     removed = r + 1 if fuse else r
     order = prefix + score[:, prefix:].argsort(dim=-1, stable=True)

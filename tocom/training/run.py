@@ -220,7 +220,7 @@ class Run:
     ) -> tuple[float, float]:
         """Make one optimizer step; return its loss and the norm of its gradient.
 
-        ``numbers`` [batch] are the images' files in the data set, ``images`` [batch, channels, height, width].
+        ``numbers`` [batch] are the images' indices in the data set, ``images`` [batch, channels, height, width].
         """
         config, own = self.config, len(images)
         part = own // config.accumulation

@@ -28,7 +28,7 @@ def readable_model(
 
     Args:
         model: Bytes of an ONNX file.
-        content: Returns bytes of another file: its location, offset and length. Weights that became
+        content: Returns bytes of another file, given its location, the offset and the length. Weights that became
             inputs are views of what it returns.
 
     Raises:
