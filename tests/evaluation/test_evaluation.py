@@ -298,6 +298,11 @@ def test_one_source_gets_verdicts_a_chart_and_every_answer(one_source: tuple[lis
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert [pair["verdict"] and pair["verdict"]["degree"] for pair in content["pairs"]] == [None, 2, 4]
     assert all(pair["compensated"] is None for pair in content["pairs"])
+    assert content["allowed"] == 0.01
+    for pair in content["pairs"][1:]:  # so few images cannot tell, and the words say so below the table
+        assert pair["verdict"]["words"] in ran.stdout
+        assert pair["verdict"]["note"] in ran.stdout.replace("\n", " ")
+    assert "these images cannot tell" in ran.stdout
     lines = (tmp_path / "answers.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * content["images"]["test"]
     for entry in content["confusions"]:

@@ -181,6 +181,9 @@ def evaluate(
     for each in loaded.values():
         print_loaded(each)
     output.print(_table(result))
+    for pair in result.pairs:
+        if pair.verdict and pair.verdict.note:
+            output.print(f"degree {pair.source} at {pair.target}: {pair.verdict.note}", soft_wrap=True)
     if part is not None:
         output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
     if carried is not None:

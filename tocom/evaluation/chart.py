@@ -47,6 +47,8 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
         for index, (label, differences) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
             axes.axhline(0, color="#8a8a8a", lw=1)
+            if label.startswith("accuracy"):
+                axes.axhline(100 * evaluation.allowed, color="#b03a2e", lw=1, ls="--", label="allowed")
             measured = [
                 way for way in _SERIES if any((source, target, way) in evaluation.answers for target in targets)
             ]

@@ -69,6 +69,7 @@ class Evaluation:
         scale_chosen_by: How it was chosen, in words.
         held_out: Mean scores of the held-out images over all pairs of different degrees, per scale tried.
         images: How many of each kind: ``test``, ``held_out``.
+        allowed: What the verdicts let a degree cost: share of the images, or feature gap without a classifier.
         method: ``merge`` or ``prune``.
         family: Along which the degrees are.
         provenance: What the figures are of: compensator, models, seed of the split.
@@ -80,6 +81,7 @@ class Evaluation:
     scale_chosen_by: str
     held_out: Mapping[float, Scores]
     images: Mapping[str, int]
+    allowed: float
     method: str
     family: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Evaluation:
             "scale_chosen_by": self.scale_chosen_by,
             "held_out": [{"scale": scale, **asdict(scores)} for scale, scores in self.held_out.items()],
             "images": dict(self.images),
+            "allowed": self.allowed,
             "pairs": [asdict(pair) for pair in self.pairs],
             "confusions": self.confusions(),
             "provenance": dict(self.provenance),
@@ -233,6 +236,7 @@ def evaluate(
         scale_chosen_by=chosen_by if compensator is not None else "no compensator",
         held_out=tried if compensator is not None else {},
         images={"held_out": len(held_out), "test": len(test)},
+        allowed=allowed,
         **along,
         provenance={
             "compensator_sha256": None if compensator is None else compensator.metadata.get("file_sha256"),

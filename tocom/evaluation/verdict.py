@@ -1,34 +1,31 @@
 """What to do at a degree, from paired answers on held-out images: a choice with a known rate of being wrong.
 
 Two questions. Which ways of running the degree, compensator, alignment, or both, are better than compression alone? One
-test each, and of those that are, the one with the lowest loss is chosen. Is the chosen way, or compression alone where
-none is better, worse than the source degree by more than is allowed? All are answered by flipping signs of the images'
-differences at random: where there is no difference, each sign is as likely as the other (R. A. Fisher, The Design of
-Experiments, 1935).
+test each, and of those that are, the one with the lowest loss is chosen. And what does a way cost, against the source
+degree? Its interval lies within what is allowed, or beyond it, or the images cannot tell. "Enough" is said only of an
+interval within, as in a trial of non-inferiority: that no difference was found shows nothing on few images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tocom.errors import RequestError
 from tocom.evaluation.answers import WITHOUT, Answers
+from tocom.evaluation.paired import cost_interval, holm, images_to_tell, sign_flip_p
 
-__all__ = ["ALONE", "AVOID", "FEWEST_IMAGES", "USE", "Verdict", "give_verdicts", "sign_flip_p"]
+__all__ = ["ALONE", "AVOID", "FEWEST_IMAGES", "UNDECIDED", "USE", "Verdict", "give_verdicts"]
 
-USE = {
-    "aligned": "use the alignment",
-    "compensated": "use the compensator",
-    "both": "use the compensator and the alignment",
+_NAMES = {
+    WITHOUT: "compression alone",
+    "aligned": "the alignment",
+    "compensated": "the compensator",
+    "both": "the compensator and the alignment",
 }
-ALONE, AVOID = "compression alone is enough", "do not use this degree"
+USE = {way: f"use {name}" for way, name in _NAMES.items() if way != WITHOUT}
+ALONE, AVOID, UNDECIDED = "compression alone is enough", "do not use this degree", "these images cannot tell"
 FEWEST_IMAGES = 20
-_FLIPS = 4000
 
 
 @dataclass(frozen=True)
@@ -37,37 +34,29 @@ class Verdict:
 
     Attributes:
         degree: The target degree.
-        words: One of :data:`USE`, :data:`ALONE` or :data:`AVOID`.
-        way: The chosen one, ``without`` where none helps; where the degree is not to be used, the best that there is.
-        gain: Mean of what the way with the lowest loss takes off an image's log-loss (feature gap, without a
-            classifier), of those that help, or else of all.
+        words: One of :data:`USE`, :data:`ALONE`, :data:`AVOID` or :data:`UNDECIDED`.
+        note: A sentence on what is not shown, and what to do about it; empty where all is.
+        way: The chosen one; the one with the lowest loss, where the images cannot tell or the degree is not to be used.
+        gain: Mean of what the best other way than compression alone takes off an image's log-loss (feature gap, without
+            a classifier): of the chosen one where one is better, or else of the one with the lowest loss.
         gain_p: Chance of such a gain where there is none, corrected for the number of ways and degrees (Holm).
         cost: Mean of what the chosen way adds to the errors of the source degree.
-        cost_p: Chance of such a cost where it is the allowed one or less, corrected for the number of degrees.
+        cost_low: Lower end of its interval; the intervals of all degrees hold together.
+        cost_high: Upper end.
+        images_to_tell: About how many images would tell, were the differences to stay as they are; None where nothing
+            is open, or no practical number would.
     """
 
     degree: int
     words: str
+    note: str
     way: str
     gain: float
     gain_p: float
     cost: float
-    cost_p: float
-
-
-def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
-    """Return the one-sided p value of a positive mean: the share of sign flips that reach it.
-
-    Args:
-        differences: [images], one paired difference each.
-        seed: Of the flips; always the same ones.
-    """
-    moved = differences[differences != 0]
-    if not len(moved):
-        return 1.0
-    flips = 1.0 - 2.0 * (np.random.default_rng(seed).random((_FLIPS, len(moved)), np.float32) < 0.5)
-    reached = int((flips @ moved >= moved.sum() - 1e-9 * np.abs(moved).sum()).sum())
-    return (reached + 1) / (_FLIPS + 1)
+    cost_low: float
+    cost_high: float
+    images_to_tell: int | None
 
 
 def give_verdicts(
@@ -84,7 +73,8 @@ def give_verdicts(
         answers: Per way (see :data:`tocom.evaluation.answers.WAYS`) and target degree the same; ``without``, which is
             compression alone, at every degree. An alignment must not have been fitted on the image that it answers to.
         allowed: Mean of the images' errors that a degree may add.
-        level: Chance of calling a difference where there is none, over all ways and degrees together.
+        level: Chance, over all ways and degrees together, of each wrong word: "use" without a gain, "enough" where the
+            cost is beyond what is allowed, "do not use" where it is within.
 
     Raises:
         RequestError: Fewer than 20 images, or answers to different ones.
@@ -95,6 +85,7 @@ def give_verdicts(
             f"A verdict needs the answers to the same images at every degree, to at least {FEWEST_IMAGES}. Got {count} "
             "images. Hold more images out."
         )
+    counts, each_level = source.answer is not None, level / len(without)
     gain = {
         (way, r): without[r].loss - answers[way][r].loss
         for way in USE
@@ -103,32 +94,59 @@ def give_verdicts(
         if r in answers[way]
     }
     gain_p = holm({key: sign_flip_p(difference) for key, difference in gain.items()})
-    best: dict[int, str] = {}
+    verdicts = {}
     for r in without:
-        offered = [way for way in USE if (way, r) in gain]
-        helping = [way for way in offered if gain_p[way, r] <= level]
-        best[r] = max(helping or offered, key=lambda way, r=r: gain[way, r].mean(), default=WITHOUT)  # type: ignore[misc]
-    chosen = {r: way if gain_p.get((way, r), 1.0) <= level else WITHOUT for r, way in best.items()}
-    cost = {r: answers[way][r].error - source.error for r, way in chosen.items()}
-    cost_p = holm({r: sign_flip_p(difference - allowed) for r, difference in cost.items()})
-    return {
-        r: Verdict(
+        others = [way for way in USE if (way, r) in gain]
+        cost = {way: answers[way][r].error - source.error for way in (WITHOUT, *others)}
+        interval = {way: cost_interval(each, each_level, counts=counts) for way, each in cost.items()}
+        helping = [way for way in others if gain_p[way, r] <= level]
+        best = max(helping or others, key=lambda way, r=r: gain[way, r].mean(), default=None)  # type: ignore[misc]
+        lowest = best if best is not None and gain[best, r].mean() > 0 else WITHOUT
+        if all(low > allowed for low, _ in interval.values()):
+            words, way = AVOID, lowest
+        elif helping and best is not None:
+            words, way = USE[best], best
+        elif interval[WITHOUT][1] <= allowed:
+            words, way = ALONE, WITHOUT
+        else:
+            words, way = UNDECIDED, lowest
+        needed, note = None, ""
+        if words == UNDECIDED:
+            sizes = [images_to_tell(cost[WITHOUT], each_level, bound=allowed, counts=counts)]
+            if lowest in others:
+                sizes.append(images_to_tell(gain[lowest, r], level / len(gain)))
+            needed = min((size for size in sizes if size is not None), default=None)
+            note = f"{_cost_in_words(WITHOUT, interval, allowed, count, counts=counts)} "
+            note += f"{'No practical number' if needed is None else f'About {needed:,}'} would tell."
+            if others:
+                note += f" Until then take {_NAMES[way]}: its {'log-loss' if counts else 'feature gap'} is the lowest."
+        elif words in USE.values() and interval[way][1] > allowed:
+            note = (
+                f"It is better than compression alone. {_cost_in_words(way, interval, allowed, count, counts=counts)}"
+            )
+        verdicts[r] = Verdict(
             degree=r,
-            words=AVOID if cost_p[r] <= level else USE.get(way, ALONE),
+            words=words,
+            note=note,
             way=way,
-            gain=float(gain[best[r], r].mean()) if best[r] in USE else 0.0,
-            gain_p=gain_p.get((best[r], r), 1.0),
-            cost=float(cost[r].mean()),
-            cost_p=cost_p[r],
+            gain=float(gain[best, r].mean()) if best is not None else 0.0,
+            gain_p=gain_p[best, r] if best is not None else 1.0,
+            cost=float(cost[way].mean()),
+            cost_low=interval[way][0],
+            cost_high=interval[way][1],
+            images_to_tell=needed,
         )
-        for r, way in chosen.items()
-    }
+    return verdicts
 
 
-def holm(values: Mapping[Any, float]) -> dict[Any, float]:
-    """Return p values corrected for their number (S. Holm, 1979)."""
-    corrected, worst = {}, 0.0
-    for index, key in enumerate(sorted(values, key=lambda each: values[each])):
-        worst = max(worst, min(1.0, (len(values) - index) * values[key]))
-        corrected[key] = worst
-    return corrected
+def _cost_in_words(
+    way: str, interval: Mapping[str, tuple[float, float]], allowed: float, count: int, *, counts: bool
+) -> str:
+    """Return a sentence on what a way costs and may cost."""
+    low, high = interval[way]
+    if not counts:
+        said = f"the feature gap of {_NAMES[way]} between {low:.4f} and {high:.4f}; {allowed:g} is allowed"
+    else:
+        points = f"between {-100 * high:+.1f} and {-100 * low:+.1f} points"
+        said = f"{_NAMES[way]} {points} from the source degree's accuracy; a loss of {100 * allowed:g} is allowed"
+    return f"{count} images put {said}."
