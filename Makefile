@@ -41,7 +41,7 @@ quickstart: $(VENV)/.quickstart-stamp
 	$(BIN)/tocom quickstart --out quickstart-output
 
 test: lint typecheck
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not gpu and not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
 
 # JetPack 6's Python where this machine has it.
@@ -55,7 +55,7 @@ $(FLOOR)/.stamp: pyproject.toml tests/floor/environment.py
 	@touch $@
 
 test-floor: $(FLOOR)/.stamp
-	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n $(JOBS) -m "not gpu and not slow and not serial" $(FLOOR_TESTS)
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not gpu and not slow and not serial" $(FLOOR_TESTS)
 
 versions: test test-floor
 	$(BIN)/python tests/floor/versions_page.py $(FLOOR) $(VENV)

@@ -183,7 +183,9 @@ def test_damage_is_one_readable_line(kind: str, alignment: Alignment, tmp_path: 
         Alignment.load(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize(("features", "source_degree"), [(False, 0), (True, 0), (True, 2)])
+@pytest.mark.parametrize(
+    ("features", "source_degree"), [pytest.param(False, 0, marks=pytest.mark.slow), (True, 0), (True, 2)]
+)
 def test_exported_graphs_hold_it(model: VisionTransformer, features: bool, source_degree: int, tmp_path: Path) -> None:
     compensator = busy_compensator(model)
     options: dict[str, Any] = {"compensator": compensator, "source_degree": source_degree}

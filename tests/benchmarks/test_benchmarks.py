@@ -63,6 +63,7 @@ def quick(tmp_path_factory):
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_comparison_times_every_system(quick):
     group = quick["groups"][0]
     timed = {(row["system"], row["degree"]) for row in group["rows"] if "samples_ms" in row}
@@ -78,6 +79,7 @@ def test_the_comparison_times_every_system(quick):
     assert quick["exports"][0]["bundle_bytes"] > quick["exports"][0]["dense_onnx_bytes"] * 0.5
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_figures_that_it_is_given(quick, tmp_path):
     results = tmp_path / "results"
     results.mkdir()

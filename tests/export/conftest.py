@@ -9,7 +9,10 @@ from op_plugin_fixtures import op_plugin, op_plugin_cache, rtx  # noqa: F401
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in CASES],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """One bundle per kind of model. Shared: tests that change files copy them first."""
     return make(request.param, tmp_path_factory.mktemp("exported") / "bundle")

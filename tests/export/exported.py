@@ -33,6 +33,7 @@ class Case:
         fuse: With ``prune``.
         family: Which of the three blocks remove tokens.
         options: For ``small_vit``.
+        slow: Whether other cases hold all that this one shows but for their combination.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     fuse: bool = False
     family: str = "every"
     options: dict[str, Any] = field(default_factory=dict)
+    slow: bool = False
 
     @property
     def compression(self) -> dict[str, Any]:
@@ -57,19 +59,19 @@ CASES = (
     Case("class token, prune", method="prune"),
     Case("class token, fuse", method="prune", fuse=True),
     Case("distillation token", "deit_tiny_distilled_patch16_224", options={"side": 96}),
-    Case("registers, layer scale", "vit_small_patch14_reg4_dinov2", options={"side": 70, "num_classes": 0}),
+    Case("registers, layer scale", "vit_small_patch14_reg4_dinov2", options={"side": 70, "num_classes": 0}, slow=True),
     Case(
         "no class token, average, query and key norm", "vit_base_patch16_gap_224", options={"side": 96, "qk_norm": True}
     ),
     Case(
         "no class token, attention pooling, prune", "vit_base_patch16_siglip_224", "prune", options={"num_classes": 0}
     ),
-    Case("one block merges", family="spaced:1"),
+    Case("one block merges", family="spaced:1", slow=True),
     Case("two blocks prune", method="prune", family="spaced:0,2"),
     Case("rotary, registers", "vit_small_patch16_dinov3", options={"dynamic_img_size": False}),
     Case("rotary, q apart, fuse", "eva02_tiny_patch14_224", "prune", True, options={"side": 70}),
-    Case("rotary, mixed", "vit_small_patch16_rope_mixed_224", options={"num_classes": 0}),
-    Case("gated MLP", "aimv2_large_patch14_224", options={"side": 70, "num_classes": 0}),
+    Case("rotary, mixed", "vit_small_patch16_rope_mixed_224", options={"num_classes": 0}, slow=True),
+    Case("gated MLP", "aimv2_large_patch14_224", options={"side": 70, "num_classes": 0}, slow=True),
 )
 
 

@@ -77,7 +77,7 @@ def test_merging_of_deit_small(emulated):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), *range(1, 6)])
 def test_pruning(emulated, seed, dtype):
     rng = np.random.default_rng(100 + seed)
     case = prune_case(rng, most_tokens=500 if seed % 3 == 0 else 200)
