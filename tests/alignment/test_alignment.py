@@ -19,16 +19,14 @@ from typer.testing import CliRunner
 
 from tocom import Alignment, compress
 from tocom.alignment.alignment import aligned_head
-from tocom.cli import align as align_cli
-from tocom.cli import inspect as inspect_cli
+from tocom.cli import add_verbs
 from tocom.cli.app import app
 from tocom.compression.features import pooled, pooled_features
 from tocom.errors import AlignmentError
 from tocom.export import export
 from tocom.training.align import align
 
-align_cli.register(app)
-inspect_cli.register(app)
+add_verbs(app, "align", "inspect")
 DEGREES = [0, 2, 5]
 
 

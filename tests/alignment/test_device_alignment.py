@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 
 from tocom.alignment.ridge import feature_gaps, fit_map
 from tocom.calibration import align_engines
-from tocom.cli import calibrate as command
-from tocom.cli import inspect
+from tocom.cli import add_verbs
 from tocom.errors import AlignmentError, BundleError, DegreeError
 from tocom.export import export
 from tocom.formats.device_alignment import DeviceAlignment, find_alignments
@@ -237,8 +236,7 @@ def test_command(model: VisionTransformer, bundle: Path, tmp_path: Path) -> None
     from PIL import Image
 
     app = typer.Typer()
-    command.register(app)
-    inspect.register(app)
+    add_verbs(app, "calibrate", "inspect")
     folder = tmp_path / "images" / "sub"
     folder.mkdir(parents=True)
     for place, colour in enumerate(np.random.default_rng(0).integers(0, 255, (30, 3))):

@@ -10,14 +10,14 @@ import typer
 from small_bundles import write_small_bundle
 from typer.testing import CliRunner
 
-from tocom.cli import calibrate as command
+from tocom.cli import add_verbs
 from tocom.errors import CalibrationError, RequestError
 
 
 @pytest.fixture
 def app() -> typer.Typer:
     app = typer.Typer()
-    command.register(app)
+    add_verbs(app, "calibrate")
     # A second command keeps typer from folding the only one into the program itself.
     app.command("other")(lambda: None)
     return app

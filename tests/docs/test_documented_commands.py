@@ -28,13 +28,10 @@ OURS = re.compile(r"(tocom|python|make|pytest)\s")
 
 @pytest.fixture(scope="module")
 def command_line():
-    from importlib import import_module
-
-    from tocom.cli import VERBS
+    from tocom.cli import VERBS, add_verbs
 
     app = typer.Typer()
-    for verb in VERBS:
-        import_module(f"tocom.cli.{verb}").register(app)
+    add_verbs(app, *VERBS)
     return typer.main.get_command(app)
 
 

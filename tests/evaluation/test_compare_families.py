@@ -13,12 +13,12 @@ from small_vits import small_images, small_vit
 from typer.testing import CliRunner
 
 from tocom import compress
-from tocom.cli import evaluate as evaluate_cli
+from tocom.cli import add_verbs
 from tocom.cli.app import app
 from tocom.errors import DataError, DegreeError, RequestError
 from tocom.evaluation.families import FamilyRow, compare_families, spacings, suggest_family
 
-evaluate_cli.register(app)
+add_verbs(app, "evaluate")
 FAMILIES = ["spaced:1", "spaced:0,2"]
 
 

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
 from tocom import Compensator, compress, load_model
-from tocom.cli import evaluate as evaluate_cli
+from tocom.cli import add_verbs
 from tocom.cli.app import app
 from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import CompensatorError, DataError, ModelError, RequestError
@@ -26,7 +26,7 @@ from tocom.evaluation.pairs import Evaluation, evaluate
 from tocom.images import class_folders
 from tocom.training.image_files import ImageFiles
 
-evaluate_cli.register(app)
+add_verbs(app, "evaluate")
 CLASSES, EACH = 3, 6
 
 

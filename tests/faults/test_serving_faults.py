@@ -20,7 +20,7 @@ from scripted_engines import reference as scripted_reference
 from small_bundles import SmallBundle, images_of, write_small_bundle
 from typer.testing import CliRunner
 
-from tocom.cli import bench, run
+from tocom.cli import add_verbs
 from tocom.errors import BundleError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
 from tocom.runtime import Runtime
@@ -107,7 +107,7 @@ def test_a_silent_device_ends_a_command(
 
     monkeypatch.setattr(Runtime, "open", open_then_hang)
     app = typer.Typer()
-    (run if verb == "run" else bench).register(app)
+    add_verbs(app, verb)
     app.command("other")(lambda: None)  # with one command alone, typer takes its name for an argument
     images = ["--images", str(tmp_path)] if verb == "run" else []
     done = CliRunner().invoke(app, [verb, str(bundle.path), *images, "--timeout-s", str(LIMIT_S)])

@@ -16,7 +16,7 @@ from rich.console import Console
 from small_bundles import SIZE, SmallBundle, write_small_bundle
 from typer.testing import CliRunner
 
-from tocom.cli import calibrate, run
+from tocom.cli import add_verbs
 from tocom.cli.live import LiveView
 from tocom.errors import DataError, EngineError, RequestError
 from tocom.runtime import Result
@@ -27,8 +27,7 @@ runner = CliRunner()
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
     app = typer.Typer()
-    run.register(app)
-    calibrate.register(app)
+    add_verbs(app, "run", "calibrate")
     return app
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tocom import Compensator
-from tocom.cli import train
+from tocom.cli import add_verbs
 from tocom.cli.app import app
 from tocom.errors import DataError, DegreeError, ModelError, RequestError, TrainingError
 
-train.register(app)
+add_verbs(app, "train")
 
 MODEL = "deit_tiny_patch16_224"
 

@@ -1,4 +1,4 @@
-"""The command line: one module per verb, each with ``register(app)``."""
+"""The command line: one module per verb, which holds the command under its own name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tocom.errors import TocomError
 from tocom.system.dependencies import explain
 
-__all__ = ["main"]
-
+__all__ = ["add_verbs", "main"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated", 128 + signal.SIGHUP: "hung up"}
@@ -52,8 +51,7 @@ def main() -> None:
     try:
         # Imported here: typer and rich may be what is missing.
         app = import_module("tocom.cli.app").app
-        for verb in VERBS:
-            import_module(f"tocom.cli.{verb}").register(app)
+        add_verbs(app, *VERBS)
         with _cleaning_up_when_told_to_end():
             app()
     except TocomError as error:
@@ -76,6 +74,16 @@ def main() -> None:
             todo = "Free some space there" if error.errno in _NO_SPACE else "Check that it is there"
             _fail(str(TocomError(f"{where}: {error.strerror or error}. {todo}.")))
         raise
+
+
+def add_verbs(app: Any, *verbs: str) -> None:
+    """Add commands to a typer application; the modules are imported."""
+    for verb in verbs:
+        command = getattr(import_module(f"tocom.cli.{verb}"), verb)
+        if isinstance(command, type(app)):
+            app.add_typer(command, name=verb)
+        else:
+            app.command()(command)
 
 
 def _fail(message: str) -> NoReturn:

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import output, print_json
-from tocom.cli.model_options import (
-    Adapter,
-    Crop,
-    CropMode,
-    ImageSize,
-    InChans,
-    Interpolation,
-    Mean,
-    ModelKwargs,
-    ModelName,
-    MoreKwargs,
-    NumClasses,
-    Std,
-    WeightsKey,
-    load,
-)
+from tocom.cli.model_options import ModelOptions, with_model_options
 from tocom.cli.options import CheckFolder, MergeBlocks, Spacing, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
-__all__ = ["register"]
+__all__ = ["align"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(align)
-
-
+@with_model_options
 def align(
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 4,8,16 or first:last:step.")],
     out: Annotated[Path, typer.Option(help="Alignment to write (.safetensors).")],
-    model: ModelName = None,
+    source: ModelOptions,
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
-    weights_key: WeightsKey = None,
-    adapter: Adapter = None,
-    num_classes: NumClasses = None,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    model_kwargs: ModelKwargs = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    crop_mode: CropMode = None,
     check: CheckFolder = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with.")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
@@ -64,7 +34,6 @@ def align(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the fifths that are held out.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
-    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a map of the features of each degree to those of the source degree: 50 images or more, no labels."""
@@ -77,20 +46,7 @@ def align(
     wanted = parse_degrees(degrees)
     check_writable(out.parent)
     torch_device = choose_device(device)
-    options: dict[str, Any] = {
-        "adapter": adapter,
-        "weights_key": weights_key,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "in_chans": in_chans,
-        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop": crop,
-        "crop_mode": crop_mode,
-    }
-    loaded = load(model, weights=weights, **options)
+    loaded = source.load(weights)
     files = ImageFiles(images, loaded.input_entry)
     with steps() as progress:
         found = run(

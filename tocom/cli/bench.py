@@ -12,12 +12,7 @@ from tocom.cli.app import output, print_json
 from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_degrees, parse_seconds
 from tocom.cli.progress import steps
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(bench)
+__all__ = ["bench"]
 
 
 def bench(

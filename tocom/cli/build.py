@@ -12,12 +12,7 @@ from tocom.cli.app import console, print_json
 from tocom.cli.options import TrustedKeys, parse_batch, parse_degrees, parse_seconds
 from tocom.cli.progress import steps
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(build)
+__all__ = ["build"]
 
 
 def build(

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
     from tocom.calibration.latency.block_times import BlockTimes
     from tocom.formats.bundle import Bundle
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(calibrate)
+__all__ = ["calibrate"]
 
 
 def calibrate(

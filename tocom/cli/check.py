@@ -17,14 +17,9 @@ from tocom.errors import EngineError
 if TYPE_CHECKING:
     from tocom.calibration.agreement.check import BackendAgreement
 
-__all__ = ["register"]
+__all__ = ["check"]
 
 _MOST_IMAGES = 64
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(check)
 
 
 def check(

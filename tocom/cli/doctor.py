@@ -21,7 +21,7 @@ from tocom.errors import TocomError
 from tocom.system.dependencies import installed, requirements
 from tocom.version import __version__
 
-__all__ = ["Finding", "diagnose", "register"]
+__all__ = ["Finding", "diagnose", "doctor"]
 
 _FREE_BYTES_WANTED = 10 << 30
 
@@ -41,11 +41,6 @@ class Finding:
     ok: bool
     found: str
     cure: str = ""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(doctor)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:

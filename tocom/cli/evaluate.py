@@ -10,23 +10,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
-from tocom.cli.model_options import (
-    Adapter,
-    Crop,
-    CropMode,
-    ImageSize,
-    InChans,
-    Interpolation,
-    Mean,
-    ModelKwargs,
-    ModelName,
-    MoreKwargs,
-    NumClasses,
-    Std,
-    WeightsKey,
-    load,
-    print_loaded,
-)
+from tocom.cli.model_options import ModelOptions, print_loaded, with_model_options
 from tocom.cli.options import parse_degrees
 from tocom.cli.progress import steps
 from tocom.errors import RequestError
@@ -37,20 +21,16 @@ if TYPE_CHECKING:
     from tocom.evaluation.answers import Scores
     from tocom.evaluation.pairs import Evaluation
 
-__all__ = ["register"]
+__all__ = ["evaluate"]
 
 _WAYS = {"without": "alone", "compensated": "compensator", "aligned": "alignment", "both": "both"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(evaluate)
-
-
+@with_model_options
 def evaluate(
     images: Annotated[Path, typer.Option(help="Test images, one subfolder per class; with --schedules any.")],
     degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
-    model: ModelName = None,
+    source: ModelOptions,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file.")] = None,
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
@@ -86,23 +66,11 @@ def evaluate(
     keep_scale: Annotated[
         bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
     ] = False,
-    weights_key: WeightsKey = None,
-    adapter: Adapter = None,
-    num_classes: NumClasses = None,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    model_kwargs: ModelKwargs = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    crop_mode: CropMode = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
     answers: Annotated[Path | None, typer.Option(help="CSV file for what is answered to each test image.")] = None,
-    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure accuracy and feature gap with and without a compensator, and say which degrees to use.
@@ -123,20 +91,7 @@ def evaluate(
     torch_device = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
-    options: dict[str, Any] = {
-        "adapter": adapter,
-        "weights_key": weights_key,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "in_chans": in_chans,
-        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop": crop,
-        "crop_mode": crop_mode,
-    }
-    loaded = {degree: load(model, weights=file, **options) for degree, file in files.items()}
+    loaded = {degree: source.load(file) for degree, file in files.items()}
     first = next(iter(loaded.values()))
     if schedules:
         first.model.to(torch_device)

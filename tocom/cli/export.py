@@ -9,56 +9,24 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json
-from tocom.cli.model_options import (
-    Adapter,
-    Crop,
-    CropMode,
-    ImageSize,
-    InChans,
-    Interpolation,
-    Mean,
-    ModelKwargs,
-    ModelName,
-    MoreKwargs,
-    NumClasses,
-    Std,
-    WeightsKey,
-    load,
-    print_loaded,
-    read_labels,
-)
+from tocom.cli.model_options import ModelOptions, print_loaded, read_labels, with_model_options
 from tocom.cli.options import MergeBlocks, Spacing, parse_batch, parse_degrees, parse_family
 from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
     from tocom.formats.bundle import Bundle
 
-__all__ = ["bundle_table", "register"]
+__all__ = ["bundle_table", "export"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(export)
-
-
+@with_model_options
 def export(
     degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
-    model: ModelName = None,
+    source: ModelOptions,
     weights: Annotated[
         str, typer.Option(help="Checkpoint (file or folder), 'pretrained' (timm's hub), or 'random' (for timing only).")
     ] = "pretrained",
-    weights_key: WeightsKey = None,
-    adapter: Adapter = None,
-    num_classes: NumClasses = None,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    model_kwargs: ModelKwargs = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    crop_mode: CropMode = None,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
     scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
     alignment: Annotated[Path | None, typer.Option(help="Alignment file, fitted with the same options.")] = None,
@@ -78,7 +46,6 @@ def export(
     check: Annotated[bool, typer.Option(help="Compare every degree with torch.")] = True,
     check_images: Annotated[Path | None, typer.Option(help="Images for the check; default: synthetic ones.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
-    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a bundle: one ONNX file per degree, the compensator merged in, weights stored once."""
@@ -92,20 +59,7 @@ def export(
     from tocom.export import export as run
     from tocom.training.image_files import ImageFiles
 
-    options: dict[str, Any] = {
-        "adapter": adapter,
-        "weights_key": weights_key,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "in_chans": in_chans,
-        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop": crop,
-        "crop_mode": crop_mode,
-    }
-    loaded = load(model, weights=weights, **options)
+    loaded = source.load(weights)
     images = None
     if check_images is not None:
         files = ImageFiles(check_images, loaded.input_entry)

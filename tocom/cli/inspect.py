@@ -12,12 +12,7 @@ from tocom.cli.app import output, print_json
 from tocom.cli.model_options import describe_input
 from tocom.errors import RequestError
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(inspect)
+__all__ = ["inspect"]
 
 
 def inspect(

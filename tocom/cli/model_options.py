@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,103 +19,97 @@ from tocom.errors import DataError, RequestError
 if TYPE_CHECKING:
     from tocom.compression.loading.model import LoadedModel
 
-__all__ = [
-    "Adapter",
-    "Crop",
-    "CropMode",
-    "ImageSize",
-    "InChans",
-    "Interpolation",
-    "Mean",
-    "ModelKwargs",
-    "ModelName",
-    "MoreKwargs",
-    "NumClasses",
-    "Std",
-    "WeightsKey",
-    "describe_input",
-    "load",
-    "parse_size",
-    "print_loaded",
-    "read_labels",
-]
+__all__ = ["ModelOptions", "describe_input", "parse_size", "print_loaded", "read_labels", "with_model_options"]
 
 _FIELDS = ("mean", "std", "interpolation", "crop", "crop_mode")
 
-ModelName = Annotated[
-    str | None, typer.Option(help="timm model name; may be left out where the checkpoint says what it is.")
-]
-Adapter = Annotated[Path | None, typer.Option(help="Folder of a LoRA of peft, merged into the weights.")]
-WeightsKey = Annotated[
-    str | None, typer.Option(help="Set of weights to take where a file holds several: state_dict_ema, teacher …")
-]
-NumClasses = Annotated[int | None, typer.Option(help="Classes of the head, 0 for features; default: the checkpoint's.")]
-ImageSize = Annotated[
-    str | None, typer.Option(help="Pixels: a side, or height,width; default: the checkpoint's, or the model's.")
-]
-InChans = Annotated[int | None, typer.Option(help="Channels of the image; default: the checkpoint's.")]
-ModelKwargs = Annotated[
-    list[str] | None,
-    typer.Option(help="More options of timm's create_model: global_pool=avg qk_norm=true; repeatable."),
-]
-# What follows the first pair of --model-kwargs stands where arguments stand.
-MoreKwargs = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
-Mean = Annotated[str | None, typer.Option(help="Mean of the pixels of 0 … 1: 0.485,0.456,0.406.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation of them: 0.229,0.224,0.225.")]
-Interpolation = Annotated[
-    str | None, typer.Option(help="Of the resize: bilinear, bicubic, nearest, box, hamming or lanczos.")
-]
-Crop = Annotated[float | None, typer.Option(help="Share of the resized side that the crop keeps: 0.875.")]
-CropMode = Annotated[
-    str | None,
-    typer.Option(help="center (shortest side resized), squash (both), or border (longest, and a frame)."),
-]
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load, as the command line says it. Of every field there is an option."""
+
+    model: Annotated[
+        str | None, typer.Option(help="timm model name; may be left out where the checkpoint says what it is.")
+    ] = None
+    weights_key: Annotated[
+        str | None, typer.Option(help="Set of weights to take where a file holds several: state_dict_ema, teacher …")
+    ] = None
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a LoRA of peft, merged into the weights.")] = None
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes of the head, 0 for features; default: the checkpoint's.")
+    ] = None
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels: a side, or height,width; default: the checkpoint's, or the model's.")
+    ] = None
+    in_chans: Annotated[int | None, typer.Option(help="Channels of the image; default: the checkpoint's.")] = None
+    model_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(help="More options of timm's create_model: global_pool=avg qk_norm=true; repeatable."),
+    ] = None
+    # What follows the first pair of --model-kwargs stands where arguments stand.
+    more_kwargs: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None
+    mean: Annotated[str | None, typer.Option(help="Mean of the pixels of 0 … 1: 0.485,0.456,0.406.")] = None
+    std: Annotated[str | None, typer.Option(help="Standard deviation of them: 0.229,0.224,0.225.")] = None
+    interpolation: Annotated[
+        str | None, typer.Option(help="Of the resize: bilinear, bicubic, nearest, box, hamming or lanczos.")
+    ] = None
+    crop: Annotated[float | None, typer.Option(help="Share of the resized side that the crop keeps: 0.875.")] = None
+    crop_mode: Annotated[
+        str | None,
+        typer.Option(help="center (shortest side resized), squash (both) or border (longest, and a frame)."),
+    ] = None
+
+    def load(self, weights: str) -> LoadedModel:
+        """Load the model.
+
+        Args:
+            weights: Checkpoint, ``pretrained`` or ``random``.
+
+        Raises:
+            RequestError: An option cannot be read.
+            ModelError: As :func:`tocom.compression.loading.model.load_model`.
+        """
+        from tocom.compression.loading.model import load_model
+        from tocom.compression.loading.preprocessing import Preprocessing
+
+        pairs = [*(self.model_kwargs or []), *(self.more_kwargs or [])]
+        return load_model(
+            self.model,
+            weights=weights,
+            adapter=self.adapter,
+            weights_key=self.weights_key,
+            num_classes=self.num_classes,
+            image_size=None if self.image_size is None else parse_size(self.image_size),
+            in_chans=self.in_chans,
+            model_options=dict(_pair(text) for part in pairs for text in part.split()),
+            preprocessing=Preprocessing(
+                mean=None if self.mean is None else _numbers("mean", self.mean),
+                std=None if self.std is None else _numbers("std", self.std),
+                interpolation=self.interpolation,
+                crop=self.crop,
+                crop_mode=self.crop_mode,
+                origin="as asked",
+            ),
+        )
 
 
-def load(
-    model: str | None,
-    *,
-    weights: str = "pretrained",
-    adapter: Path | None,
-    weights_key: str | None,
-    num_classes: int | None,
-    image_size: str | None,
-    in_chans: int | None,
-    model_kwargs: list[str],
-    mean: str | None,
-    std: str | None,
-    interpolation: str | None,
-    crop: float | None,
-    crop_mode: str | None,
-) -> LoadedModel:
-    """Load a model as the options ask for.
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for every field of :class:`ModelOptions` where it takes ``source``."""
+    own = inspect.signature(command, eval_str=True)
+    fields = inspect.signature(ModelOptions, eval_str=True).parameters
 
-    Raises:
-        RequestError: An option is none that can be read.
-        ModelError: As :func:`tocom.compression.loading.model.load_model`.
-    """
-    from tocom.compression.loading.model import load_model
-    from tocom.compression.loading.preprocessing import Preprocessing
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        source = ModelOptions(**{name: given.pop(name) for name in fields})
+        command(source=source, **given)
 
-    given = Preprocessing(
-        mean=None if mean is None else _numbers("mean", mean),
-        std=None if std is None else _numbers("std", std),
-        interpolation=interpolation,
-        crop=crop,
-        crop_mode=crop_mode,
-        origin="as asked",
-    )
-    return load_model(
-        model,
-        weights=weights,
-        adapter=adapter,
-        weights_key=weights_key,
-        num_classes=num_classes,
-        image_size=None if image_size is None else parse_size(image_size),
-        in_chans=in_chans,
-        model_options=dict(_pair(text) for part in model_kwargs for text in part.split()),
-        preprocessing=given,
-    )
+    parameters: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        parameters += fields.values() if parameter.name == "source" else [parameter]
+    shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
 
 
 def parse_size(text: str) -> int | tuple[int, int]:

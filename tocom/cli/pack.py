@@ -13,12 +13,7 @@ from tocom.cli.options import TrustedKeys, parse_degrees
 from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(pack)
+__all__ = ["pack"]
 
 
 def pack(

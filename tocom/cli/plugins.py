@@ -10,17 +10,12 @@ import typer
 from tocom.cli.app import console, print_json
 from tocom.errors import RequestError
 
-__all__ = ["register"]
+__all__ = ["plugins"]
+
+plugins = typer.Typer(help="The op plugin library for TensorRT and TensorRT-RTX.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    plugins = typer.Typer(help="The op plugin library for TensorRT and TensorRT-RTX.", no_args_is_help=True)
-    plugins.command()(build)
-    plugins.command()(inspect)
-    app.add_typer(plugins, name="plugins")
-
-
+@plugins.command()
 def build(
     arch: Annotated[
         str | None,
@@ -42,6 +37,7 @@ def build(
     _show(library, as_json)
 
 
+@plugins.command()
 def inspect(
     library: Annotated[Path, typer.Argument(help="An op plugin library.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from tocom.formats.bundle import Bundle
     from tocom.formats.profile import Profile
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(quantize)
+__all__ = ["quantize"]
 
 
 def quantize(

@@ -11,12 +11,7 @@ from rich.table import Table
 from tocom.cli.app import output, print_json
 from tocom.cli.progress import steps
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(quickstart)
+__all__ = ["quickstart"]
 
 
 def quickstart(

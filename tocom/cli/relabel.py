@@ -10,12 +10,7 @@ import typer
 from tocom.cli.app import output, print_json
 from tocom.cli.model_options import read_labels
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(relabel)
+__all__ = ["relabel"]
 
 
 def relabel(

@@ -21,15 +21,10 @@ from tocom.errors import DataError, RequestError
 if TYPE_CHECKING:
     from tocom.runtime import Result, Runtime
 
-__all__ = ["register"]
+__all__ = ["run"]
 
 # Columns from which on the summary fits in one line.
 _WIDE = 96
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(run)
 
 
 def run(

@@ -10,12 +10,7 @@ import typer
 from tocom.cli.app import console, print_json
 from tocom.errors import RequestError
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(sign)
+__all__ = ["sign"]
 
 
 def sign(

@@ -6,60 +6,30 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tocom.cli.app import console, output, print_json
-from tocom.cli.model_options import (
-    Adapter,
-    Crop,
-    CropMode,
-    ImageSize,
-    InChans,
-    Interpolation,
-    Mean,
-    ModelKwargs,
-    ModelName,
-    MoreKwargs,
-    NumClasses,
-    Std,
-    WeightsKey,
-    load,
-)
+from tocom.cli.model_options import ModelOptions, with_model_options
 from tocom.cli.options import MergeBlocks, Spacing, parse_family
 from tocom.errors import RequestError
 
 if TYPE_CHECKING:
     from tocom.training.trainer import StepReport
 
-__all__ = ["register"]
+__all__ = ["train"]
 
 _LOG_EVERY_S = 10.0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(train)
-
-
+@with_model_options
 def train(
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     out: Annotated[Path, typer.Option(help="Compensator to write (.safetensors).")],
-    model: ModelName = None,
+    source: ModelOptions,
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
-    weights_key: WeightsKey = None,
-    adapter: Adapter = None,
-    num_classes: NumClasses = None,
-    image_size: ImageSize = None,
-    in_chans: InChans = None,
-    model_kwargs: ModelKwargs = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    crop_mode: CropMode = None,
     groups: Annotated[int, typer.Option(help="Degrees 0 to this many will be within reach.")] = 16,
     rank: Annotated[int, typer.Option(help="Rank of each degree step.")] = 2,
     method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
@@ -95,7 +65,6 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads between steps.")] = 0,
     scalars: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
-    more_kwargs: MoreKwargs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the compensator's metadata as JSON.")] = False,
 ) -> None:
     """Train a compensator by self-distillation: no labels, the backbone stays frozen.
@@ -112,20 +81,7 @@ def train(
     if unreadable not in ("skip", "fail"):
         raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")
     check_writable(out.parent)
-    options: dict[str, Any] = {
-        "adapter": adapter,
-        "weights_key": weights_key,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "in_chans": in_chans,
-        "model_kwargs": [*(model_kwargs or []), *(more_kwargs or [])],
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop": crop,
-        "crop_mode": crop_mode,
-    }
-    loaded = load(model, weights=weights, **options)
+    loaded = source.load(weights)
     config = TrainingConfig(
         groups=groups,
         rank=rank,

@@ -12,12 +12,7 @@ from rich.text import Text
 from tocom.cli.app import output, print_json
 from tocom.errors import BundleError
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(verify)
+__all__ = ["verify"]
 
 
 def verify(

@@ -26,7 +26,7 @@ from tocom.calibration.int8.qdq import Scheme, quantizable_layers
 from tocom.calibration.int8.quantizer import quantize
 from tocom.calibration.int8.ranges import collect_ranges
 from tocom.calibration.int8.trial import load_degree
-from tocom.cli import quantize as quantize_cli
+from tocom.cli import add_verbs
 from tocom.compression.surgery import compress
 from tocom.errors import BundleError, CalibrationError, DataError, RequestError
 from tocom.formats.bundle import Bundle
@@ -280,7 +280,7 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     import typer
 
     app = typer.Typer()
-    quantize_cli.register(app)
+    add_verbs(app, "quantize")
     done = CliRunner().invoke(
         app,
         [str(bundle.path), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--degrees", "0,4",

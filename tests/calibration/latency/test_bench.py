@@ -13,7 +13,7 @@ from small_bundles import SmallBundle, write_small_bundle
 from typer.testing import CliRunner
 
 from tocom.calibration import bench
-from tocom.cli import bench as command
+from tocom.cli import add_verbs
 from tocom.errors import DegreeError, RequestError
 from tocom.formats.profile import DegreeProfile, Latency
 from tocom.runtime import Runtime
@@ -28,7 +28,7 @@ def bundle(tmp_path: Path) -> SmallBundle:
 @pytest.fixture
 def app() -> typer.Typer:
     app = typer.Typer()
-    command.register(app)
+    add_verbs(app, "bench")
     # A second command keeps typer from folding the only one into the program itself.
     app.command("other")(lambda: None)
     return app

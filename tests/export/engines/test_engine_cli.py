@@ -13,15 +13,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tocom.cli import build, plugins
+from tocom.cli import add_verbs
 from tocom.errors import EngineError, RequestError
 
 
 @pytest.fixture
 def call():
     app = typer.Typer()
-    build.register(app)
-    plugins.register(app)
+    add_verbs(app, "build", "plugins")
 
     def run(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)

@@ -9,14 +9,14 @@ import typer
 from small_bundles import write_small_bundle
 from typer.testing import CliRunner
 
-from tocom.cli import pack
+from tocom.cli import add_verbs
 from tocom.errors import OutputError, RequestError
 
 
 @pytest.fixture
 def call():
     app = typer.Typer()
-    pack.register(app)
+    add_verbs(app, "pack")
 
     def run(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

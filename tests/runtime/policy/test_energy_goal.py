@@ -14,7 +14,7 @@ from small_bundles import SmallBundle, images_of, write_small_bundle
 from small_profiles import write_profile
 from typer.testing import CliRunner
 
-from tocom.cli import run
+from tocom.cli import add_verbs
 from tocom.errors import CalibrationError, RequestError
 from tocom.runtime import Runtime
 from tocom.runtime.policy.choice import Candidate, choose, frontier, rank_for_energy
@@ -97,7 +97,7 @@ def test_bad_goals(measured: SmallBundle, options: dict[str, object]) -> None:
 def test_the_command_line_takes_points(measured: SmallBundle, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     app = typer.Typer()
-    run.register(app)
+    add_verbs(app, "run")
     call = [str(measured.path), "--images", str(tmp_path / "a.png"), "--json"]
     for points, degree in (("0.4", 0), ("0.5", 4)):
         done = CliRunner().invoke(app, [*call, "--goal", "energy", "--max-loss", points])
