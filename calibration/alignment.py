@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.alignment.ridge import FeatureMap, check_counts, fit_first
+from tocom.alignment.ridge import check_counts, fit_first
 from tocom.calibration.accuracy.answers import as_input
 from tocom.errors import AlignmentError, DegreeError
 from tocom.formats.bundle import Bundle
-from tocom.formats.device_alignment import ALIGNMENTS_FOLDER, DeviceAlignment, FittedDegree, Linear
+from tocom.formats.device_alignment import ALIGNMENTS_FOLDER, DeviceAlignment, Linear
 from tocom.images import image_files
 from tocom.runtime import Runtime
 from tocom.runtime.aligned import alignment_identity
@@ -110,12 +110,8 @@ def align_engines(
         aim={"bundle": aim.fingerprint, "precision": aim.precision, "degree": source},
         images=count,
         checked_on=len(samples) - count,
-        degrees={degree: _described(each) for degree, each in fitted.items()},
-        maps={
-            degree: Linear(each.matrix, each.offset)
-            for degree, each in fitted.items()
-            if each.matrix is not None and each.offset is not None
-        },
+        degrees={degree: each.judged for degree, each in fitted.items()},
+        maps={degree: each.linear for degree, each in fitted.items() if each.linear is not None},
         head=_head(aim, source) if "logits" in opened.output_names else None,
         fitted_by=f"tocom {__version__}",
     )
@@ -165,10 +161,6 @@ def _features(
         if progress is not None:
             progress(stage, start + len(batch), len(samples))
     return {degree: np.concatenate(parts) for degree, parts in found.items()}
-
-
-def _described(fitted: FeatureMap) -> FittedDegree:
-    return FittedDegree(fitted.used, fitted.strength, fitted.gap, fitted.aligned_gap, fitted.directions)
 
 
 def _head(bundle: Bundle, degree: int) -> Linear:

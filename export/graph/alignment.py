@@ -8,9 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tocom.alignment.alignment import AlignedDropout, Alignment, aligned_head
-from tocom.alignment.ridge import FeatureMap
 from tocom.compression.blocks import replace_child
 from tocom.export.graph.projections import to_onnx
+from tocom.formats.device_alignment import Linear
 
 __all__ = ["HEAD", "Placement"]
 
@@ -53,7 +53,7 @@ class Placement:
         # Random numbers, so that the exporter neither shares them nor folds them away.
         generator, channels = np.random.default_rng(0), model.num_features
         numbers = generator.standard_normal((channels + 1, channels), np.float32)
-        place = AlignedDropout(FeatureMap(numbers[1:], numbers[0], 0.0, 0.0, 0.0, 0), channels, model.head_drop)
+        place = AlignedDropout(Linear(numbers[1:], numbers[0]), channels, model.head_drop)
         return replace_child(model, "head_drop", place.eval())
 
     def weights(self, graph: onnx.GraphProto, degree: int, *, precision: str) -> dict[str, onnx.TensorProto]:

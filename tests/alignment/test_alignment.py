@@ -142,8 +142,8 @@ def test_round_trip(model: VisionTransformer, alignment: Alignment, tmp_path: Pa
     loaded = Alignment.load(path)
     assert (loaded.binding, loaded.images) == (alignment.binding, 60)
     for degree, each in alignment.maps.items():
-        np.testing.assert_array_equal(loaded.maps[degree].matrix, each.matrix)
-        np.testing.assert_array_equal(loaded.maps[degree].offset, each.offset)
+        np.testing.assert_array_equal(loaded.maps[degree].linear.matrix, each.linear.matrix)
+        np.testing.assert_array_equal(loaded.maps[degree].linear.offset, each.linear.offset)
         assert loaded.maps[degree].closed == each.closed
     compress(model, 2, alignment=loaded)
 

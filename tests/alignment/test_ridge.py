@@ -36,11 +36,11 @@ def test_the_map_is_the_least_squares_solution(count: int, channels: int, seed: 
     found, wanted = features(count, channels, seed)
     fitted = fit_map(found, wanted, seed=seed)
     assert fitted.strength in STRENGTHS
-    if fitted.matrix is None:
+    if fitted.linear is None:
         return
     matrix, offset = plain(found, wanted, fitted.strength)
-    np.testing.assert_allclose(fitted.matrix, matrix, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(fitted.offset, offset, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(fitted.linear.matrix, matrix, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(fitted.linear.offset, offset, rtol=0, atol=1e-3)
     np.testing.assert_allclose(fitted.apply(found), found @ matrix + offset, rtol=0, atol=1e-3)
 
 
@@ -64,7 +64,7 @@ def test_what_does_not_help_is_refused() -> None:
     generator = np.random.default_rng(2)
     wanted = generator.standard_normal((100, 8))
     refused = fit_map(wanted, wanted)
-    assert refused.matrix is None
+    assert refused.linear is None
     assert refused.closed == 0.0
     np.testing.assert_array_equal(refused.apply(wanted), wanted.astype(np.float32))
 
@@ -72,9 +72,9 @@ def test_what_does_not_help_is_refused() -> None:
 def test_images_that_are_all_alike_leave_the_identity_and_a_shift() -> None:
     wanted = np.tile(np.arange(1.0, 9.0), (40, 1))
     fitted = fit_map(wanted + np.eye(8)[0], wanted)
-    assert fitted.matrix is not None
-    np.testing.assert_allclose(fitted.matrix, np.eye(8), atol=1e-6)
-    np.testing.assert_allclose(fitted.offset, [-1, 0, 0, 0, 0, 0, 0, 0], atol=1e-6)
+    assert fitted.linear is not None
+    np.testing.assert_allclose(fitted.linear.matrix, np.eye(8), atol=1e-6)
+    np.testing.assert_allclose(fitted.linear.offset, [-1, 0, 0, 0, 0, 0, 0, 0], atol=1e-6)
     assert (fitted.directions, fitted.strength) == (0, max(STRENGTHS))
 
 
@@ -90,7 +90,7 @@ def test_few_images_of_many_channels_are_finite() -> None:
     found, wanted = features(25, 200, 3)
     fitted = fit_map(found, wanted)
     assert fitted.aligned_gap <= fitted.gap
-    assert fitted.matrix is None or np.isfinite(fitted.matrix).all()
+    assert fitted.linear is None or np.isfinite(fitted.linear.matrix).all()
 
 
 def test_other_images_judge_the_map_of_the_first() -> None:
@@ -98,7 +98,7 @@ def test_other_images_judge_the_map_of_the_first() -> None:
     found, wanted = features(300, 12, 4)
     alone = fit_map(found[:200], wanted[:200], seed=1)
     judged = fit_first(found, wanted, 200, seed=1)
-    np.testing.assert_array_equal(judged.matrix, alone.matrix)
+    np.testing.assert_array_equal(judged.linear.matrix, alone.linear.matrix)
     assert judged.strength == alone.strength
     assert judged.gap == pytest.approx(feature_gaps(wanted[200:], found[200:]).mean())
     assert judged.aligned_gap == pytest.approx(feature_gaps(wanted[200:], alone.apply(found[200:])).mean())

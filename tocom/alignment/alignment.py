@@ -18,6 +18,7 @@ from tocom.alignment.ridge import FeatureMap
 from tocom.compensator.compensator import Compensator, model_name, model_sha256
 from tocom.compensator.tensor_file import save_tensors
 from tocom.errors import AlignmentError
+from tocom.formats.device_alignment import Linear
 from tocom.system.files import sha256_file
 
 __all__ = ["FORMAT", "VERSION", "AlignedDropout", "Alignment", "Binding", "aligned_head", "is_alignment"]
@@ -96,7 +97,7 @@ class Alignment:
     checked_on: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def at(self, degree: int | Sequence[int]) -> FeatureMap | None:
+    def at(self, degree: int | Sequence[int]) -> Linear | None:
         """Return the map of a degree; None where features stay as they are: at the source degree, and where refused.
 
         Raises:
@@ -109,8 +110,7 @@ class Alignment:
                 f"The alignment has degrees {', '.join(map(str, sorted(self.maps)))}, not {degree}. Fit one with "
                 f"--degrees that names {degree}, or leave that degree out."
             )
-        found = self.maps[degree]
-        return None if found.matrix is None else found
+        return self.maps[degree].linear
 
     def check_fits(self, binding: Binding, channels: int) -> None:
         """Raise AlignmentError, naming the first difference, unless it was fitted on the same, for so many channels."""
@@ -122,10 +122,10 @@ class Alignment:
                     "fitted with, or fit another: tocom align."
                 )
         for degree, each in self.maps.items():
-            if each.matrix is not None and len(each.matrix) != channels:
+            if each.linear is not None and len(each.linear.offset) != channels:
                 raise AlignmentError(
-                    f"The alignment's map of degree {degree} has {len(each.matrix)} channels, the model's features "
-                    f"have {channels}. Fit it again: tocom align."
+                    f"The alignment's map of degree {degree} has {len(each.linear.offset)} channels, the model's "
+                    f"features have {channels}. Fit it again: tocom align."
                 )
 
     def describe(self) -> dict[str, Any]:
@@ -137,16 +137,7 @@ class Alignment:
             **asdict(self.binding),
             "images": self.images,
             "checked_on": self.checked_on,
-            "degrees": {
-                str(degree): {
-                    "used": each.used,
-                    "strength": each.strength,
-                    "gap": each.gap,
-                    "aligned_gap": each.aligned_gap,
-                    "directions": each.directions,
-                }
-                for degree, each in sorted(self.maps.items())
-            },
+            "degrees": {str(degree): asdict(each.judged) for degree, each in sorted(self.maps.items())},
         }
 
     def save(self, path: Path | str) -> None:
@@ -157,9 +148,9 @@ class Alignment:
         """
         tensors = {}
         for degree, each in self.maps.items():
-            if each.matrix is not None and each.offset is not None:
-                tensors[f"degree.{degree}.matrix"] = torch.from_numpy(each.matrix)
-                tensors[f"degree.{degree}.offset"] = torch.from_numpy(each.offset)
+            if each.linear is not None:
+                tensors[f"degree.{degree}.matrix"] = torch.from_numpy(each.linear.matrix)
+                tensors[f"degree.{degree}.offset"] = torch.from_numpy(each.linear.offset)
         own = {"format": FORMAT, "version": VERSION, "alignment": json.dumps(self._content())}
         save_tensors(path, tensors, {**self.metadata, **own})
 
@@ -195,7 +186,7 @@ class Alignment:
             raise AlignmentError(
                 f"{path} holds {sorted(tensors)[0]!r}, which no degree has. Fit it again: tocom align."
             )
-        widths = {each.matrix.shape[0] for each in maps.values() if each.matrix is not None}
+        widths = {len(each.linear.offset) for each in maps.values() if each.linear is not None}
         if len(widths) > 1:
             raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it again: tocom align.")
         return cls(binding, maps, images, checked_on, {**metadata, "file_sha256": sha256_file(path)})
@@ -212,15 +203,16 @@ def is_alignment(path: Path) -> bool:
 
 def _map(degree: int, entry: Mapping[str, Any], tensors: dict[str, NDArray[Any]]) -> FeatureMap:
     """Return the map of a degree's entry, and take its tensors away."""
-    matrix = offset = None
+    linear = None
     if entry["used"]:
         matrix, offset = tensors.pop(f"degree.{degree}.matrix"), tensors.pop(f"degree.{degree}.offset")
         if matrix.ndim != 2 or matrix.shape != (matrix.shape[0],) * 2 or offset.shape != matrix.shape[:1]:
             raise ValueError(f"degree {degree}: shapes {matrix.shape} and {offset.shape}")
         if not (matrix.dtype == offset.dtype == np.float32 and np.isfinite(matrix).all() and np.isfinite(offset).all()):
             raise ValueError(f"degree {degree}: values must be float32 and finite")
-    gaps = float(entry["gap"]), float(entry["aligned_gap"])
-    return FeatureMap(matrix, offset, float(entry["strength"]), *gaps, int(entry["directions"]))
+        linear = Linear(matrix, offset)
+    figures = (float(entry[name]) for name in ("strength", "gap", "aligned_gap"))
+    return FeatureMap(linear is not None, *figures, int(entry["directions"]), linear)
 
 
 class AlignedDropout(nn.Module):
@@ -235,12 +227,11 @@ class AlignedDropout(nn.Module):
     matrix: Tensor
     offset: Tensor
 
-    def __init__(self, found: FeatureMap | None, channels: int, dropout: nn.Module) -> None:
+    def __init__(self, found: Linear | None, channels: int, dropout: nn.Module) -> None:
         super().__init__()
-        matrix = np.eye(channels, dtype=np.float32) if found is None or found.matrix is None else found.matrix
-        offset = np.zeros(channels, np.float32) if found is None or found.offset is None else found.offset
-        self.register_buffer("matrix", torch.from_numpy(matrix.copy()), persistent=False)
-        self.register_buffer("offset", torch.from_numpy(offset.copy()), persistent=False)
+        held = found or Linear(np.eye(channels, dtype=np.float32), np.zeros(channels, np.float32))
+        self.register_buffer("matrix", torch.from_numpy(held.matrix.copy()), persistent=False)
+        self.register_buffer("offset", torch.from_numpy(held.offset.copy()), persistent=False)
         self.dropout = dropout
 
     def forward(self, features: Tensor) -> Tensor:
@@ -249,11 +240,11 @@ class AlignedDropout(nn.Module):
         return self.dropout(features @ matrix + offset)
 
 
-def aligned_head(head: nn.Linear, found: FeatureMap | None) -> tuple[Tensor, Tensor]:
+def aligned_head(head: nn.Linear, found: Linear | None) -> tuple[Tensor, Tensor]:
     """Return weight [classes, channels] and bias [classes] of the head behind a map, as one layer, float32."""
     weight = head.weight.detach().cpu().double()
     bias = torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().cpu().double()
-    if found is not None and found.matrix is not None and found.offset is not None:
+    if found is not None:
         bias = bias + weight @ torch.from_numpy(found.offset).double()
         weight = weight @ torch.from_numpy(found.matrix).double().T
     return weight.float(), bias.float()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import AlignmentError
+from tocom.formats.device_alignment import FittedDegree, Linear
 
 __all__ = ["STRENGTHS", "FeatureMap", "check_counts", "feature_gaps", "fit_first", "fit_map", "fit_map_apart"]
 
@@ -28,29 +29,19 @@ Features = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(FittedDegree):
     """A map of features, and what images say of it that it was not fitted on.
 
     Attributes:
-        matrix: [channels, channels]; ``y = x @ matrix + offset``. None where the map is refused: the identity.
-        offset: [channels]; None with ``matrix``.
-        strength: That was chosen.
-        gap: Mean of one minus cosine to the source degree's features, without the map, over the images that judge it.
-        aligned_gap: With it; where no others judge, each image by a map that was fitted without its fifth of them.
-        directions: In how many the degree's features differ from image to image; in all others the map is the identity.
+        linear: The map; None where it is refused: the identity.
     """
 
-    matrix: NDArray[np.float32] | None
-    offset: NDArray[np.float32] | None
-    strength: float
-    gap: float
-    aligned_gap: float
-    directions: int
+    linear: Linear | None
 
     @property
-    def used(self) -> bool:
-        """Whether it helps; where not, it is the identity."""
-        return self.matrix is not None
+    def judged(self) -> FittedDegree:
+        """What images say of it, without the map."""
+        return FittedDegree(self.used, self.strength, self.gap, self.aligned_gap, self.directions)
 
     @property
     def closed(self) -> float:
@@ -59,8 +50,7 @@ class FeatureMap:
 
     def apply(self, features: Features) -> NDArray[np.float32]:
         """Return features [count, channels] mapped, float32."""
-        found = np.asarray(features, np.float32)
-        return found if self.matrix is None or self.offset is None else found @ self.matrix + self.offset
+        return np.asarray(features, np.float32) if self.linear is None else self.linear(features)
 
 
 def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
@@ -103,7 +93,7 @@ def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -
     without, aligned = feature_gaps(aim, others), feature_gaps(aim, fitted.apply(others))
     helps = fitted.used and _helps(without - aligned)
     judged = replace(fitted, gap=float(without.mean()), aligned_gap=float(aligned.mean()))
-    return judged if helps else replace(judged, matrix=None, offset=None)
+    return judged if helps else replace(judged, used=False, linear=None)
 
 
 def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
@@ -144,9 +134,9 @@ def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[
     fit = _Ridge(found, wanted)
     figures = strength, float(without.mean()), means[strength], fit.directions
     if not _helps(gain):
-        return FeatureMap(None, None, *figures), found.astype(np.float32)
-    matrix, offset = fit.solve(strength)
-    return FeatureMap(matrix.astype(np.float32), offset.astype(np.float32), *figures), apart[strength]
+        return FeatureMap(False, *figures, None), found.astype(np.float32)
+    linear = Linear(*(part.astype(np.float32) for part in fit.solve(strength)))
+    return FeatureMap(True, *figures, linear), apart[strength]
 
 
 def check_counts(*counts: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tocom.formats.device_alignment import FittedDegree
 
 __all__ = ["alignment_table"]
 
@@ -13,22 +16,7 @@ __all__ = ["alignment_table"]
 _FEW_DIRECTIONS = 24
 
 
-class Fitted(Protocol):
-    """A degree's map: see :class:`tocom.alignment.ridge.FeatureMap`."""
-
-    @property
-    def used(self) -> bool: ...
-    @property
-    def strength(self) -> float: ...
-    @property
-    def gap(self) -> float: ...
-    @property
-    def aligned_gap(self) -> float: ...
-    @property
-    def directions(self) -> int: ...
-
-
-def alignment_table(what: str, images: int, checked_on: int, degrees: Mapping[int, Fitted]) -> Table:
+def alignment_table(what: str, images: int, checked_on: int, degrees: Mapping[int, FittedDegree]) -> Table:
     """Return a row per degree, and below them what is to be said of the images."""
     judged = f"judged on {checked_on} others" if checked_on else "each fifth judged by a map of the others"
     table = Table(title=f"{what}: {images} images; {judged}")

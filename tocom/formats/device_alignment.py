@@ -48,11 +48,11 @@ class FittedDegree:
     """What images said of a degree's map that it was not fitted on.
 
     Attributes:
-        used: Whether it helps; where not, the degree's answers stay as they are.
-        strength: Of the penalty.
-        gap: Mean of one minus cosine to the aim's features, without the map.
-        aligned_gap: With it.
-        directions: In which the degree's features differ from image to image, of as many as there are channels.
+        used: Whether it helps; where not, the degree's features stay as they are.
+        strength: Of the penalty, as it was chosen.
+        gap: Mean of one minus cosine to the aim's features, without the map, over the images that judge it.
+        aligned_gap: With it; where no others judge, each image by a map that was fitted without its fifth of them.
+        directions: In how many the degree's features differ from image to image; in all others the map is the identity.
     """
 
     used: bool
