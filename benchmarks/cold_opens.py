@@ -6,6 +6,7 @@ python benchmarks/cold_opens.py mine/bundle --opens 200
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             command = [sys.executable, "-c", OPENS, str(options.bundle), str(threads)]
             running = [
-                subprocess.Popen(command, env={"TOCOM_CACHE": cache}, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(command, env={**os.environ, "TOCOM_CACHE": cache}, stderr=subprocess.PIPE, text=True)
                 for _ in range(processes)
             ]
             for process in running:

@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content: dict[str, object]
         try:
-            size = min(int(self.headers.get("Content-Length", 0)), MOST_BYTES)
+            size = min(max(int(self.headers.get("Content-Length", 0)), 0), MOST_BYTES)
             images = self.runtime.preprocess(self.rfile.read(size))
             result = self.runtime.infer(images, float(self.headers.get("X-Budget-Ms", "inf")))
             top = [{"class": c.index, "label": c.label, "probability": c.probability} for c in result.top(5)]

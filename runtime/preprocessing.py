@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from tocom.errors import DataError, RequestError
 from tocom.formats.pixels import to_input
 from tocom.images import preprocess, read_image, resized_size
 from tocom.runtime.resampling import FILTERS, Window, shrink
-from tocom.system.pools import submit
 
 __all__ = ["prepare"]
 
@@ -61,7 +58,7 @@ def _one(image: Any, entry: Mapping[str, Any], order: str) -> NDArray[Any]:
 
 
 def _of_array(pixels: NDArray[Any], entry: Mapping[str, Any], order: str) -> NDArray[Any]:
-    """Return an array's pixels, resized only where the crop looks, in two halves at once."""
+    """Return an array's pixels, resized only where the crop looks."""
     from PIL import Image
 
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
@@ -83,18 +80,6 @@ def _of_array(pixels: NDArray[Any], entry: Mapping[str, Any], order: str) -> NDA
     fast = fast and entry["interpolation"] in FILTERS
     if not fast:
         return preprocess(Image.fromarray(pixels[..., ::-1] if order == "bgr" and pixels.ndim == 3 else pixels), entry)
-    half = height // 2
-    columns = Window(wide, full_wide, left, width)
-
-    def rows(first: int, count: int) -> NDArray[np.uint8]:
-        return shrink(pixels, columns, Window(tall, full_tall, top + first, count), entry["interpolation"])
-
-    lower = submit(_helper(), rows, half, height - half)
-    resized = np.concatenate([rows(0, half), lower.result()])
+    columns, rows = Window(wide, full_wide, left, width), Window(tall, full_tall, top, height)
+    resized = shrink(pixels, columns, rows, entry["interpolation"])
     return to_input(resized[..., ::-1] if order == "bgr" else resized, entry)
-
-
-@cache
-def _helper() -> ThreadPoolExecutor:
-    # NumPy lets go of the interpreter while it computes.
-    return ThreadPoolExecutor(1, "tocom-resize")

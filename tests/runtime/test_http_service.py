@@ -96,6 +96,13 @@ def test_refusals(service: str, body: bytes, budget_ms: str | None, code: int) -
     assert ask(service, picture(1)[1])[0] == 200
 
 
+@pytest.mark.parametrize("length", ["-1", "many"])
+def test_a_length_that_is_none_is_refused_at_once(service: str, length: str) -> None:
+    request = urllib.request.Request(service, picture(0)[1], {"Content-Length": length})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=10)
+
+
 def test_it_is_forty_lines() -> None:
     """Of code: what its docstring promises."""
     text = EXAMPLE.read_text()
