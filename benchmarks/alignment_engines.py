@@ -1,11 +1,12 @@
 """Alignments in engines, on the quickstart's model and cells; writes ``benchmarks/results/alignment-engines.json``.
 
     python benchmarks/alignment_measure.py --only features --of merge compensated
-    python benchmarks/alignment_engines.py [--part merged latency int8]
+    python benchmarks/alignment_engines.py [--part merged latency int8 patches]
 
 ``merged``: an alignment in the heads of a bundle, against torch. ``latency``: that bundle against the one without, in
 turns; wants an otherwise idle machine. ``int8``: an INT8 bundle with and without an alignment that was fitted on this
 machine from its own answers to the float32 bundle's at degree 0; measured on cells that nothing learned from.
+``patches``: one map for the features of all patches, in torch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from alignment_measure import RECIPE, Fit, compensator_path
 from domains import cell_views, quickstart_cells
 from measuring import RESULTS, interleave, machine, median_interval, paired_ratio
 from results_train import FOLDER, backbone
+from saliency import features as patch_rows
+from saliency import patch_gaps
 from timm.models.vision_transformer import VisionTransformer
 from unseen import CELLS, Unseen
 
@@ -48,10 +51,11 @@ from tocom.runtime import Runtime
 from tocom.system.files import atomic_path, write_json
 
 RESULT = RESULTS / "alignment-engines.json"
-PARTS = ("merged", "latency", "int8")
+PARTS = ("merged", "latency", "int8", "patches")
 DEGREES, AT = (0, 8, 16), 16
 NEAR = 1e-4
 CHECKED, FEW = 64, 150
+PATCHES_OF = 200, 60  # images that a map of patches is fitted on, and measured on
 THREADS = 1  # where answers count; latency takes what ONNX Runtime takes
 Outputs = dict[str, np.ndarray]
 
@@ -224,6 +228,24 @@ def measure_int8() -> dict[str, Any]:
     return {"degree": AT, "unseen": len(cells), "alignment": found.describe()["degrees"], "rows": rows}
 
 
+def measure_patches() -> dict[str, Any]:
+    """Return what one map for all patches closes of their gap per degree, and the most that sharing rows lets close."""
+    model, rows = backbone(), []
+    given, met = (
+        torch.stack([view for view, _ in zip(cell_views(part, input_config(model)), range(count), strict=False)])
+        for part, count in zip(("train", "test"), PATCHES_OF, strict=True)
+    )
+    aim, dense = patch_rows(model, given), patch_rows(model, met)
+    for degree in (8, 12, 16, 20):
+        compressed = compress(model, degree)
+        found = patch_rows(compressed, met)
+        fitted = fit_map(patch_rows(compressed, given).flatten(0, 1).numpy(), aim.flatten(0, 1).numpy())
+        aligned = torch.from_numpy(fitted.apply(found.flatten(0, 1).numpy())).view_as(found)
+        plain = patch_gaps(found, dense)
+        rows.append({"degree": degree, **plain, "aligned_patch_gap": patch_gaps(aligned, dense)["patch_gap"]})
+    return {"fitted_on": len(given), "measured_on": len(met), "rows": rows}
+
+
 def logits_of(model: VisionTransformer, features: np.ndarray) -> np.ndarray:
     """Return what the model's head makes of features, [cells, classes]."""
     with torch.inference_mode():
@@ -235,7 +257,7 @@ def main() -> None:
     options.add_argument("--part", choices=PARTS, nargs="+", help="these alone, the others stay as they were measured")
     chosen = options.parse_args()
     torch.set_num_threads(THREADS)
-    measures = {"merged": measure_merged, "latency": measure_latency, "int8": measure_int8}
+    measures = dict(zip(PARTS, (measure_merged, measure_latency, measure_int8, measure_patches), strict=True))
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for part in chosen.part or PARTS:
         result[part] = {"machine": machine(), **measures[part]()}

@@ -76,7 +76,7 @@ def compute_features(kind: str, model: VisionTransformer, fit: Fit, unseen: Unse
     if kind == "across":
         across(model, compute=True)
     elif kind == "more":
-        for degree in (0, CROSSED, 8):
+        for degree in (0, *COUNTED):
             more_cells(model).at(degree)
     else:
         for degree in DEGREES if kind != "merge" else (0, *DEGREES):

@@ -38,7 +38,7 @@ def test_what_was_not_measured_is_said():
     result = json.loads(alignment_measure.RESULT.read_text(encoding="utf-8"))
     text = alignment_page.page({**result, "cells": [], "across": []}, {})
     assert text.count("Not measured: degrees 4, 8, 12, 16, 20.") == 2
-    assert "Not measured: merged, latency, int8." in text
+    assert "Not measured: merged, latency, int8, patches." in text
 
 
 def test_what_is_worse_is_named():
