@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ RESULT = RESULTS / "families-engines.json"
 
 
 def layers(bundles: dict[str, Bundle]) -> dict[str, Any]:
-    """Return what TensorRT-RTX makes of each family."""
+    """Return what TensorRT-RTX makes of each family, with the op plugin and without."""
     rows = []
-    for family, bundle in bundles.items():
-        record = build(bundle.path, backend="tensorrt-rtx").records[DEGREE]
+    for lowering, (family, bundle) in product(("plugin", "native"), bundles.items()):
+        record = build(bundle.path, backend="tensorrt-rtx", lowering=lowering).records[DEGREE]
         rows.append(
             {
+                "lowering": lowering,
                 "family": family,
                 "layers": record.layers,
                 "op_plugin_layers": record.op_plugin_layers,
