@@ -111,15 +111,13 @@ class Streaming(ABC):
         Raises:
             RequestError: No source, two of one name, or ``fps`` or ``budget_ms`` is out of its range.
         """
-        pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
-        named = dict(pairs)
-        if not named or len(named) < len(pairs):
-            raise RequestError(
-                f"The 'sources' parameter must hold sources of different names. Got {[name for name, _ in pairs]!r}."
-            )
-        for name, source in named.items():
-            if not isinstance(source, Iterable):
-                raise RequestError(f"The source {name!r} must be something to iterate over. Got {source!r} instead.")
+        named = _named(sources)
+        for parameter, values in (("fps", fps), ("budget_ms", budget_ms)):
+            unknown = set(values) - set(named) if isinstance(values, Mapping) else None
+            if unknown:
+                raise RequestError(
+                    f"The {parameter!r} parameter must name sources: {list(named)!r}. Got {sorted(unknown, key=str)!r}."
+                )
         rates = {name: check_rate(_of(fps, name)) for name in named}
         budgets = {name: _budget_of(_of(budget_ms, name), rates[name]) for name in named}
         _warn_of_too_many(self._active.controller, rates)
@@ -134,8 +132,11 @@ class Streaming(ABC):
             return Plan(1, None) if degree is not None else self._plan_together(frames)
 
         def prepared(given: Any) -> Any:
-            is_ready = getattr(given, "ndim", 0) == 4 or not isinstance(given, (np.ndarray, bytes, str, Path, list))
-            return given if is_ready and not hasattr(given, "getexif") else self.preprocess(given, order=order)
+            # What fits no engine ends its own source, and not the loop over all of them.
+            if isinstance(given, np.ndarray):
+                return self._active.check(given) if given.ndim == 4 else self.preprocess(given, order=order)
+            on_device = hasattr(given, "__dlpack__") or hasattr(given, "__cuda_array_interface__")
+            return given if on_device else self.preprocess(given, order=order)
 
         return Streams(
             named,
@@ -189,6 +190,32 @@ class Streaming(ABC):
                     each.degree, each.latency_ms, each.queue_ms, each.budget_ms, each.met_budget, each.feasible, False
                 )
         return results
+
+
+def _named(sources: Any) -> dict[str, Iterable[Any]]:
+    """Return the sources by name.
+
+    Raises:
+        RequestError: None, two of one name, no pairs of name and frames, or what gives no frames.
+    """
+    pairs = [*sources.items()] if isinstance(sources, Mapping) else [*sources]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise RequestError(
+            "The 'sources' parameter must give each source a name: {'left': frames, 'right': frames}. "
+            f"Got a {type(sources).__name__} of {', '.join(type(pair).__name__ for pair in pairs)} instead."
+        )
+    named = dict(pairs)
+    if not named or len(named) < len(pairs):
+        raise RequestError(
+            f"The 'sources' parameter must hold sources of different names. Got {[name for name, _ in pairs]!r}."
+        )
+    for name, source in named.items():
+        if not isinstance(source, Iterable) or isinstance(source, (str, bytes, bytearray, Path)):
+            raise RequestError(
+                f"The source {name!r} must be frames, one after another: a list or a generator that reads a camera or "
+                f"a file (examples/camera_loop.py). Got {source!r} instead."
+            )
+    return named
 
 
 def _is_alike(images: Any, other: Any) -> bool:

@@ -107,6 +107,24 @@ def test_frames_of_changing_size_and_broken_ones(runtime: Runtime, caplog: pytes
         list(runtime.stream([images_of(1)[..., :4]]))
 
 
+@pytest.mark.parametrize("frame", [None, 5, np.zeros((4, 4)), images_of(1)[..., :4], images_of(1).astype(np.float64)])
+def test_a_source_whose_frames_fit_no_engine_leaves_the_others_going(runtime: Runtime, frame: Any) -> None:
+    indices: list[int] = []
+
+    def whole() -> Iterator[np.ndarray]:
+        for _ in range(5):
+            time.sleep(0.002)
+            yield images_of(1)
+
+    def watch() -> None:
+        for each in runtime.streams({"whole": whole(), "wrong": itertools.repeat(frame)}):
+            indices.append(each.index)
+
+    with pytest.raises(RequestError):
+        watch()
+    assert indices[-1] == 4
+
+
 def test_for_and_async_for(runtime: Runtime) -> None:
     async def watch() -> list[str]:
         others = 0
@@ -143,7 +161,13 @@ def test_for_and_async_for(runtime: Runtime) -> None:
         ({"a": []}, {"fps": 0}),
         ({"a": []}, {"fps": {"a": float("nan")}}),
         ({"a": []}, {"budget_ms": -1}),
+        ({"a": []}, {"fps": {"b": 5}}),
+        ({"a": []}, {"budget_ms": {"a": 5, "b": 5}}),
         ({"a": 5}, {}),
+        ({"a": "video.mp4"}, {}),
+        ({"a": Path("video.mp4")}, {}),
+        ([[], []], {}),
+        (["ab", "cd"], {}),
     ],
 )
 def test_bad_arguments(runtime: Runtime, sources: Any, options: dict[str, Any]) -> None:
