@@ -27,7 +27,7 @@ from tocom.export.graph.half import HalfPlan, magnitudes, plan_half
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree
 from tocom.export.graph.templates import Templates, put_shared
-from tocom.export.graph.trace import DTYPES
+from tocom.export.graph.trace import DTYPES, Tracing
 from tocom.export.references import ReferenceImages, add_references, rounding_changes
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.formats.families import EVERY, named_family
@@ -173,20 +173,11 @@ def export(
         with WeightStore(folder / WEIGHTS_NAME) as store:
             steps.next("tracing the model")
             graphs = {}
+            pixels = (tuple(entry["mean"]), tuple(entry["std"])) if input_type == "uint8" else None
             for compressed in sorted({degree > 0 for degree in degrees}):
-                graphs[compressed] = templates.make(
-                    vit,
-                    placement,
-                    compressed=compressed,
-                    method=method,
-                    family=family,
-                    fuse=fuse,
-                    precision=precision,
-                    plan=plan,
-                    pixels=entry if input_type == "uint8" else None,
-                    **outputs,
-                )
-                put_shared(graphs[compressed], store, vit, changing=placement.names, precision=precision, plan=plan)
+                how = Tracing(compressed, method, family, fuse, features, patch_features, precision, plan, pixels)
+                graphs[compressed] = templates.make(vit, placement, how)
+                put_shared(graphs[compressed], store, vit, changing=placement.names, how=how)
             for degree, removed in schedules.items():
                 steps.next(f"writing degree {degree}")
                 proto = at_degree(

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from tocom.errors import AlignmentError
 from tocom.formats.bundle import Bundle
 from tocom.formats.device_alignment import ALIGNMENTS_FOLDER, DeviceAlignment, Linear, alignment_path, find_alignments
-from tocom.runtime.backends.base import Backend, Engine
+from tocom.runtime.backends.base import Backend, Engine, Wrapper
 
 __all__ = ["AlignedEngine", "alignment_identity", "matching_alignment"]
 
 log = logging.getLogger("tocom.runtime")
 
 
-class AlignedEngine:
+class AlignedEngine(Wrapper):
     """An engine whose features are mapped, and whose logits, where it has some, are the head's of these.
 
     Args:
@@ -27,7 +27,8 @@ class AlignedEngine:
     """
 
     def __init__(self, engine: Engine, mapped: Linear, head: Linear | None) -> None:
-        self._engine, self._map, self._head = engine, mapped, head
+        super().__init__(engine)
+        self._map, self._head = mapped, head
 
     def run(self, images: Any) -> dict[str, NDArray[Any]]:
         """Return the outputs by name, in the engine's order."""
@@ -36,14 +37,6 @@ class AlignedEngine:
         if self._head is not None:
             outputs["logits"] = self._head(features)
         return outputs
-
-    def is_settled(self, batch: int) -> bool:
-        """Return what the engine says."""
-        return self._engine.is_settled(batch)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._engine.close()
 
 
 def alignment_identity(bundle: Bundle, backend: Backend) -> dict[str, Any]:

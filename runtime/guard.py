@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tocom.errors import EngineError
-from tocom.runtime.backends.base import Engine
+from tocom.runtime.backends.base import Engine, Wrapper
 
 __all__ = ["Guard", "GuardedEngine"]
 
@@ -108,22 +108,15 @@ class Guard:
             del call  # or its images and outputs would stay until the next one
 
 
-class GuardedEngine:
+class GuardedEngine(Wrapper):
     """An engine whose inferences run under a guard."""
 
     def __init__(self, engine: Engine, guard: Guard, degree: int) -> None:
-        self._engine, self._guard = engine, guard
+        super().__init__(engine)
+        self._guard = guard
         self._what = f"degree {degree}"
 
     def run(self, images: Any) -> Outputs:
         """Return the outputs by name, or raise EngineError after the limit."""
         outputs: Outputs = self._guard.call(lambda: self._engine.run(images), self._what)
         return outputs
-
-    def is_settled(self, batch: int) -> bool:
-        """Return what the engine says."""
-        return self._engine.is_settled(batch)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._engine.close()

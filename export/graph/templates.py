@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -14,10 +14,9 @@ from torch import nn
 from tocom.compensator.compensator import model_sha256
 from tocom.compression.blocks import replace_child
 from tocom.export.graph.alignment import HEAD, Placement
-from tocom.export.graph.half import HalfPlan
 from tocom.export.graph.projections import projection_weights, to_onnx
 from tocom.export.graph.retarget import make_retargetable
-from tocom.export.graph.trace import trace
+from tocom.export.graph.trace import Tracing, trace
 from tocom.formats.weights import WeightStore
 
 __all__ = ["Templates", "put_shared"]
@@ -35,63 +34,27 @@ class Templates:
     def __init__(self) -> None:
         self._traced: dict[tuple[object, ...], onnx.ModelProto] = {}
 
-    def make(
-        self,
-        model: VisionTransformer,
-        placement: Placement,
-        *,
-        compressed: bool,
-        method: str,
-        family: str,
-        fuse: bool,
-        features: bool,
-        patches: bool,
-        precision: str,
-        plan: HalfPlan,
-        pixels: Mapping[str, Any] | None = None,
-    ) -> onnx.ModelProto:
+    def make(self, model: VisionTransformer, placement: Placement, how: Tracing) -> onnx.ModelProto:
         """Return a graph of the caller's own, dense or compressed.
 
         Args:
             model: Dense.
             placement: Of the alignment in it.
-            compressed: This and what follows is as :func:`tocom.export.graph.trace.trace` has it.
-            method: ``merge`` or ``prune``.
-            family: Which blocks remove tokens.
-            fuse: With ``prune``: fuse the removed tokens.
-            features: Beside ``logits`` give the pooled ``features``.
-            patches: Last, give ``patch_features``.
-            precision: Type of weights and activations.
-            plan: What stays wide in half precision.
-            pixels: The manifest's ``input``, where images enter as pixels.
+            how: See :class:`tocom.export.graph.trace.Tracing`.
 
         Raises:
             ExportError: torch cannot trace the model.
         """
-        aligned = placement.has_place(compressed=compressed)
-        backbone = model_sha256(model, without="head."), _build(model)
-        entering = None if pixels is None else (*pixels["mean"], *pixels["std"])
-        outputs = (features, patches)
-        key = (*backbone, aligned, repr(plan), compressed, method, family, fuse, *outputs, precision, entering)
+        aligned = placement.has_place(compressed=how.compressed)
+        key = (model_sha256(model, without="head."), _build(model), aligned, how)
         if key not in self._traced:
-            self._traced[key] = trace(
-                _with_random_head(placement.traced(compressed=compressed)),
-                compressed=compressed,
-                method=method,
-                family=family,
-                fuse=fuse,
-                features=features,
-                patches=patches,
-                precision=precision,
-                plan=plan,
-                pixels=pixels,
-            )
+            self._traced[key] = trace(_with_random_head(placement.traced(compressed=how.compressed)), how)
             make_retargetable(self._traced[key])
         graph = onnx.ModelProto()
         graph.CopyFrom(self._traced[key])
         for tensor in graph.graph.initializer:
             if tensor.name in HEAD:
-                tensor.CopyFrom(to_onnx(model.get_parameter(tensor.name).detach(), tensor.name, precision))
+                tensor.CopyFrom(to_onnx(model.get_parameter(tensor.name).detach(), tensor.name, how.precision))
         return graph
 
 
@@ -126,11 +89,10 @@ def put_shared(
     model: VisionTransformer,
     *,
     changing: Collection[str],
-    precision: str,
-    plan: HalfPlan,
+    how: Tracing,
 ) -> None:
     """Move a template's weights into the bundle's, but for those that differ by degree: these are emptied."""
-    placeholders = {*projection_weights(model, precision=precision, wide=plan.attention), *changing}
+    placeholders = {*projection_weights(model, precision=how.precision, wide=how.plan.attention), *changing}
     for tensor in template.graph.initializer:
         if tensor.name in placeholders:
             tensor.ClearField("raw_data")

@@ -10,8 +10,8 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import onnx
 import torch
@@ -31,7 +31,7 @@ from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
 from tocom.export.graph.half import HalfPlan, widen
 from tocom.formats.families import EVERY
 
-__all__ = ["DTYPES", "answers", "projection_name", "trace"]
+__all__ = ["DTYPES", "Tracing", "answers", "projection_name", "trace"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,24 +59,12 @@ def answers(model: nn.Module, images: Tensor, *, features: bool, patches: bool =
     return tuple(found if every is None else [*found, every])
 
 
-def trace(
-    model: VisionTransformer,
-    *,
-    compressed: bool,
-    method: str = "merge",
-    family: str = EVERY,
-    fuse: bool = False,
-    features: bool = False,
-    patches: bool = False,
-    precision: str = "fp32",
-    plan: HalfPlan | None = None,
-    pixels: Mapping[str, Any] | None = None,
-) -> onnx.ModelProto:
-    """Trace a model to ONNX with a symbolic batch.
+@dataclass(frozen=True)
+class Tracing:
+    """How a graph is traced.
 
-    Args:
-        model: Dense, in evaluation mode; left as it is.
-        compressed: Trace with a ``tocom`` node in every block that can remove tokens (at degree 1), else dense.
+    Attributes:
+        compressed: With a ``tocom`` node in every block that can remove tokens (at degree 1), else dense.
         method: ``merge`` or ``prune``.
         family: Which blocks remove tokens: see :mod:`tocom.formats.families`.
         fuse: With ``prune``: fuse the removed tokens.
@@ -84,7 +72,27 @@ def trace(
         patches: Last, give ``patch_features`` [batch, patches, channels].
         precision: Type of weights and activations; the input and output stay float32.
         plan: What stays wide in half precision.
-        pixels: The manifest's ``input``, where images enter as uint8 and the graph normalises them by it.
+        pixels: Mean and std, where images enter as uint8 and the graph normalises them; None where they enter as
+            float32.
+    """
+
+    compressed: bool
+    method: str = "merge"
+    family: str = EVERY
+    fuse: bool = False
+    features: bool = False
+    patches: bool = False
+    precision: str = "fp32"
+    plan: HalfPlan = field(default_factory=HalfPlan)
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def trace(model: VisionTransformer, how: Tracing) -> onnx.ModelProto:
+    """Trace a model to ONNX with a symbolic batch.
+
+    Args:
+        model: Dense, in evaluation mode; left as it is.
+        how: See :class:`Tracing`.
 
     Returns:
         Input ``images`` [batch, channels, height, width]; output ``logits`` or ``features``, or both. q, k
@@ -95,18 +103,15 @@ def trace(
         ExportError: torch cannot trace the model.
     """
     prefix, tokens = model.num_prefix_tokens, input_tokens(model)
-    removed = removal_schedule(tokens, len(model.blocks), int(compressed), prefix, family)
+    removed = removal_schedule(tokens, len(model.blocks), int(how.compressed), prefix, how.family)
     blocks = [_prepare(block, index) for index, block in enumerate(model.blocks)]
-    stack = CompressedBlocks(blocks, removed, method=method, prefix=prefix, fuse=fuse)
-    traced: nn.Module = _Typed(
-        with_blocks(model, stack.eval()), DTYPES[precision], features=features, patches=patches, plan=plan
-    )
+    stack = CompressedBlocks(blocks, removed, method=how.method, prefix=prefix, fuse=how.fuse)
+    traced: nn.Module = _Typed(with_blocks(model, stack.eval()), how)
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
-    if pixels is not None:
-        traced, images = _Normalised(traced, pixels), images.to(torch.uint8)
-    names = ["logits", "features"] if features else ["features" if isinstance(model.head, nn.Identity) else "logits"]
-    if patches:
-        names.append("patch_features")
+    if how.pixels is not None:
+        traced, images = _Normalised(traced, *how.pixels), images.to(torch.uint8)
+    names = ["features" if isinstance(model.head, nn.Identity) else "logits"]
+    names += ["features"] * how.features + ["patch_features"] * how.patches
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), _quiet():
@@ -125,12 +130,12 @@ def trace(
         raise ExportError(f"torch could not trace {type(model).__name__} to ONNX: {first_line(error)}") from error
     assert exported is not None  # dynamo=True always returns a program
     proto = exported.model_proto
-    wrapper = _WRAPPER if pixels is None else f"{_WRAPPER}{_WRAPPER}"
+    wrapper = _WRAPPER if how.pixels is None else f"{_WRAPPER}{_WRAPPER}"
     for tensor in proto.graph.initializer:
         tensor.name = tensor.name.removeprefix(wrapper)
     for node in proto.graph.node:
         node.input[:] = [name.removeprefix(wrapper) for name in node.input]
-    if pixels is not None:
+    if how.pixels is not None:
         _cast_first(proto.graph)
     return proto
 
@@ -153,11 +158,11 @@ def _cast_first(graph: onnx.GraphProto) -> None:
 class _Normalised(nn.Module):
     """A model behind pixels: [batch, channels, height, width], uint8."""
 
-    def __init__(self, model: nn.Module, entry: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(entry[name], dtype=torch.float32)[:, None, None])
+        for name, each in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(each, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.model((images.float() / 255 - self.mean) / self.std)
@@ -167,15 +172,14 @@ class _Normalised(nn.Module):
 class _Typed(nn.Module):
     """A model computing in one float type behind float32 input and outputs."""
 
-    def __init__(
-        self, model: nn.Module, dtype: torch.dtype, *, features: bool, patches: bool, plan: HalfPlan | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, how: Tracing) -> None:
         super().__init__()
-        self.model, self.image_dtype, self.features, self.patches = model, dtype, features, patches
+        dtype = DTYPES[how.precision]
+        self.model, self.image_dtype, self.features, self.patches = model, dtype, how.features, how.patches
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
-        if plan:
-            widen(self.model, model, plan)
+        if how.plan:
+            widen(self.model, model, how.plan)
         if dtype == torch.bfloat16:
             # ONNX knows no convolution in bfloat16 before opset 22.
             self.image_dtype = torch.float32

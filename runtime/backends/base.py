@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tocom.runtime.memory.needs import Need
 
-__all__ = ["DEVICE_TIMEOUT_S", "Backend", "Engine"]
+__all__ = ["DEVICE_TIMEOUT_S", "Backend", "Engine", "Wrapper"]
 
 DEVICE_TIMEOUT_S = 60.0
 
@@ -33,6 +33,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back. More than once is fine."""
+
+
+class Wrapper:
+    """Base of engines that run another one their own way."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def is_settled(self, batch: int) -> bool:
+        """Return what the engine says."""
+        return self._engine.is_settled(batch)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._engine.close()
 
 
 class Backend(Protocol):

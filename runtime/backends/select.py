@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from tocom.errors import CalibrationError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
@@ -15,30 +16,16 @@ from tocom.system.cpu import cpu_identity, power_mode
 __all__ = ["BACKENDS", "ON_GPU", "WITH_ENGINES", "open_backend"]
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+def _onnxruntime(bundle: Bundle, threads: int | None, reason: str, *, cuda: bool = False) -> Backend:
     from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, threads=threads, reason=reason)
+    return OnnxRuntimeBackend(bundle, threads=threads, reason=reason, cuda=cuda)
 
 
-def _onnxruntime_cuda(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(bundle, threads=threads, reason=reason, cuda=True)
-
-
-def _tensorrt(bundle: Bundle, threads: int | None, reason: str) -> Backend:
+def _tensorrt(bundle: Bundle, _: int | None, reason: str, *, name: str = "tensorrt") -> Backend:
     from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
 
-    del threads
-    return TensorRtBackend(bundle, name="tensorrt", reason=reason)
-
-
-def _tensorrt_rtx(bundle: Bundle, threads: int | None, reason: str) -> Backend:
-    from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
-
-    del threads
-    return TensorRtBackend(bundle, name="tensorrt-rtx", reason=reason)
+    return TensorRtBackend(bundle, name=name, reason=reason)
 
 
 def _openvino(bundle: Bundle, threads: int | None, reason: str) -> Backend:
@@ -51,8 +38,8 @@ def _openvino(bundle: Bundle, threads: int | None, reason: str) -> Backend:
 # between degrees and comes with tocom[runtime]: it goes first where profiles of both say that it is faster here.
 _OPENERS: dict[str, Callable[[Bundle, int | None, str], Backend]] = {
     "tensorrt": _tensorrt,
-    "tensorrt-rtx": _tensorrt_rtx,
-    "onnxruntime-cuda": _onnxruntime_cuda,
+    "tensorrt-rtx": partial(_tensorrt, name="tensorrt-rtx"),
+    "onnxruntime-cuda": partial(_onnxruntime, cuda=True),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

@@ -18,7 +18,7 @@ from tocom.compression.macs import count_macs
 from tocom.errors import CompensatorError, DegreeError, ExportError, TocomError
 from tocom.export import export
 from tocom.export.graph.templates import Templates
-from tocom.export.graph.trace import trace
+from tocom.export.graph.trace import Tracing, trace
 
 
 @pytest.mark.slow
@@ -175,9 +175,9 @@ def test_exports_that_share_templates_trace_once(tmp_path: Path, monkeypatch: py
     """With and without a compensator, behind another head, at another degree: the same files as on their own."""
     traced = []
 
-    def counting(*arguments: Any, **options: Any) -> onnx.ModelProto:
-        traced.append(options["compressed"])
-        return trace(*arguments, **options)
+    def counting(model: Any, how: Tracing) -> onnx.ModelProto:
+        traced.append(how.compressed)
+        return trace(model, how)
 
     monkeypatch.setattr("tocom.export.graph.templates.trace", counting)
     model, shared = small_vit(side=32, depth=2, num_classes=3), Templates()

@@ -103,20 +103,13 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON content."""
+        content = asdict(self)
+        degrees = [{"degree": degree, **entry} for degree, entry in content.pop("degrees").items()]
         return {
             "profile_version": PROFILE_VERSION,
             "fingerprint": self.fingerprint,
-            "device": dict(self.device),
-            "backend": self.backend,
-            "precision": self.precision,
-            "batch": self.batch,
-            "threads": self.threads,
-            "bundle_fingerprint": self.bundle_fingerprint,
-            "model": self.model,
-            "interval": self.interval,
-            "measured": dict(self.measured),
-            "device_state": None if self.device_state is None else asdict(self.device_state),
-            "degrees": [{"degree": degree, **asdict(entry)} for degree, entry in self.degrees.items()],
+            **content,
+            "degrees": degrees,
         }
 
     @classmethod

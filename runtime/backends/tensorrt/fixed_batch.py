@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import EngineError
-from tocom.runtime.backends.base import Engine
+from tocom.runtime.backends.base import Engine, Wrapper
 
 __all__ = ["FixedBatchEngine"]
 
 
-class FixedBatchEngine:
+class FixedBatchEngine(Wrapper):
     """Runs any batch size on an engine that takes from ``least`` to ``most`` images.
 
     Args:
@@ -23,7 +23,8 @@ class FixedBatchEngine:
     """
 
     def __init__(self, engine: Engine, least: int, most: int) -> None:
-        self._engine, self._least, self._most = engine, least, most
+        super().__init__(engine)
+        self._least, self._most = least, most
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name; arrays that no later call touches.
@@ -50,10 +51,6 @@ class FixedBatchEngine:
         """Return whether all sizes that this batch is split into run as they ran last."""
         sizes = {max(min(self._most, batch - start), self._least) for start in range(0, batch, self._most)}
         return all(self._engine.is_settled(size) for size in sizes)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._engine.close()
 
 
 def _filled(images: NDArray[Any], least: int) -> NDArray[Any]:

@@ -141,21 +141,11 @@ class PycudaDevice:
         with self._translated():
             self._driver.memcpy_dtod_async(target, source, size, self._streams[stream])
 
-    def begin_capture(self, stream: int) -> None:
-        """Not available."""
+    def begin_capture(self, *_: Any) -> Any:
+        """Not available, as all about graphs."""
         raise EngineError(_NO_GRAPHS)
 
-    def end_capture(self, stream: int) -> Any:
-        """Not available."""
-        raise EngineError(_NO_GRAPHS)
-
-    def launch(self, graph: Any, stream: int) -> None:
-        """Not available."""
-        raise EngineError(_NO_GRAPHS)
-
-    def release_graph(self, graph: Any) -> None:
-        """Not available."""
-        raise EngineError(_NO_GRAPHS)
+    end_capture = launch = release_graph = begin_capture
 
     def close(self) -> None:
         """Release what is left."""
