@@ -303,10 +303,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     ways = [way for way in ("alignment", "both") if any(row["way"] == way for row in result["by_count"])]
     degrees = sorted({row["degree"] for row in result["by_count"]})
-    figure, places = pyplot.subplots(
+    figure, panels = pyplot.subplots(
         1, len(ways), figsize=(4.5 * len(ways), 3), sharey=True, layout="constrained", squeeze=False
     )
-    for axes, way in zip(places[0], ways, strict=True):
+    for axes, way in zip(panels[0], ways, strict=True):
         for number, degree in enumerate(degrees):
             rows = [row for row in result["by_count"] if (row["way"], row["degree"]) == (way, degree)]
             if rows:
@@ -320,8 +320,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.set(title=WAYS[way], xlabel="images fitted on", xscale="log", xticks=counts)
         axes.set_xticklabels(map(str, counts), fontsize=8)
         axes.minorticks_off()
-    places[0][0].set_ylabel("feature gap closed, %")
-    places[0][0].legend(fontsize=8)
+    panels[0][0].set_ylabel("feature gap closed, %")
+    panels[0][0].legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

@@ -49,8 +49,8 @@ def main() -> None:
     reader = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
     assert reader.parse(without_functions(chosen.onnx.read_bytes()), str(chosen.onnx)), reader.get_error(0)
     kinds = [network.get_layer(index).type.name for index in range(network.num_layers)]
-    places = [index for index, kind in enumerate(kinds) if kind == "PLUGIN_V3"]
-    blocks = [Counter(kinds[begin:end]) for begin, end in pairwise(places)]
+    indices = [index for index, kind in enumerate(kinds) if kind == "PLUGIN_V3"]
+    blocks = [Counter(kinds[begin:end]) for begin, end in pairwise(indices)]
     assert all(block == blocks[0] for block in blocks), "blocks differ"
     print(
         json.dumps(

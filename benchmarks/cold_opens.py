@@ -16,7 +16,7 @@ OPENS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from tocom.runtime import Runtime
-def open_one(place):
+def open_one(number):
     with Runtime.open(sys.argv[1]) as runtime:
         runtime.backend.shares_weights or sys.exit("shares no weights")
 with ThreadPoolExecutor(int(sys.argv[2])) as pool:

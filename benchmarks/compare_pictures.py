@@ -47,8 +47,8 @@ def draw_speed(compare: dict[str, Any], folder: Path) -> None:
     for batch in sorted({group["batch"] for group in compare["groups"]}):
         groups = [group for group in compare["groups"] if group["batch"] == batch]
         figure = _figure(len(groups))
-        for place, group in enumerate(groups):
-            axes = figure.add_subplot(1, len(groups), place + 1)
+        for number, group in enumerate(groups):
+            axes = figure.add_subplot(1, len(groups), number + 1)
             for system, colour in COLOURS.items():
                 rows = sorted(
                     (row for row in group["rows"] if row["system"] == system and "samples_ms" in row),
@@ -84,8 +84,8 @@ def draw_accuracy(cost: dict[str, Any], folder: Path) -> None:
         (_change, "change of accuracy, points", f"Nothing re-tuned, {cost['cells']:,} cells"),
         (_recall, "recall at 1, %", f"{cost['queries']} cells photographed again, searched"),
     )
-    for place, (figure_of, label, title) in enumerate(panels):
-        axes = figure.add_subplot(1, 2, place + 1)
+    for number, (figure_of, label, title) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, number + 1)
         for shift, (kind, colour) in enumerate(WAYS.items()):
             rows = sorted((row for row in cost["rows"] if row["kind"] in (kind, "dense")), key=lambda row: row["macs"])
             found = [figure_of(row) for row in rows]

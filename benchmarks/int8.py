@@ -98,8 +98,8 @@ def measure_every_layer(options: argparse.Namespace) -> dict[str, Any]:
     pixels, labels = read(dense, cells), np.array([cell.label for cell in cells], np.int64)
     images = read(dense, split.train[: options.range_images])
     rows = []
-    for place, degree in enumerate(DEGREES):
-        say(f"degree {degree}: every layer in INT8", place, len(DEGREES))
+    for number, degree in enumerate(DEGREES):
+        say(f"degree {degree}: every layer in INT8", number, len(DEGREES))
         model = DegreeModel(dense, degree, pixels, labels, default_scheme())
         outputs = model.outputs_of(model.ranges(images))
         parted = compare(model.outputs, outputs, True)
@@ -161,13 +161,13 @@ def measure_ranges(options: argparse.Namespace) -> dict[str, Any]:
     parted: dict[str, list[Any]] = {"own": [], "degree_0": []}
     answers: dict[str, list[Any]] = {"own": [], "degree_0": []}
     widths: list[float] = []
-    for place, cells in enumerate(draws[: options.draws]):
+    for number, cells in enumerate(draws[: options.draws]):
         images = read(dense, cells)
         ranges = {"own": model.ranges(images), "degree_0": collect_ranges(load_degree(dense, 0), dense.path, images)}
         own, other = ranges["own"], ranges["degree_0"]
         widths += [(own[name][1] - own[name][0]) / (other[name][1] - other[name][0]) for name in own]
         for name, found in ranges.items():
-            say(f"draw {place + 1}: degree {AT}, ranges: {name}", place, options.draws)
+            say(f"draw {number + 1}: degree {AT}, ranges: {name}", number, options.draws)
             outputs = model.outputs_of(found)
             parted[name].append(compare(model.outputs, outputs, True))
             answers[name].append(outputs.argmax(-1))

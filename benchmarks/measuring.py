@@ -118,13 +118,13 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
     reach 95 %: then it is the whole range.
     """
     ordered, count = sorted(values), len(values)
-    below, place = 0.0, 0
+    below, rank = 0.0, 0
     for k in range(count // 2):
         below += math.comb(count, k) / 2**count
         if 1 - 2 * below < confidence:
             break
-        place = k
-    return statistics.median(ordered), ordered[place], ordered[-1 - place]
+        rank = k
+    return statistics.median(ordered), ordered[rank], ordered[-1 - rank]
 
 
 def paired_ratio(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float, float]:

@@ -41,8 +41,8 @@ def main() -> None:
         with Runtime.open(arguments.bundle, "onnxruntime") as runtime:
             profile = runtime.profile
         samples: dict[bool, list[float]] = {True: [], False: []}
-        for place in range(arguments.rounds):
-            for checked in (True, False) if place % 2 else (False, True):
+        for turn in range(arguments.rounds):
+            for checked in (True, False) if turn % 2 else (False, True):
                 samples[checked].append(seconds_to_open(arguments.bundle, profile, check_answers=checked))
     ratios = np.array(samples[True]) / np.array(samples[False])
     ranks = interval_ranks(len(ratios), 0.5)

@@ -101,7 +101,7 @@ def recorded_traces(folder: Path) -> Iterator[Trace]:
         degrees = tuple(content["degrees"])
         latency = np.asarray(content["latency_ms"])
         quiet = latency[content["quiet"][0] : content["quiet"][1]]
-        profile = {degree: latency_of(list(quiet[:, place])) for place, degree in enumerate(degrees)}
+        profile = {degree: latency_of(list(quiet[:, column])) for column, degree in enumerate(degrees)}
         yield Trace(
             content["name"],
             degrees,
@@ -144,9 +144,9 @@ def _make_trace(
 
 def replay(trace: Trace, decide: Callable[[int, float], int]) -> Outcome:
     """Replay a policy that is given the request's index and budget and returns a degree."""
-    place = {degree: index for index, degree in enumerate(trace.degrees)}
+    column = {degree: index for index, degree in enumerate(trace.degrees)}
     taken = [decide(index, float(budget)) for index, budget in enumerate(trace.budget_ms)]
-    columns = [place[degree] for degree in taken]
+    columns = [column[degree] for degree in taken]
     missed = trace.latency_ms[np.arange(len(taken)), columns] > trace.budget_ms
     accuracy = float(np.mean([trace.accuracy[degree] for degree in taken]))
     return Outcome(np.asarray(taken), missed, accuracy, int((np.diff(taken) != 0).sum()))
@@ -155,11 +155,11 @@ def replay(trace: Trace, decide: Callable[[int, float], int]) -> Outcome:
 def replay_controller(trace: Trace, config: ControllerConfig | None = None) -> Outcome:
     """Replay the runtime's controller; it sees only the latency of the degree that it took."""
     controller = Controller(trace.profile, trace.accuracy, config=config)
-    place = {degree: index for index, degree in enumerate(trace.degrees)}
+    column = {degree: index for index, degree in enumerate(trace.degrees)}
 
     def decide(index: int, budget: float) -> int:
         degree = controller.decide(budget).degree
-        latency = float(trace.latency_ms[index, place[degree]])
+        latency = float(trace.latency_ms[index, column[degree]])
         controller.observe(degree, latency, latency <= budget)
         return degree
 
@@ -168,10 +168,10 @@ def replay_controller(trace: Trace, config: ControllerConfig | None = None) -> O
 
 def oracle(trace: Trace) -> Outcome:
     order = sorted(trace.degrees, key=lambda degree: -trace.accuracy[degree])
-    place = {degree: index for index, degree in enumerate(trace.degrees)}
+    column = {degree: index for index, degree in enumerate(trace.degrees)}
 
     def decide(index: int, budget: float) -> int:
-        fitting = [degree for degree in order if trace.latency_ms[index, place[degree]] <= budget]
+        fitting = [degree for degree in order if trace.latency_ms[index, column[degree]] <= budget]
         return fitting[0] if fitting else trace.degrees[int(trace.latency_ms[index].argmin())]
 
     return replay(trace, decide)

@@ -45,11 +45,11 @@ def undecided(path: Path, images: np.ndarray, expected: np.ndarray) -> set[int]:
     with Runtime.open(path) as runtime:
         return {
             index
-            for place, degree in enumerate(DEGREES)
+            for row, degree in enumerate(DEGREES)
             for index in range(len(images))
             if not np.allclose(
                 runtime.infer(images[index : index + 1], degree=degree).outputs["logits"][0],
-                expected[place, index],
+                expected[row, index],
                 atol=TOLERANCE,
             )
         }
@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
     left_out = set().union(*(undecided(folder / name, images, expected[name]) for name in "ab"))
     kept = [index for index in range(IMAGES) if index not in left_out]
     if len(kept) < IMAGES // 2:
-        raise SystemExit(f"{len(left_out)} of {IMAGES} images differ from torch: that is no near-tie")
+        raise SystemExit(f"{len(left_out)} of {IMAGES} images differ from torch: that is not a near-tie")
     answers = np.stack([expected[name][:, kept] for name in "ab"]).reshape(2 * len(DEGREES), len(kept), -1)
     for one in range(len(answers)):
         for other in range(one):

@@ -70,7 +70,7 @@ def calibrate(
     Raises:
         BundleError: The bundle is missing or was changed.
         DataError: The images cannot be read or used, or are too few for ``interval_points``.
-        CalibrationError: No degree is told to be more accurate than chance, on 30 labelled images or more.
+        CalibrationError: No degree is shown to be more accurate than chance, on 30 labelled images or more.
         EngineError: A degree cannot be loaded or run.
         RequestError: ``against`` is of another model, or of the same precision; or ``batch`` is out of range.
         OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.

@@ -23,7 +23,7 @@ __all__ = ["TOLERANCES", "ReferenceImages", "add_references", "rounding_changes"
 TOLERANCES = {"fp32": 3e-2, "fp16": 3e-2, "bf16": 2e-1}
 _MOST_BYTES = 2 << 20
 _MOST_IMAGES = 8
-# Rows of a batch that are told apart need two images.
+# To tell the rows of a batch apart takes two images.
 _LEAST_IMAGES = 2
 
 
@@ -134,7 +134,7 @@ def add_references(
 
 
 def _choose(conclusive: NDArray[np.bool_], most: int) -> list[int]:
-    """Return at most ``most`` images, or as many as every degree needs to have one: [degrees, count] → places."""
+    """Return at most ``most`` images, or as many as every degree needs to have one: [degrees, count] → indices."""
     chosen: list[int] = []
     while len(chosen) < conclusive.shape[1]:
         lacking = ~conclusive[:, chosen].any(axis=1)

@@ -1,6 +1,6 @@
 """The ends of a process and its copies, as far as they concern a runtime.
 
-A thread of ours that computes while the interpreter is torn down returns into what is no more, and the process aborts.
+A thread of ours that computes while the interpreter is torn down returns into what is gone, and the process aborts.
 So what is open is closed before that. A process that is copied by ``fork`` holds engines whose threads and device are
 those of the original: there every call is refused, where it would hang. What another thread is just opening is waited
 for, and no more is opened from then on.
@@ -82,7 +82,7 @@ def _close_all() -> None:
         while _openings.count and time.monotonic() < until:
             _openings.changed.wait(until - time.monotonic())
     for opened in list(_open):
-        with contextlib.suppress(Exception):  # the process ends: nobody is there to be told
+        with contextlib.suppress(Exception):  # the process ends: nobody is there to hear of it
             opened.close()
 
 

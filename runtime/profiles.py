@@ -85,13 +85,13 @@ def matching_profile(
 
 
 def batch_profiles(bundle: Bundle, backend: Backend, degrees: Sequence[int]) -> dict[int, Profile]:
-    """Return the profiles beside a bundle that hold here, but for another batch of its range: by their batch."""
+    """Return the profiles beside a bundle that hold here, for another batch of its range: by their batch."""
     least, optimal, most = bundle.batch
     found = {}
     for path in find_profiles(bundle.path):
         try:
             profile = Profile.load(path)
-        except CalibrationError:  # told where the profile in use was looked for
+        except CalibrationError:  # reported where the profile in use was looked for
             continue
         identity = identity_of(bundle, backend, profile.batch)
         if least <= profile.batch <= most and profile.batch != optimal and _unfit(profile, identity, degrees) is None:

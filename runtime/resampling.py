@@ -91,7 +91,7 @@ _scratch = _Scratch()
 
 
 def shrink(pixels: NDArray[np.uint8], across: Window, down: Window, interpolation: str) -> NDArray[np.uint8]:
-    """Return pixels [height, width, 3] at the wanted places, [down.wanted, across.wanted, 3].
+    """Return pixels [height, width, 3] at the wanted positions, [down.wanted, across.wanted, 3].
 
     Args:
         pixels: The larger image.

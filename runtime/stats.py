@@ -15,7 +15,7 @@ _RECENT = 1000
 
 
 class Counters:
-    """What was answered so far. The runtime holds its lock, but for :meth:`drop` and :meth:`fail`."""
+    """What was answered so far. The runtime holds its lock, except for :meth:`drop` and :meth:`fail`."""
 
     def __init__(self) -> None:
         self.answers: dict[int, int] = {}

@@ -32,7 +32,7 @@ class Frame:
     """One answered frame.
 
     Attributes:
-        index: Its place in the source, from 0.
+        index: Its index in the source, from 0.
         result: The answer. Its latency counts from the frame's arrival.
         dropped: Frames of its source dropped so far because a newer one came.
         source: The source's name.
@@ -50,7 +50,7 @@ class Waiting:
 
     Attributes:
         source: Its source's name.
-        index: Its place in the source.
+        index: Its index in the source.
         images: What the source gave, as :meth:`Runtime.infer` takes it.
         arrived: When it came.
         budget_ms: Milliseconds from then to its answer; None for no limit.
@@ -58,7 +58,7 @@ class Waiting:
         urgent: When the first frame that waited since the source's last answer is due: newer ones keep its turn, or a
             fast source would never let a slow one have its own.
         asker: Its source's name in the load.
-        token: Its place in the load.
+        token: What the load knows it by.
     """
 
     source: str

@@ -26,7 +26,7 @@ def ranks(
         max_loss: Share of accuracy that the goal may cost.
 
     Raises:
-        CalibrationError: The goal is energy, and the profile does not tell it, or nothing tells the accuracy.
+        CalibrationError: The goal is energy, and the profile does not hold it, or nothing says the accuracy.
     """
     accuracy = _accuracies(bundle, degrees, profile)
     if goal == "accuracy":

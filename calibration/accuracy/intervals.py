@@ -56,9 +56,9 @@ def images_needed(share: float, half_width: float) -> int:
 
 
 def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:
-    """Raise CalibrationError when no degree is told to be better than guessing one of ``classes`` classes.
+    """Raise CalibrationError when no degree is shown to be better than guessing one of ``classes`` classes.
 
-    Fewer than 30 images, or accuracies without labels, tell nothing.
+    Fewer than 30 images, or accuracies without labels, show nothing.
     """
     best = max(accuracy, key=lambda degree: accuracy[degree].value)
     entry = accuracy[best]

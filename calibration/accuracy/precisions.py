@@ -1,7 +1,7 @@
 """Precisions beside each other on the backend at hand: the same degrees of two bundles, timed in turn.
 
 Which precision is faster depends on the device, and "stay at float32" is an answer. The winner of a degree is the
-fastest that may win; one that is not told to be faster than the bundle of higher precision does not replace it.
+fastest that may win; one that is not shown to be faster than the bundle of higher precision does not replace it.
 """
 
 from __future__ import annotations

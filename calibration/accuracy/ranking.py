@@ -6,7 +6,7 @@ answers say otherwise:
 
 1. Every pair of degrees saw the same images, so only the images that one answers right and the other wrong say which
    is better: the exact test of McNemar (1947). Over all pairs the error is held at 5 % by the method of Holm (1979).
-2. Degrees stand by removed tokens, save that one that is told to be better stands first.
+2. Degrees stand by removed tokens, except that one that is shown to be better stands first.
 3. Along that order the shares are fitted without a rise (pooling adjacent violators, Ayer et al. 1955), the likeliest
    accuracies that the order allows. Equal ones are parted by a millionth.
 """
@@ -84,7 +84,7 @@ def expected_accuracies(right: Mapping[int, NDArray[np.bool_]], level: float = _
 
 
 def _order(degrees: list[int], better: set[tuple[int, int]]) -> list[int]:
-    """Return the degrees ascending, save that a better one precedes the worse. Better has more right: no circles."""
+    """Return the degrees ascending, except that a better one precedes the worse. Better has more right: no circles."""
     left, order = list(degrees), []
     while left:
         free = next(d for d in left if not any((other, d) in better for other in left))

@@ -22,7 +22,7 @@ class EnergyMeter:
     """Tells the energy between :meth:`start` and :meth:`stop`: from a counter, or from the power sampled meanwhile.
 
     Args:
-        reader: What tells it.
+        reader: What measures it.
         clock: Seconds; injected by tests.
     """
 
@@ -36,7 +36,7 @@ class EnergyMeter:
 
     @property
     def source(self) -> str | None:
-        """What tells the energy; None where nothing does."""
+        """What measures the energy; None where nothing does."""
         if self._counted:
             return self._reader.name
         return "board power, sampled" if self._watts() is not None else None
@@ -96,7 +96,7 @@ def measure_energy(
 
     Args:
         runtime: A warm runtime.
-        reader: What tells the energy.
+        reader: What measures the energy.
         block_s: Least seconds of a block.
         blocks: Blocks per degree.
         batch: Images per inference; None takes the bundle's optimal batch.

@@ -1,4 +1,4 @@
-"""Opens a reader of everything that this machine tells."""
+"""Opens a reader of everything that this machine reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["open_reader"]
 
 
 def open_reader(device: Mapping[str, str]) -> CombinedReader:
-    """Return a reader of everything that this machine tells.
+    """Return a reader of everything that this machine reports.
 
     Args:
         device: What identifies the device, as a backend gives it; with ``gpu``, the GPU of that name is read as well.

@@ -1,4 +1,4 @@
-"""A degree's graph with explicit Q/DQ: which layers, and how ONNX Runtime's quantizer is told to write them.
+"""A degree's graph with explicit Q/DQ: which layers, and how ONNX Runtime's quantizer writes them.
 
 Quantized are the products of the blocks with weights: q, k, v, the attention's projection and the two layers of the
 MLP. They hold nearly all of the weights and of the work. Left in float32:

@@ -177,9 +177,9 @@ def split_events(
     for op, ms in zip(ops, times.tolist(), strict=True):
         seen += op in _NORMS
         kind = "matching and merging" if op in _MATCHING else "MLP" if seen % 2 == 0 and whole else "attention"
-        place = (seen - 1) // 2 if whole else 0
-        if whole and (seen < 1 or place >= blocks):
+        block = (seen - 1) // 2 if whole else 0
+        if whole and (seen < 1 or block >= blocks):
             outside += ms
         else:
-            rows[place][kind] += ms
+            rows[block][kind] += ms
     return BlockTimes(degree, tuple(rows), outside, whole)

@@ -5,7 +5,7 @@ runs once a round, so what they share is the device's doing.
 
 The warm-up is found by MSER-5 (White, *An effective truncation heuristic for bias reduction in simulation output*,
 Simulation 69, 1997; White, Cobb and Spratt 2000): the truncation that makes the standard error of the rest smallest,
-over groups of five rounds. One thing differs: a group is its median, because one slow round is no sign of warm-up.
+over groups of five rounds. One thing differs: a group is its median, because one slow round is not a sign of warm-up.
 """
 
 from __future__ import annotations

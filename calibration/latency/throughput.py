@@ -1,4 +1,4 @@
-"""Benchmarks with the ecosystem's conventions: warm-up, a duration, median, p90, p95, p99, queue told apart."""
+"""Benchmarks with the ecosystem's conventions: warm-up, a duration, median, p90, p95, p99, the queue apart."""
 
 from __future__ import annotations
 

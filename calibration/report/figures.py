@@ -16,7 +16,7 @@ __all__ = ["Drawing", "draw"]
 
 # Readable on white and on near-black; told apart by the colour-blind (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _GREY, _PINK = "#3b8fc4", "#d9822b", "#2a9d78", "#8a8a8a", "#c06c9f"
-# Stands for the page's text colour: matplotlib writes it, the SVG gets ``currentColor`` in its place.
+# Stands for the page's text colour: matplotlib writes it, the SVG gets ``currentColor`` instead.
 _TEXT = "#010203"
 _SIZE = (5.4, 3.7)
 
@@ -67,7 +67,7 @@ _FRONT = (
 )
 _STAIRS = (
     "Tokens leaving the last block, and the latency of the degree. Latency falls in steps where the device pads: a "
-    "degree that is no faster than one with more tokens brings nothing."
+    "degree that is not faster than one with more tokens brings nothing."
 )
 _PRECISIONS = "Median latency of each degree at each measured precision; the filled bar is the one to use."
 _GAP = "One minus the cosine to the dense model's feature; lower is better."
@@ -223,8 +223,8 @@ def _work(axes: Any, blocks: Sequence[BlockTimes]) -> None:
 
 
 def _per_block(axes: Any, blocks: Sequence[BlockTimes]) -> None:
-    told = [entry for entry in blocks if entry.whole and entry.blocks]
-    shown = told if len(told) <= 3 else [told[0], told[len(told) // 2], told[-1]]
+    known = [entry for entry in blocks if entry.whole and entry.blocks]
+    shown = known if len(known) <= 3 else [known[0], known[len(known) // 2], known[-1]]
     for entry, colour in zip(shown, (_BLUE, _GREEN, _ORANGE), strict=False):
         sums = [sum(block.values()) for block in entry.blocks]
         axes.plot(range(len(sums)), sums, "o-", color=colour, ms=4, lw=1.2, label=f"degree {entry.degree}")

@@ -45,7 +45,7 @@ def write_report(
     """
     try:
         import jinja2
-        import matplotlib as _  # noqa: F401  # told here in one line, rather than in the middle of drawing
+        import matplotlib as _  # noqa: F401  # reported here in one line, rather than in the middle of drawing
     except ImportError as error:
         raise CalibrationError(
             f"A report needs {error.name}. Install what it needs: pip install 'tocom[report]'."
@@ -90,7 +90,7 @@ def _rows(profile: Profile, bundle: Bundle, suggestion: Suggestion | None) -> li
     rows = []
     for degree, entry in profile.degrees.items():
         known = bundle.degrees.get(degree)
-        note = "" if entry.dominated_by is None else f"brings nothing: degree {entry.dominated_by} is no worse"
+        note = "" if entry.dominated_by is None else f"brings nothing: degree {entry.dominated_by} is not worse"
         rows.append(
             {
                 "degree": degree,

@@ -64,7 +64,7 @@ def build_engines(
         op_plugin: Library to load, or None for native lowering.
         compute_capabilities: GPUs to build for; empty for the one that is here.
         timing_cache: File shared by the degrees; read if it is there, and written after each engine.
-        on_done: Called after each engine with its degree and what the worker tells of it.
+        on_done: Called after each engine with its degree and what the worker reports of it.
         progress: Called with what is being done, the steps done, and all steps.
         timeout_s: Seconds that one engine may take; None sets no limit.
         memory_limit_mib: Most memory that the child process may hold in RAM, in MiB; None sets no limit.

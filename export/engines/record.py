@@ -142,12 +142,12 @@ def make_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
         built: What the process that built it reported.
     """
     stored = {name: built[name] for name in ("sha256", "size_bytes", "content_bytes", "device_memory_bytes")}
-    told = ("inputs", "outputs", "layers", "op_plugin_layers", "tensors_dynamic_beyond_batch", "build_seconds")
+    reported = ("inputs", "outputs", "layers", "op_plugin_layers", "tensors_dynamic_beyond_batch", "build_seconds")
     return as_dataclass(
         Sidecar,
         {
             **plan.made_from(),
-            **{name: built[name] for name in told},
+            **{name: built[name] for name in reported},
             "created_by": f"tocom {__version__}",
             "model": plan.bundle.model_name,
             "degree": plan.degree,

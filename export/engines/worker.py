@@ -1,4 +1,4 @@
-"""The child process that builds engines: the only place that imports TensorRT.
+"""The child process that builds engines: only it imports TensorRT.
 
 It reads a request (JSON) from its standard input and writes events (one JSON object per line) to the file descriptor
 that the request names. Whatever native code prints goes to standard error, which the parent captures.
@@ -195,7 +195,7 @@ def _fault(builder: trt.Builder, content: bytes) -> str | None:
 
 
 def _inspect(network: trt.INetworkDefinition) -> dict[str, Any]:
-    """Return what the sidecar tells of the network, read before the build: an engine hides its layers."""
+    """Return what the sidecar says of the network, read before the build: an engine hides its layers."""
     kinds: Counter[str] = Counter()
     dynamic = 0
     for index in range(network.num_layers):

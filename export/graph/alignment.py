@@ -41,20 +41,20 @@ class Placement:
         self.names = () if alignment is None else HEAD if self.is_folded else _MAP
         self.mapped = {degree for degree in degrees if alignment is not None and alignment.at(degree) is not None}
 
-    def has_place(self, *, compressed: bool) -> bool:
+    def has_layer(self, *, compressed: bool) -> bool:
         """Return whether graphs of this kind hold a product for the map: where a degree of it is mapped."""
         return not self.is_folded and any((degree > 0) == compressed for degree in self.mapped)
 
     def traced(self, *, compressed: bool) -> nn.Module:
-        """Return the model to trace, dense or compressed: with a place for a map if a degree of it needs one."""
+        """Return the model to trace, dense or compressed: with a layer for a map if a degree of it needs one."""
         model = self._model
-        if not self.has_place(compressed=compressed):
+        if not self.has_layer(compressed=compressed):
             return model
         # Random numbers, so that the exporter neither shares them nor folds them away.
         generator, channels = np.random.default_rng(0), model.num_features
         numbers = generator.standard_normal((channels + 1, channels), np.float32)
-        place = AlignedDropout(Linear(numbers[1:], numbers[0]), channels, model.head_drop)
-        return replace_child(model, "head_drop", place.eval())
+        layer = AlignedDropout(Linear(numbers[1:], numbers[0]), channels, model.head_drop)
+        return replace_child(model, "head_drop", layer.eval())
 
     def weights(self, graph: onnx.GraphProto, degree: int, *, precision: str) -> dict[str, onnx.TensorProto]:
         """Return the initializers of a degree's graph that the alignment changes: made in float32, then cast."""
@@ -67,7 +67,7 @@ class Placement:
             layer = AlignedDropout(found, model.num_features, model.head_drop)
             values = layer.matrix, layer.offset
         held = {tensor.name for tensor in graph.initializer}
-        # The dense graph has no place for a map where the source degree is 0.
+        # The dense graph has no layer for a map where the source degree is 0.
         return {
             name: to_onnx(value, name, precision)
             for name, value in zip(self.names, values, strict=True)

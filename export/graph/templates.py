@@ -45,7 +45,7 @@ class Templates:
         Raises:
             ExportError: torch cannot trace the model.
         """
-        aligned = placement.has_place(compressed=how.compressed)
+        aligned = placement.has_layer(compressed=how.compressed)
         key = (model_sha256(model, without="head."), _build(model), aligned, how)
         if key not in self._traced:
             self._traced[key] = trace(_with_random_head(placement.traced(compressed=how.compressed)), how)
@@ -61,7 +61,7 @@ class Templates:
 def _build(model: nn.Module) -> str:
     """Return what a graph has from a model beside its weights.
 
-    That is its modules with their numbers and switches, and the tables that no state dict holds: those of places.
+    That is its modules with their numbers and switches, and the tables that no state dict holds: those of positions.
     """
     modules = [
         (name, type(module).__name__, [item for item in vars(module).items() if isinstance(item[1], _PLAIN)])
@@ -91,7 +91,7 @@ def put_shared(
     changing: Collection[str],
     how: Tracing,
 ) -> None:
-    """Move a template's weights into the bundle's, but for those that differ by degree: these are emptied."""
+    """Move a template's weights into the bundle's, except those that differ by degree: these are emptied."""
     placeholders = {*projection_weights(model, precision=how.precision, wide=how.plan.attention), *changing}
     for tensor in template.graph.initializer:
         if tensor.name in placeholders:

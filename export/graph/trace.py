@@ -281,8 +281,8 @@ def _translate_prune_mapped(x, score, r, prefix):  # type: ignore[no-untyped-def
 
 
 def _translate_gather(x, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    places = _ONNX.Unsqueeze(_ONNX.Cast(index, to=onnx.TensorProto.INT64), _ONNX.Constant(value_ints=[2]))
-    return _ONNX.GatherND(x, places, batch_dims=1)
+    indices = _ONNX.Unsqueeze(_ONNX.Cast(index, to=onnx.TensorProto.INT64), _ONNX.Constant(value_ints=[2]))
+    return _ONNX.GatherND(x, indices, batch_dims=1)
 
 
 _TRANSLATIONS = {

@@ -1,6 +1,6 @@
 """What compiles the op plugin library: nvcc and TensorRT's headers, found on the system or in wheels.
 
-Nothing found here is imported: wheels are read as files. Every search tells where it looked.
+Nothing found here is imported: wheels are read as files. Every search says where it looked.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class TritonRepository:
     Attributes:
         path: Its folder.
         models: Each degree's model, ascending by degree.
-        op_plugin: File name of the op plugin library in it, which Triton must be told to load; None where none is.
+        op_plugin: File name of the op plugin library in it, which Triton must load by an option; None where none is.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Which backend: by name, or ``auto`` with the reason told."""
+"""Which backend: by name, or ``auto``, with the reason."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def open_backend(
 
     Raises:
         RequestError: ``name`` is unknown.
-        EngineError: The backend cannot be used here; for ``auto``, none can, and each one's reason is told.
+        EngineError: The backend cannot be used here; for ``auto``, none can, and each one's reason is said.
     """
     if name != "auto":
         if name not in _OPENERS:
@@ -73,12 +73,12 @@ def open_backend(
             )
         return _OPENERS[name](bundle, threads, "asked for")
     known = dict(refused or {})
-    told: list[str] = []
+    passed_over: list[str] = []
     openers, measured = dict(_OPENERS), _openvino_gain(bundle)
     if measured is not None and measured < 1:
         openers["onnxruntime"] = openers.pop("onnxruntime")  # behind OpenVINO
     for candidate, opener in openers.items():
-        reason = " ".join(told) or "first choice"
+        reason = " ".join(passed_over) or "first choice"
         if measured is not None and candidate in _ON_CPU:
             reason = f"{reason}; OpenVINO took {measured:.2f} of ONNX Runtime's time here, by their profiles"
         try:
@@ -86,8 +86,8 @@ def open_backend(
                 return opener(bundle, threads, reason)
         except EngineError as error:
             known[candidate] = str(error)
-        told.append(f"Not {candidate}: {known[candidate]}")
-    raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(told)}")
+        passed_over.append(f"Not {candidate}: {known[candidate]}")
+    raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(passed_over)}")
 
 
 def _openvino_gain(bundle: Bundle) -> float | None:

@@ -102,7 +102,7 @@ class Load:
         return token
 
     def expect(self, source: Hashable, period_s: float) -> None:
-        """Note that a source will ask in a rhythm that is known beforehand."""
+        """Note that a source will ask in a rhythm that is known in advance."""
         self._sources[source] = _Rhythm(-math.inf, math.inf, period_s, _ENOUGH)
 
     def forget(self, source: Hashable) -> None:

@@ -23,7 +23,7 @@ STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FOLDS = 5
 # One-sided, 95 %: a map is kept where images that it was not fitted on show that it helps.
 _Z = 1.645
-# Gaps that differ by less, as a share, are the same but for rounding.
+# Gaps that differ by less, as a share, differ by rounding alone.
 _SAME = 1e-6
 Features = NDArray[np.floating]
 
@@ -42,11 +42,6 @@ class FeatureMap(FittedDegree):
     def judged(self) -> FittedDegree:
         """What images say of it, without the map."""
         return FittedDegree(self.used, self.strength, self.gap, self.aligned_gap, self.directions)
-
-    @property
-    def closed(self) -> float:
-        """Share of the gap that the map closes on images that it was not fitted on; below zero where it opens it."""
-        return 1 - self.aligned_gap / self.gap if self.gap > 0 else 0.0
 
     def apply(self, features: Features) -> NDArray[np.float32]:
         """Return features [count, channels] mapped, float32."""
@@ -99,7 +94,7 @@ def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -
 def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
     """Fit the map as :func:`fit_map` does, and map every image by one that was fitted without its fifth.
 
-    What the map is worth on other images can so be told from the very images that it is fitted on. Where the map is
+    What the map is worth on other images can so be seen on the very images that it is fitted on. Where the map is
     refused, features stay as they are.
 
     Args:
@@ -188,7 +183,7 @@ class _Ridge:
         centred = found - self._mean
         values, self._vectors = np.linalg.eigh(centred.T @ centred)
         self._values = np.maximum(values, 0)  # rounding makes zeros a little negative
-        # Features are float32 at best: what that much of their size moves is no direction.
+        # Features are float32 at best: what that much of their size moves is not a direction.
         self._rounding = float(np.finfo(np.float32).eps ** 2 * np.square(found).sum())
         self._target = self._vectors.T @ (centred.T @ (wanted - wanted.mean(axis=0) - centred))
 

@@ -67,8 +67,8 @@ def main() -> None:
             sys.stderr.write(f"{_INTERRUPTED[end.code]}; nothing half-written was left behind\n")
         raise
     except Exception as error:
-        if told := explain(error):
-            _fail(f"{type(told).__name__}: {told}")
+        if explained := explain(error):
+            _fail(f"{type(explained).__name__}: {explained}")
         if isinstance(error, OSError):
             where = error.filename or "the system, or where this writes to"
             todo = "Free some space there" if error.errno in _NO_SPACE else "Check that it is there"

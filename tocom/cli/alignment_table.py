@@ -24,9 +24,8 @@ def alignment_table(what: str, images: int, checked_on: int, degrees: Mapping[in
         table.add_column(column, justify="right")
     for degree, each in degrees.items():
         refused = "" if each.used else " [red](no help shown: left out)[/]"
-        closed = 1 - each.aligned_gap / each.gap if each.gap > 0 else 0.0
         table.add_row(
-            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * closed:.0f} %{refused}",
+            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * each.closed:.0f} %{refused}",
             f"{each.strength:g}",
         )  # fmt: skip
     fewest = min((each.directions for each in degrees.values()), default=_FEW_DIRECTIONS)

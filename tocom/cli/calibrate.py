@@ -192,7 +192,7 @@ def _why_nothing_can_be_saved(bundle: Path) -> OutputError | None:
     """Return what keeps a profile from being saved: found before minutes of measuring."""
     from tocom.system.files import check_writable
 
-    if bundle.is_dir():  # else opening it tells more
+    if bundle.is_dir():  # else opening it says more
         try:
             check_writable(bundle / PROFILES_FOLDER)
         except OutputError as error:

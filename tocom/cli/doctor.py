@@ -92,7 +92,7 @@ def _packages(what: str, names: tuple[str, ...], extra: str) -> Callable[[], Fin
 
 
 def _driver() -> Finding:
-    # The driver itself tells without a subprocess: present with the kernel module, absent without.
+    # The driver itself says it, without a subprocess: present with the kernel module, absent without.
     note = Path("/proc/driver/nvidia/version")
     if note.exists():
         return Finding("NVIDIA driver", True, note.read_text().splitlines()[0])
@@ -154,7 +154,7 @@ def _op_plugin() -> Finding:
             found.append(f"{versions}, architectures {', '.join(map(str, library.architectures))}: {path}")
     if found:
         return Finding("op plugin library", True, "; ".join(found))
-    cure = "'tocom build' makes it where nvcc and headers are, or beforehand: tocom plugins build"
+    cure = "'tocom build' makes it where nvcc and headers are, or before that: tocom plugins build"
     return Finding("op plugin library", False, "none built yet", cure)
 
 
@@ -172,7 +172,7 @@ def _power_mode() -> Finding:
 
     mode = power_mode()
     if mode is None:
-        return Finding("power mode", True, "this system tells none")
+        return Finding("power mode", True, "this system has none")
     slow = any(word in mode.lower() for word in ("powersave", "low-power", "conservative"))
     cure = "latencies will vary: set a fixed mode before calibrating (Jetson: nvpmodel -m 0, jetson_clocks)"
     return Finding("power mode", not slow, mode, cure if slow else "")

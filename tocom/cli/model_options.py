@@ -146,7 +146,7 @@ def read_labels(path: Path) -> list[str]:
     """Return class names from a text file with one per line, or from JSON: a list, or a map of index and name.
 
     Raises:
-        DataError: It cannot be read, is no such file, or names a class twice.
+        DataError: It cannot be read, is not such a file, or names a class twice.
     """
     from tocom.images import as_seen  # with numpy, which the command line's start does without
 

@@ -29,19 +29,19 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
     Yields:
         A function that takes what is being done, the steps done, and all steps.
     """
-    begin = staged = told = time.perf_counter()
+    begin = staged = said = time.perf_counter()
     shown = ""
 
     def log(what: str, done: int, total: int) -> None:
-        nonlocal shown, staged, told
+        nonlocal shown, staged, said
         now, left = time.perf_counter(), ""
         if what == shown:
-            if now - told < _LOG_EVERY_S or not 0 < done < total:
+            if now - said < _LOG_EVERY_S or not 0 < done < total:
                 return
             left = f": {done} of {total}, about {(now - staged) / done * (total - done):.0f} s left"
         else:
             shown, staged = what, now
-        told = now
+        said = now
         console.print(f"{now - begin:7.1f} s  {what}{left}", soft_wrap=True)
 
     if not console.is_terminal:

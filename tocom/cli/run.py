@@ -47,7 +47,7 @@ def run(
         ),
     ] = None,
     degree: Annotated[int | None, typer.Option(help="Run this degree whatever the budget.")] = None,
-    topk: Annotated[int, typer.Option(help="Classes to tell of each image, the most probable first.")] = 1,
+    topk: Annotated[int, typer.Option(help="Classes to show of each image, the most probable first.")] = 1,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Images that cannot be read do not make the command fail.")
     ] = False,
@@ -87,7 +87,7 @@ def run(
         raise RequestError(f"The '--topk' option must be an integer >= 1. Got {topk!r} instead.")
     if budget_ms is None and fps is not None:
         budget_ms = 1000.0 / fps
-    # Names are listed, and a bad folder is told, before the engines are loaded.
+    # Names are listed, and a bad folder is reported, before the engines are loaded.
     sources = [folder_source(images)] if images is not None else _videos(video or [])
     rows: list[Row] = []
     with (
@@ -123,7 +123,7 @@ def run(
                     else:
                         typer.echo(text_of(row))
         finally:
-            # Of a camera, Ctrl-C is the only end: what was answered is told all the same.
+            # Of a camera, Ctrl-C is the only end: what was answered is shown all the same.
             _conclude(runtime, summary, rows, as_json=as_json)
     if not summary.answered and not summary.failed:
         raise DataError("The source gave no image.")

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tocom.compensator.low_rank import LowRank
+from tocom.compensator.low_rank import LowRank, attention_channels
 from tocom.compensator.tensor_file import save_tensors
 from tocom.errors import CompensatorError, DegreeError
 from tocom.formats.families import EVERY, named_family
@@ -100,7 +100,7 @@ class Compensator(nn.Module):
         return cls(
             depth=len(model.blocks),
             channels=model.embed_dim,
-            attention_channels=_attention_channels(model),
+            attention_channels=attention_channels(model.blocks[0].attn),
             groups=groups,
             rank=rank,
             scale=scale,
@@ -175,7 +175,7 @@ class Compensator(nn.Module):
         found = {
             "depth": len(model.blocks),
             "channels": model.embed_dim,
-            "attention_channels": _attention_channels(model),
+            "attention_channels": attention_channels(model.blocks[0].attn),
         }
         for name, value in found.items():
             if getattr(self, name) != value:
@@ -316,11 +316,6 @@ class Compensator(nn.Module):
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
             **{key: value for key, value in self.metadata.items() if key not in _OWN},
         }
-
-
-def _attention_channels(model: nn.Module) -> int:
-    attention = model.blocks[0].attn
-    return int(attention.num_heads * attention.head_dim)
 
 
 def _positions(model: nn.Module) -> str:

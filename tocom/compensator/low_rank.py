@@ -7,9 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRank"]
+__all__ = ["LowRank", "attention_channels"]
 
 DROPOUT = 0.1
+
+
+def attention_channels(attention: nn.Module) -> int:
+    """Return the width of an attention layer's queries, and of keys and values."""
+    return int(attention.num_heads * attention.head_dim)
 
 
 class LowRank(nn.Module):

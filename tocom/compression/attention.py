@@ -11,12 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from tocom.compensator.low_rank import LowRank
 
-__all__ = ["SplitProjection", "attend", "attention_channels", "layers", "parts", "project"]
-
-
-def attention_channels(attention: nn.Module) -> int:
-    """Return the width of queries, and of keys and values."""
-    return int(attention.num_heads * attention.head_dim)
+__all__ = ["SplitProjection", "attend", "layers", "parts", "project"]
 
 
 def layers(attention: nn.Module) -> dict[str, nn.Module]:

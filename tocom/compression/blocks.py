@@ -1,4 +1,4 @@
-"""The stack of transformer blocks that removes tokens, and the way a module is put in another's place."""
+"""The stack of transformer blocks that removes tokens, and how a module replaces another."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class _Carried(NamedTuple):
 
     Attributes:
         sizes: Of the tokens.
-        places: Of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
+        positions: Of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
         home: Where each patch is among the tokens, [batch, patches]; None while patches are tokens, or not followed.
     """
 
     sizes: Sizes
-    places: Tensor | None
+    positions: Tensor | None
     home: Tensor | None
 
 
@@ -123,7 +123,7 @@ class CompressedBlocks(nn.Module):
             [batch, remaining tokens, channels], and with ``mapped`` where each patch is among them, [batch, patches];
             None where every patch is a token still.
         """
-        carried = _Carried(None, None if rotation is None else rotation.places, None)
+        carried = _Carried(None, None if rotation is None else rotation.positions, None)
         for index in range(len(self)):
             if self.checkpointing and torch.is_grad_enabled():
                 x, carried = checkpoint(self._block, index, x, rotation, carried, mapped, use_reentrant=False)
@@ -134,32 +134,32 @@ class CompressedBlocks(nn.Module):
     def _block(
         self, index: int, x: Tensor, rotation: Rotation | None, carried: _Carried, mapped: bool
     ) -> tuple[Tensor, _Carried]:
-        block, r, adapters, (sizes, places, home) = self[index], self.removed[index], self._adapters[index], carried
-        whole = sizes is None and (rotation is None or places is rotation.places)
+        block, r, adapters, (sizes, positions, home) = self[index], self.removed[index], self._adapters[index], carried
+        whole = sizes is None and (rotation is None or positions is rotation.positions)
         if r == 0 and whole and adapters is None and not torch.compiler.is_exporting():
             return (block(x) if rotation is None else block(x, rope=rotation.dense(index))), carried
         post_norm = is_post_norm(block)
         attended = x if post_norm else block.norm1(x)
         q, k, v = project(block.attn, attended, adapters, self._window)
-        if rotation is not None and places is not None:
-            sine, cosine = rotation.at(index, places)
+        if rotation is not None and positions is not None:
+            sine, cosine = rotation.at(index, positions)
             q, k = (turn(each, sine, cosine, half=rotation.half) for each in (q, k))
         bias = None if sizes is None else sizes[1].to(q.dtype)
         out = attend(block.attn, attended, q, k, v, bias)
         x = x + block.drop_path1(block.norm1(out) if post_norm else _scaled(block, 1, out))
         if r:
             width = x.shape[-1]
-            if places is not None:
-                # Places are merged as the tokens are, by the same op: as more channels of them.
-                x = torch.cat([x, places.to(x.dtype).expand(x.shape[0], -1, -1)], dim=-1)
+            if positions is not None:
+                # Positions are merged as the tokens are, by the same op: as more channels of them.
+                x = torch.cat([x, positions.to(x.dtype).expand(x.shape[0], -1, -1)], dim=-1)
             x, sizes, destination = self._remove(x, q, k, sizes, r, block.attn.scale, mapped)
-            if places is not None:
-                x, places = x[..., :width], x[..., width:]
+            if positions is not None:
+                x, positions = x[..., :width], x[..., width:]
             if destination is not None:
                 home = destination[:, self.prefix :] if home is None else destination.gather(1, home.long())
         mlp = block.mlp(x if post_norm else block.norm2(x))
         x = x + block.drop_path2(block.norm2(mlp) if post_norm else _scaled(block, 2, mlp))
-        return x, _Carried(sizes, places, home)
+        return x, _Carried(sizes, positions, home)
 
     def _remove(
         self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float, mapped: bool

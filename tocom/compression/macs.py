@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom.compression.attention import attention_channels
+from tocom.compensator.low_rank import attention_channels
 from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import token_counts
 

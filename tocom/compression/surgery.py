@@ -1,6 +1,6 @@
 """Run a timm Vision Transformer at a token-compression degree.
 
-``compress`` is the one place where a model is rewired. It takes no copy of the weights: the result shares every
+Only ``compress`` rewires a model. It takes no copy of the weights: the result shares every
 parameter with the model it came from, except q and v where a compensator is merged in.
 """
 

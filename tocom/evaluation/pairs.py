@@ -41,7 +41,7 @@ class Pair:
         without: Scores of the test images under compression alone.
         compensated: The same with the compensator; None where there is none.
         verdict: What to do, from held-out images; None at equal degrees and with too few of them.
-        aligned: Scores under an alignment in the compensator's place; None at equal degrees and where not asked for.
+        aligned: Scores under an alignment instead of the compensator; None at equal degrees and where not asked for.
         both: The same on top of the compensator.
     """
 

@@ -61,6 +61,11 @@ class FittedDegree:
     aligned_gap: float
     directions: int
 
+    @property
+    def closed(self) -> float:
+        """Share of the gap that the map closes on images that it was not fitted on; below zero where it opens it."""
+        return 1 - self.aligned_gap / self.gap if self.gap > 0 else 0.0
+
 
 @dataclass(frozen=True)
 class _Content:
@@ -225,5 +230,5 @@ def _read(path: Path, most: int) -> bytes:
     except OSError as error:
         raise AlignmentError(f"{path} cannot be read ({error.strerror}). {_AGAIN}") from error
     if len(data) > most:
-        raise AlignmentError(f"{path} has more than {most} bytes: that is no alignment. {_AGAIN}")
+        raise AlignmentError(f"{path} has more than {most} bytes: that is not an alignment. {_AGAIN}")
     return data

@@ -59,7 +59,7 @@ def unpack_engine(packed: bytes, size: int, path: Path) -> bytearray:
         path: Where they come from, for errors.
 
     Raises:
-        EngineError: It is no such file, or the engine in it has another size.
+        EngineError: It is not such a file, or the engine in it has another size.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:

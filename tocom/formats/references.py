@@ -82,23 +82,23 @@ class References:
     conclusive: Mapping[int, tuple[int, ...]]
     outputs: Mapping[str, int]
 
-    def compare(self, degree: int, places: Sequence[int], outputs: Mapping[str, NDArray[Any]]) -> Agreement:
+    def compare(self, degree: int, indices: Sequence[int], outputs: Mapping[str, NDArray[Any]]) -> Agreement:
         """Compare what an engine answered.
 
         Args:
             degree: The engine's degree.
-            places: Which image each row of the batch was.
+            indices: Which image each row of the batch was.
             outputs: The engine's outputs, each [batch, width] or [batch, patches, channels].
         """
-        return self.compare_values(degree, places, self.values(outputs))
+        return self.compare_values(degree, indices, self.values(outputs))
 
-    def compare_values(self, degree: int, places: Sequence[int], values: NDArray[np.float32]) -> Agreement:
+    def compare_values(self, degree: int, indices: Sequence[int], values: NDArray[np.float32]) -> Agreement:
         """Compare answers that stand one behind the other, [batch, values]; otherwise as :meth:`compare`.
 
         Raises:
             EngineError: The answers have another shape: a runtime that is out of memory may leave rows out.
         """
-        expected = self.answers[degree][list(places)]
+        expected = self.answers[degree][list(indices)]
         if values.shape != expected.shape:
             raise EngineError(
                 f"Degree {degree} answered {list(values.shape)} values where the reference answers are "

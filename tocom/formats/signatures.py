@@ -154,7 +154,7 @@ def load_public_keys(paths: Iterable[Path | str]) -> tuple[PublicKey, ...]:
     """Read Ed25519 public keys, PEM.
 
     Raises:
-        RequestError: None is named, one cannot be read or is no such key, or the package cryptography is missing.
+        RequestError: None is named, one cannot be read or is not such a key, or the package cryptography is missing.
     """
     serialization, ed25519 = _cryptography()
     keys = []

@@ -72,8 +72,8 @@ def verify(path: Path | str, keys: Sequence[PublicKey] | None = None) -> Verific
         keys: Trusted public keys; without them, signatures are listed but not checked.
 
     Raises:
-        BundleError: The manifest cannot be used, or no trusted key signed it; a single damaged file is no error here,
-            but a problem in what is returned.
+        BundleError: The manifest cannot be used, or no trusted key signed it; a single damaged file is not an error
+            here, but a problem in what is returned.
     """
     bundle = Bundle(path, verify=False, trusted_keys=keys)
     signed = {} if keys is None else signed_files(path, keys)

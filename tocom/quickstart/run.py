@@ -140,7 +140,7 @@ def quickstart(
             **options,
         )
 
-    write("bundle-without-compensator", check=False)  # the other bundle's check is this one's too, but for q and v
+    write("bundle-without-compensator", check=False)  # the other bundle's check is this one's too, except for q and v
     advance = stage("test cells by merging alone")
     with Runtime.open(bundles["bundle-without-compensator"].path, warm=False) as runtime:
         runtime.warm_up(expect_profile=False)

@@ -1,4 +1,4 @@
-"""Child processes that may crash, hang or eat memory: the limits that end them, and how their end is told."""
+"""Child processes that may crash, hang or eat memory: the limits that end them, and how their end is described."""
 
 from __future__ import annotations
 

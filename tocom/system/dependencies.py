@@ -63,7 +63,7 @@ def lazy_names(root: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     Args:
         root: The package's name.
         homes: The module that each name lives in. No module may have the name of what it is the home of: importing
-            it would put the module in the name's place.
+            it would replace the name by the module.
     """
 
     def get(name: str) -> Any:
@@ -86,8 +86,8 @@ def importing() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if told := explain(error):
-            raise told from error
+        if explained := explain(error):
+            raise explained from error
         if isinstance(error, AttributeError):
             raise ImportError(f"{type(error).__name__}: {error}") from error
         raise

@@ -254,7 +254,7 @@ def _is_fixed(path: Path) -> bool:
     """Return whether an existing folder cannot be exchanged for another of its name."""
     if not path.is_dir():
         return False
-    # A bind mount of the same file system is no mount to os.path.ismount.
+    # A bind mount of the same file system is not a mount to os.path.ismount.
     mounts = Path("/proc/self/mountinfo")
     mounted = mounts.read_text(encoding="utf-8", errors="surrogateescape") if mounts.exists() else ""
     points = {line.split(" ", 5)[4].replace("\\040", " ") for line in mounted.splitlines()}
@@ -263,7 +263,7 @@ def _is_fixed(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder, but for what a file system brings along."""
+    """Return what is in a folder, except what a file system brings along."""
     return [entry for entry in folder.iterdir() if entry.name != "lost+found"]
 
 

@@ -43,7 +43,7 @@ def order(count: int, *, batch_size: int, steps: int, flip: bool, seed: int) -> 
         yield list(zip(numbers, mirrored, strict=True))
 
 
-# Batches that torch's DataLoader lets each reader make beforehand.
+# Batches that torch's DataLoader lets each reader make in advance.
 _PREFETCHED = 2
 
 
@@ -115,7 +115,7 @@ def _check_shared_memory(image: Tensor, part: int, workers: int, steps: int, fol
     """Check that the batches which wait fit into shared memory: a reader that finds none is killed by SIGBUS.
 
     Raises:
-        TrainingError: They do not; a container has 64 MiB unless it is told otherwise.
+        TrainingError: They do not; a container has 64 MiB unless it is given more.
     """
     try:
         status = os.statvfs(folder)
@@ -158,7 +158,7 @@ def unreadable_between(drawn: Tensor, read: Tensor, count: int) -> set[int]:
 def fingerprint(images: Dataset[Tensor]) -> str:
     """Return a sha256 over the file names of a dataset that has ``paths``, else an empty string.
 
-    Names without folders: the same images in another place are the same images.
+    Names without folders: the same images in another folder are the same images.
     """
     paths = getattr(images, "paths", None)
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest() if paths else ""

@@ -47,7 +47,7 @@ __all__ = ["MOST_BYTES", "WeightCache"]
 log = logging.getLogger("tocom.runtime")
 
 MOST_BYTES = 4 << 30
-"""Most that the caches of all bundles may take on the disk, but for the one in use."""
+"""Most that the caches of all bundles may take on the disk, without the one in use."""
 
 _VERSION = 4
 _MANIFEST = "cache.json"
@@ -259,7 +259,7 @@ def _remove_oldest(kept: Path) -> None:
 
 
 def _moved(key: str, value: str, entries: dict[str, str], source: Any, store: _BlobStore) -> str:
-    """Return an external-data value that points at the blob's place in the shared file."""
+    """Return an external-data value that points at the blob in the shared file."""
 
     def put(offset: int, length: int) -> int:
         source.seek(offset)

@@ -86,7 +86,7 @@ class OpenVinoBackend:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, reason: str = "") -> None:
         try:
-            import onnx.inliner  # noqa: F401  # used by openvino_model, and told to be missing before anything is opened
+            import onnx.inliner  # noqa: F401  # used by openvino_model, and reported missing before anything is opened
             import openvino
         except ImportError as error:
             raise EngineError(f"The openvino backend needs the packages openvino and onnx. {_INSTALL}") from error

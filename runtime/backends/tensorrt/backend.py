@@ -117,8 +117,8 @@ class TensorRtBackend:
         needs = {}
         for degree in degrees:
             stored = self._file(degree).engine
-            told = stored.device_memory_bytes
-            scratch = estimates[degree].activation_bytes if told is None else told
+            known = stored.device_memory_bytes
+            scratch = estimates[degree].activation_bytes if known is None else known
             needs[degree] = Need(degree, {(stored.file, 0): stored.content_bytes}, scratch, buffers)
         return needs
 

@@ -28,7 +28,7 @@ def side_of_positions(model: VisionTransformer, found: Found) -> int | None:
         None where the checkpoint has no learned positions, or as many as the model.
 
     Raises:
-        ModelError: They make no square, so the image's two sides must be told.
+        ModelError: They make no square, so the image's two sides must be given.
     """
     positions = found.state.get("pos_embed")
     count = None if positions is None else positions.shape[-2]

@@ -94,7 +94,7 @@ def without_functions(model: bytes) -> bytes:
 
 
 def content_sha256(path: Path) -> str:
-    """Return a hash of every field of a model; of an external tensor by the bytes it stands for, not by their place."""
+    """Return a hash of every field of a model; of an external tensor by its bytes, not by where they lie."""
     digest = hashlib.sha256()
     for number, _, value in read_fields(path.read_bytes()):
         if number != fields.MODEL_GRAPH:
@@ -104,15 +104,15 @@ def content_sha256(path: Path) -> str:
             if graph_number != fields.GRAPH_INITIALIZER:
                 _add(digest, graph_number, graph_value)
                 continue
-            place = {}
+            stored = {}
             for tensor_number, _, tensor_value in read_fields(graph_value):
                 if tensor_number == fields.TENSOR_EXTERNAL:
                     entry = Message(tensor_value)
-                    place[entry.text(fields.ENTRY_KEY)] = entry.text(fields.ENTRY_VALUE)
+                    stored[entry.text(fields.ENTRY_KEY)] = entry.text(fields.ENTRY_VALUE)
                 else:
                     _add(digest, tensor_number, tensor_value)
-            if place:
-                _add_file(digest, path.parent / place["location"], int(place["offset"]), int(place["length"]))
+            if stored:
+                _add_file(digest, path.parent / stored["location"], int(stored["offset"]), int(stored["length"]))
     return digest.hexdigest()
 
 

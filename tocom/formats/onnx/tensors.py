@@ -165,9 +165,9 @@ def _tensor(message: bytes) -> Tensor:
     entries: dict[str, str] = {}
     for number, header, content in read_fields(message):
         if number == fields.TENSOR_DIMS and header[0] & 7 == LENGTH_DELIMITED:
-            place = 0
-            while place < len(content):
-                size, place = read_varint(content, place)
+            position = 0
+            while position < len(content):
+                size, position = read_varint(content, position)
                 dims.append(size)
         elif number == fields.TENSOR_DIMS:
             dims.append(read_number(content))

@@ -27,10 +27,10 @@ inline bool is_token_type(nvinfer1::DataType type)
 
 //! Base of the op plugins.
 //!
-//! `Op` describes the op: `kName`, `kFieldNames`, `kInputs`, `kOutputs`, `kTokenTensors` (bit i is set when tensor i,
-//! inputs first, has the tokens' type), `kIntegerTensors` (likewise for int32; the others are float32), a constructor
-//! from fields, `field_values()`, `check(inputs)` (throws std::invalid_argument with what is wrong), and what differs
-//! per op.
+//! `Op` describes the op: `kName`, `kFields` (the names of its attributes, all int32), `kInputs`, `kOutputs`,
+//! `kTokenTensors` (bit i is set when tensor i, inputs first, has the tokens' type), `kIntegerTensors` (likewise for
+//! int32; the others are float32), a constructor from the attributes' values, `check(inputs)`, and what differs per op.
+//! Both throw std::invalid_argument with what is wrong.
 template <typename Op>
 class OpPlugin : public nvinfer1::IPluginV3,
                  public nvinfer1::IPluginV3OneCore,
@@ -144,12 +144,17 @@ public:
 
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override
     {
-        return TOCOM_GUARDED(static_cast<nvinfer1::PluginFieldCollection const*>(nullptr),
-            { return serialized_.with_values(op().field_values()); });
+        return fields_.collection();
     }
 
 protected:
-    OpPlugin() : serialized_(Op::field_names()) {}
+    explicit OpPlugin(std::vector<int32_t> values) : fields_(Op::kFields, std::move(values)) {}
+
+    //! Value of the attribute `Op::kFields[index]`.
+    int32_t attribute(size_t index) const
+    {
+        return fields_.values()[index];
+    }
 
     static nvinfer1::DataType type_of(int32_t position, nvinfer1::DataType token_type)
     {
@@ -176,11 +181,10 @@ private:
 
     Op* copy()
     {
-        auto copied = std::make_unique<Op>(op().attributes());
-        return copied.release();
+        return new Op(fields_.values());
     }
 
-    IntFields serialized_;
+    IntFields fields_;
 };
 
 //! Creator of an op plugin, for networks and for engines alike.
@@ -196,7 +200,12 @@ public:
         return TOCOM_GUARDED(nothing, {
             try
             {
-                return static_cast<nvinfer1::IPluginV3*>(new Op(Op::parse(*fields)));
+                std::vector<int32_t> values;
+                for (char const* const field : Op::kFields)
+                {
+                    values.push_back(int_field(*fields, field));
+                }
+                return static_cast<nvinfer1::IPluginV3*>(new Op(std::move(values)));
             }
             catch (std::invalid_argument const& error)
             {
@@ -208,7 +217,7 @@ public:
 
     nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override
     {
-        return declared_.declaration();
+        return declared_.collection();
     }
 
     char const* getPluginName() const noexcept override
@@ -227,7 +236,7 @@ public:
     }
 
 private:
-    IntFields declared_{Op::field_names()};
+    IntFields declared_{Op::kFields};
 };
 
 } // namespace tocom

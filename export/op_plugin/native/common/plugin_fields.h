@@ -6,6 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace tocom
@@ -35,44 +36,34 @@ inline int32_t int_field(nvinfer1::PluginFieldCollection const& fields, char con
 class IntFields
 {
 public:
-    //! `names` must outlive this object; string literals do.
-    explicit IntFields(std::vector<char const*> const& names) : values_(names.size(), 0)
+    //! `names` must outlive this object; string literals do. Without values they are what a creator says of itself.
+    template <typename Names>
+    explicit IntFields(Names const& names, std::vector<int32_t> values = {}) : values_(std::move(values))
     {
         for (char const* name : names)
         {
-            fields_.emplace_back(name, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
+            void const* const value = values_.empty() ? nullptr : &values_[fields_.size()];
+            fields_.emplace_back(name, value, nvinfer1::PluginFieldType::kINT32, 1);
         }
+        collection_.nbFields = static_cast<int32_t>(fields_.size());
+        collection_.fields = fields_.data();
     }
 
     // The collection points into this object.
     IntFields(IntFields const&) = delete;
     IntFields& operator=(IntFields const&) = delete;
 
-    //! Return the fields without values: what a creator says of itself.
-    nvinfer1::PluginFieldCollection const* declaration() noexcept
+    nvinfer1::PluginFieldCollection const* collection() const noexcept
     {
-        return collect();
-    }
-
-    //! Return the fields with these values, in the order of the names.
-    nvinfer1::PluginFieldCollection const* with_values(std::vector<int32_t> const& values)
-    {
-        values_ = values;
-        for (size_t i = 0; i < fields_.size(); ++i)
-        {
-            fields_[i].data = &values_[i];
-        }
-        return collect();
-    }
-
-private:
-    nvinfer1::PluginFieldCollection const* collect() noexcept
-    {
-        collection_.nbFields = static_cast<int32_t>(fields_.size());
-        collection_.fields = fields_.data();
         return &collection_;
     }
 
+    std::vector<int32_t> const& values() const noexcept
+    {
+        return values_;
+    }
+
+private:
     std::vector<int32_t> values_;
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};

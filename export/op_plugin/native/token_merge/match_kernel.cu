@@ -118,11 +118,11 @@ __device__ void load_unit_rows(Metric<T> const& metric, int32_t first, int32_t r
                 unit.values[k] = pack.values[k] * scale;
             }
         }
-        float* const place = target + row * kRowStride + column;
+        float* const written = target + row * kRowStride + column;
 #pragma unroll
         for (int32_t k = 0; k < kPack; ++k)
         {
-            place[k] = unit.values[k];
+            written[k] = unit.values[k];
         }
     }
 }

@@ -6,41 +6,18 @@ namespace tocom
 {
 
 template <bool kMapped>
-TokenMergeOp<kMapped>::TokenMergeOp(Attributes attributes) : attributes_(attributes)
+TokenMergeOp<kMapped>::TokenMergeOp(std::vector<int32_t> attributes)
+    : OpPlugin<TokenMergeOp<kMapped>>(std::move(attributes))
 {
-    require_at_least("r", attributes.r, 1);
-    require_at_least("prefix", attributes.prefix, 0);
-}
-
-template <bool kMapped>
-typename TokenMergeOp<kMapped>::Attributes TokenMergeOp<kMapped>::parse(nvinfer1::PluginFieldCollection const& fields)
-{
-    return Attributes{int_field(fields, "r"), int_field(fields, "prefix")};
-}
-
-template <bool kMapped>
-std::vector<char const*> TokenMergeOp<kMapped>::field_names()
-{
-    return {"r", "prefix"};
-}
-
-template <bool kMapped>
-typename TokenMergeOp<kMapped>::Attributes TokenMergeOp<kMapped>::attributes() const
-{
-    return attributes_;
-}
-
-template <bool kMapped>
-std::vector<int32_t> TokenMergeOp<kMapped>::field_values() const
-{
-    return {attributes_.r, attributes_.prefix};
+    require_at_least("r", r(), 1);
+    require_at_least("prefix", prefix(), 0);
 }
 
 template <bool kMapped>
 void TokenMergeOp<kMapped>::check(nvinfer1::Dims const* inputs) const
 {
     nvinfer1::Dims const& x = inputs[0];
-    require_tokens("x", x, attributes_.r, attributes_.prefix);
+    require_tokens("x", x, r(), prefix());
     require_rank("keys", inputs[1], 4);
     require_rank("size", inputs[2], 3);
     for (int32_t axis = 0; axis < 2; ++axis)
@@ -60,7 +37,7 @@ int32_t TokenMergeOp<kMapped>::getOutputShapes(nvinfer1::DimsExprs const* inputs
         kName << " takes " << kInputs << " inputs and gives " << kOutputs << " outputs");
     TOCOM_REQUIRE(inputs[0].nbDims == 3 && inputs[2].nbDims == 3, "TokenMerge needs x and size of rank 3");
     nvinfer1::IDimensionExpr const* const left =
-        builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(attributes_.r));
+        builder.operation(nvinfer1::DimensionOperation::kSUB, *inputs[0].d[1], *builder.constant(r()));
     TOCOM_REQUIRE(left != nullptr, "TokenMerge: the token dimension cannot be computed");
     outputs[0] = inputs[0];
     outputs[1] = inputs[2];
@@ -83,7 +60,7 @@ size_t TokenMergeOp<kMapped>::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc
     nvinfer1::DynamicPluginTensorDesc const*, int32_t) const noexcept
 {
     nvinfer1::Dims const& x = inputs[0].max;
-    return static_cast<size_t>(token_merge_workspace_bytes(x.d[0], static_cast<int32_t>(x.d[1]), attributes_.prefix));
+    return static_cast<size_t>(token_merge_workspace_bytes(x.d[0], static_cast<int32_t>(x.d[1]), prefix()));
 }
 
 template <bool kMapped>
@@ -93,7 +70,7 @@ int32_t TokenMergeOp<kMapped>::enqueue(nvinfer1::PluginTensorDesc const* input_d
     nvinfer1::Dims const& x = input_descs[0].dims;
     nvinfer1::Dims const& keys = input_descs[1].dims;
     TokenMergeShape const shape{x.d[0], static_cast<int32_t>(x.d[1]), static_cast<int32_t>(x.d[2]),
-        static_cast<int32_t>(keys.d[1]), static_cast<int32_t>(keys.d[3]), attributes_.r, attributes_.prefix,
+        static_cast<int32_t>(keys.d[1]), static_cast<int32_t>(keys.d[3]), r(), prefix(),
         static_cast<TokenType>(input_descs[0].type)};
     TokenMergeTensors const tensors{inputs[0], inputs[1], static_cast<float const*>(inputs[2]), outputs[0],
         static_cast<float*>(outputs[1]), outputs[2], workspace, kMapped ? static_cast<int32_t*>(outputs[3]) : nullptr};

@@ -13,25 +13,14 @@ class TokenMergeOp final : public OpPlugin<TokenMergeOp<kMapped>>
 {
 public:
     static constexpr char const* kName = kMapped ? "TokenMergeMapped" : "TokenMerge";
+    static constexpr char const* kFields[] = {"r", "prefix"};
     static constexpr int32_t kInputs = 3;                //!< x, keys, size
     static constexpr int32_t kOutputs = kMapped ? 4 : 3; //!< y, size_out, log_size; destination
     static constexpr uint32_t kTokenTensors = 0b101011;  //!< x, keys, y and log_size; size and size_out are float32
     static constexpr uint32_t kIntegerTensors = kMapped ? 0b1000000 : 0; //!< destination
 
-    struct Attributes
-    {
-        int32_t r;
-        int32_t prefix;
-    };
-
-    explicit TokenMergeOp(Attributes attributes);
-
-    //! Throws std::invalid_argument when an attribute is missing, of another type or out of its range.
-    static Attributes parse(nvinfer1::PluginFieldCollection const& fields);
-    static std::vector<char const*> field_names();
-
-    Attributes attributes() const;
-    std::vector<int32_t> field_values() const;
+    //! Throws std::invalid_argument when an attribute is out of its range.
+    explicit TokenMergeOp(std::vector<int32_t> attributes);
 
     //! Throws std::invalid_argument when the op is not defined for these input shapes.
     void check(nvinfer1::Dims const* inputs) const;
@@ -47,7 +36,15 @@ public:
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
 
 private:
-    Attributes attributes_;
+    int32_t r() const
+    {
+        return this->attribute(0);
+    }
+
+    int32_t prefix() const
+    {
+        return this->attribute(1);
+    }
 };
 
 using TokenMergePlugin = TokenMergeOp<false>;

@@ -8,7 +8,7 @@
 namespace tocom
 {
 
-//! Return how many tokens leave: with fusion one more, because the fused token takes a place.
+//! Return how many tokens leave: with fusion one more, because the fused token is one of those that stay.
 TOCOM_SHARED int32_t removed_count(int32_t r, bool fuse)
 {
     return fuse ? r + 1 : r;

@@ -13,26 +13,14 @@ class TokenPruneOp final : public OpPlugin<TokenPruneOp<kMapped>>
 {
 public:
     static constexpr char const* kName = kMapped ? "TokenPruneMapped" : "TokenPrune";
+    static constexpr char const* kFields[] = {"r", "prefix", "fuse"};
     static constexpr int32_t kInputs = 2;                             //!< x, score
     static constexpr int32_t kOutputs = kMapped ? 2 : 1;              //!< y; destination
     static constexpr uint32_t kTokenTensors = 0b101;                  //!< x and y; score is float32
     static constexpr uint32_t kIntegerTensors = kMapped ? 0b1000 : 0; //!< destination
 
-    struct Attributes
-    {
-        int32_t r;
-        int32_t prefix;
-        int32_t fuse;
-    };
-
-    explicit TokenPruneOp(Attributes attributes);
-
-    //! Throws std::invalid_argument when an attribute is missing, of another type or out of its range.
-    static Attributes parse(nvinfer1::PluginFieldCollection const& fields);
-    static std::vector<char const*> field_names();
-
-    Attributes attributes() const;
-    std::vector<int32_t> field_values() const;
+    //! Throws std::invalid_argument when an attribute is out of its range.
+    explicit TokenPruneOp(std::vector<int32_t> attributes);
 
     //! Throws std::invalid_argument when the op is not defined for these input shapes.
     void check(nvinfer1::Dims const* inputs) const;
@@ -45,7 +33,20 @@ public:
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
 
 private:
-    Attributes attributes_;
+    int32_t r() const
+    {
+        return this->attribute(0);
+    }
+
+    int32_t prefix() const
+    {
+        return this->attribute(1);
+    }
+
+    int32_t fuse() const
+    {
+        return this->attribute(2);
+    }
 };
 
 using TokenPrunePlugin = TokenPruneOp<false>;

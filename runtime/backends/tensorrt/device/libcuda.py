@@ -1,4 +1,4 @@
-"""The device through ``libcuda.so.1``, the driver itself, called with ctypes: no package, hence no version of one."""
+"""The device through ``libcuda.so.1``, the driver itself, called with ctypes: no package, so no version of one."""
 
 from __future__ import annotations
 

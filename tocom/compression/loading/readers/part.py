@@ -15,7 +15,7 @@ from tocom.errors import ModelError
 
 __all__ = ["Found", "Part", "named_by_size", "norm_layer", "side_of", "sizes"]
 
-# Heads by width, of the Vision Transformers that were published; no file of tensors tells them.
+# Heads by width, of the Vision Transformers that were published; no file of tensors says them.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}
 _WORDS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 
