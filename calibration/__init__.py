@@ -19,27 +19,6 @@ if TYPE_CHECKING:
     from tocom.calibration.report.page import write_report
     from tocom.calibration.suggest import Suggestion, suggest_degrees
 
-_HOMES = {
-    "Suggestion": "tocom.calibration.suggest",
-    "align_engines": "tocom.calibration.alignment",
-    "bench": "tocom.calibration.latency.throughput",
-    "block_times": "tocom.calibration.latency.block_times",
-    "calibrate": "tocom.calibration.profiling",
-    "check": "tocom.calibration.agreement.check",
-    "check_interval": "tocom.calibration.accuracy.intervals",
-    "collect_answers": "tocom.calibration.accuracy.answers",
-    "expected_accuracies": "tocom.calibration.accuracy.ranking",
-    "images_needed": "tocom.calibration.accuracy.intervals",
-    "mcnemar": "tocom.calibration.accuracy.ranking",
-    "measure_accuracy": "tocom.calibration.accuracy.answers",
-    "measure_latency": "tocom.calibration.latency.measure",
-    "run_latency": "tocom.calibration.latency.measure",
-    "saved_profile": "tocom.calibration.profiling",
-    "suggest_degrees": "tocom.calibration.suggest",
-    "wilson_interval": "tocom.calibration.accuracy.intervals",
-    "write_report": "tocom.calibration.report.page",
-}
-
 __all__ = [
     "Suggestion",
     "align_engines",
@@ -61,9 +40,19 @@ __all__ = [
     "write_report",
 ]
 
-
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "tocom.calibration.accuracy.answers": ("collect_answers", "measure_accuracy"),
+        "tocom.calibration.accuracy.intervals": ("check_interval", "images_needed", "wilson_interval"),
+        "tocom.calibration.accuracy.ranking": ("expected_accuracies", "mcnemar"),
+        "tocom.calibration.agreement.check": ("check",),
+        "tocom.calibration.alignment": ("align_engines",),
+        "tocom.calibration.latency.block_times": ("block_times",),
+        "tocom.calibration.latency.measure": ("measure_latency", "run_latency"),
+        "tocom.calibration.latency.throughput": ("bench",),
+        "tocom.calibration.profiling": ("calibrate", "saved_profile"),
+        "tocom.calibration.report.page": ("write_report",),
+        "tocom.calibration.suggest": ("Suggestion", "suggest_degrees"),
+    },
+)

@@ -13,15 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "export", "write_triton_repository"]
 
-_HOMES = {
-    "build": "tocom.export.engines.builder",
-    "export": "tocom.export.pipeline",
-    "write_triton_repository": "tocom.export.triton.repository",
-}
-
-
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "tocom.export.engines.builder": ("build",),
+        "tocom.export.pipeline": ("export",),
+        "tocom.export.triton.repository": ("write_triton_repository",),
+    },
+)

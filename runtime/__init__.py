@@ -18,23 +18,6 @@ if TYPE_CHECKING:
     from tocom.runtime.runtime import Runtime
     from tocom.runtime.stream import Frame, Streams
 
-_HOMES = {
-    "Candidate": "tocom.runtime.policy.choice",
-    "Controller": "tocom.runtime.policy.controller",
-    "ControllerConfig": "tocom.runtime.policy.controller",
-    "Decision": "tocom.runtime.policy.choice",
-    "Frame": "tocom.runtime.stream",
-    "LatencyModel": "tocom.runtime.policy.latency",
-    "ModelConfig": "tocom.runtime.policy.latency",
-    "RankedClass": "tocom.runtime.result",
-    "Result": "tocom.runtime.result",
-    "Runtime": "tocom.runtime.runtime",
-    "State": "tocom.runtime.answering",
-    "Streams": "tocom.runtime.stream",
-    "choose": "tocom.runtime.policy.choice",
-    "frontier": "tocom.runtime.policy.choice",
-}
-
 __all__ = [
     "Candidate",
     "Controller",
@@ -52,9 +35,15 @@ __all__ = [
     "frontier",
 ]
 
-
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "tocom.runtime.answering": ("State",),
+        "tocom.runtime.policy.choice": ("Candidate", "Decision", "choose", "frontier"),
+        "tocom.runtime.policy.controller": ("Controller", "ControllerConfig"),
+        "tocom.runtime.policy.latency": ("LatencyModel", "ModelConfig"),
+        "tocom.runtime.result": ("RankedClass", "Result"),
+        "tocom.runtime.runtime": ("Runtime",),
+        "tocom.runtime.stream": ("Frame", "Streams"),
+    },
+)

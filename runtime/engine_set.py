@@ -34,21 +34,9 @@ log = logging.getLogger("tocom.runtime")
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What :meth:`Runtime.open` was asked for; a reload uses it again.
+    """What :meth:`Runtime.open` was asked for, checked, under its names; a reload uses it again.
 
-    Attributes:
-        backend: A backend's name, or ``auto``.
-        degrees: Degrees to keep resident; None takes all.
-        threads: CPU threads of one inference; None takes the usable physical cores.
-        memory_limit_bytes: Most memory that the engines may take; None sets no limit.
-        check_finite: Refuse images with NaN or infinity.
-        controller: How degrees are chosen.
-        timeout_s: Seconds until a silent device is given up; None waits for ever, ``auto`` asks the backend.
-        check_answers: Serve no degree that answers the bundle's reference images wrongly.
-        goal: ``accuracy``: the most accurate degree in time; ``energy``: the cheapest within ``max_loss``.
-        max_loss: Share of accuracy that the goal may cost.
-        trusted_keys: Refuse bundles and engines that none of these keys signed; None asks for no signature.
-        alignment: Map features by the on-device alignment where there is one.
+    ``controller`` holds how degrees are chosen, ``trusted_keys`` the keys that were read.
     """
 
     backend: str = "auto"

@@ -30,21 +30,6 @@ if TYPE_CHECKING:
 for _name in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
     os.environ.setdefault(_name, "1")
 
-_HOMES = {
-    "Alignment": "tocom.alignment.alignment",
-    "Bundle": "tocom.formats.bundle",
-    "Compensator": "tocom.compensator.compensator",
-    "Profile": "tocom.formats.profile",
-    "TrainingConfig": "tocom.training.config",
-    "align": "tocom.training.align",
-    "compress": "tocom.compression.surgery",
-    "evaluate": "tocom.evaluation.pairs",
-    "load_model": "tocom.compression.loading.model",
-    "token_merge": "tocom.compression.merging",
-    "token_prune": "tocom.compression.pruning",
-    "train": "tocom.training.trainer",
-}
-
 __all__ = [
     "Alignment",
     "Bundle",
@@ -61,9 +46,21 @@ __all__ = [
     "train",
 ]
 
-
-__getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "tocom.alignment.alignment": ("Alignment",),
+        "tocom.compensator.compensator": ("Compensator",),
+        "tocom.compression.loading.model": ("load_model",),
+        "tocom.compression.merging": ("token_merge",),
+        "tocom.compression.pruning": ("token_prune",),
+        "tocom.compression.surgery": ("compress",),
+        "tocom.evaluation.pairs": ("evaluate",),
+        "tocom.formats.bundle": ("Bundle",),
+        "tocom.formats.profile": ("Profile",),
+        "tocom.training.align": ("align",),
+        "tocom.training.config": ("TrainingConfig",),
+        "tocom.training.trainer": ("train",),
+        "tocom.version": ("__version__",),
+    },
+)

@@ -50,7 +50,7 @@ in EngineError, as do all further ones until the device answers again or `reload
 is 60 s unless another is given. On the CPU there is none unless one is given: there the caller's own thread computes,
 and a thread in between costs about 30 µs a request.
 
-**Parts of dead processes.** Outputs are written beside their place, under a hidden name ending in `.tocom-part` that
+**Parts of dead processes.** Outputs are written beside their path, under a hidden name ending in `.tocom-part` that
 its writer holds a lock on. The lock dies with the process, so the next run for the same output knows the part for
 stale and removes it. An existing folder is exchanged for the new one in one step where the file system can.
 

@@ -40,7 +40,7 @@ def failure(install: Install, home: str) -> BaseException:
     install("home", "1", home)
     try:
         with pytest.raises(ImportError) as raised:
-            lazy_names("tocom.part", {"answer": "home"})("answer")
+            lazy_names("tocom.part", {"home": ["answer"]})[0]("answer")
     finally:
         for name in ("home", "gears", "oil"):
             sys.modules.pop(name, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module, metadata, util
 from pathlib import Path
 from types import TracebackType
@@ -57,14 +57,17 @@ class Requirement:
         return floor is None or _release(version) >= _release(floor[1])
 
 
-def lazy_names(root: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make a package's ``__getattr__``: each public name loads the module it lives in on first use.
+def lazy_names(
+    root: str, names_of: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make a package's ``__getattr__`` and ``__dir__``: each public name loads the module it lives in on first use.
 
     Args:
         root: The package's name.
-        homes: The module that each name lives in. No module may have the name of what it is the home of: importing
-            it would replace the name by the module.
+        names_of: The public names that live in each module. No module may have the name of one that lives in it:
+            importing it would replace the name by the module.
     """
+    homes = {name: module for module, names in names_of.items() for name in names}
 
     def get(name: str) -> Any:
         if name not in homes:
@@ -72,7 +75,7 @@ def lazy_names(root: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         with importing():
             return getattr(import_module(homes[name]), name)
 
-    return get
+    return get, lambda: sorted(homes)
 
 
 @contextlib.contextmanager
