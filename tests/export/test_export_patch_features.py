@@ -46,11 +46,11 @@ def test_every_backend_gives_what_torch_gives(made: Any, backend: str) -> None:
         pytest.importorskip("openvino", reason="openvino is not installed: pip install 'tocom[openvino]'")
     model, options, bundle = made
     assert bundle.manifest["outputs"][-1] == {"name": "patch_features", "shape": ["batch", 25, 64]}
-    with Runtime.open(bundle.path, backend, threads=1, warm=False) as runtime:
+    with Runtime.open(bundle.path, backend, threads=1) as runtime:
         for count in (1, 3):
             images = small_images(model, count, seed=count)
             for degree in DEGREES:
-                got = runtime._active.engines[degree].run(images.numpy())["patch_features"]
+                got = runtime.infer(images.numpy(), degree=degree).outputs["patch_features"]
                 with torch.inference_mode():
                     want = patch_features(compress(model, degree, **options), images).numpy()
                 np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1.0, np.abs(want).max()))

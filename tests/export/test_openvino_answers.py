@@ -20,14 +20,14 @@ pytest.importorskip("openvino", reason="openvino is not installed: pip install '
 def test_openvino_equals_onnx_runtime_at_every_degree(exported: Exported) -> None:
     path, name = exported.bundle.path, exported.bundle.output_names[0]
     with (
-        Runtime.open(path, "openvino", threads=1, warm=False) as openvino,
-        Runtime.open(path, "onnxruntime", threads=1, warm=False) as onnxruntime,
+        Runtime.open(path, "openvino", threads=1) as openvino,
+        Runtime.open(path, "onnxruntime", threads=1) as onnxruntime,
     ):
         answers = {}
         for batch in (1, 4):
             images = exported.images(batch)
             for degree in exported.bundle.degrees:
-                got, want = (each._active.engines[degree].run(images) for each in (openvino, onnxruntime))
+                got, want = (each.infer(images, degree=degree).outputs for each in (openvino, onnxruntime))
                 assert got.keys() == want.keys()
                 for output, values in want.items():
                     bound = 1e-4 * max(1.0, np.abs(values).max())
