@@ -74,16 +74,15 @@ def test_ranks_and_token_counts(op):
 
 def test_attributes(op):
     rows = table(op["readme"], "Attributes")
-    names = re.search(r"field_names\(\)\n\{\n    return \{(.*)\};", op["source"])[1]
+    names = re.search(r"kFields\[\] = \{(.*)\};", op["header"])[1]
     assert [row[0] for row in rows] == re.findall(r'"(\w+)"', names)
     parameters = list(inspect.signature(op["function"]).parameters)
     assert [row[0] for row in rows] == parameters[-len(rows) :]
     for name, kind, least, most, _ in rows:
         assert kind == "int32"
-        assert f'int_field(fields, "{name}")' in op["source"]
-        assert f'require_at_least("{name}", attributes.{name}, {least})' in op["source"]
+        assert f'require_at_least("{name}", {name}(), {least})' in op["source"]
         if most.isdigit():
-            assert f'require_at_most("{name}", attributes.{name}, {most})' in op["source"]
+            assert f'require_at_most("{name}", {name}(), {most})' in op["source"]
     limit = (SOURCES / "common" / "token_layout.h").read_text()
     assert "tokens > prefix ? (tokens - prefix) / 2 : 0" in limit
     assert dict((row[0], row[3]) for row in rows)["r"] == "(tokens - prefix) / 2"
