@@ -56,7 +56,7 @@ def align_engines(
         degrees: To fit; None takes all but the aim itself.
         backend: A backend's name, or ``auto``.
         threads: CPU threads of one inference; None takes the usable physical cores.
-        seed: Of the fifths of the images that are held out in turn.
+        seed: Seed of the fifths of the images that are held out in turn.
         save: Write it to ``bundle/alignments/``; replaces what was fitted for the same engines.
         trusted_keys: As for :meth:`Runtime.open`.
         progress: Called with the stage, the images done and all of them.

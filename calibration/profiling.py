@@ -62,7 +62,7 @@ def calibrate(
             percentage points; None takes what they give.
         against: Bundle of the same model at another precision, such as the float32 one that an INT8 bundle was made
             from: both are timed in turn, and the profile notes the winner per degree.
-        seed: Of the order of measurement.
+        seed: Seed of the order of measurement.
         save: Write the profile beside the bundle, and all samples as CSV beside the profile.
         trusted_keys: As for :meth:`Runtime.open`.
         progress: Called with the stage, the steps done and the steps in all.

@@ -77,7 +77,7 @@ def rounding_changes(
         model: The float32 reference at one degree.
         images: [count, channels, height, width].
         parts: What it answers, as :func:`tocom.export.graph.check.torch_answers` gives it.
-        precision: Of the bundle; float32 is rounded as TF32 rounds it.
+        precision: Precision of the bundle; float32 is rounded as TF32 rounds it.
         features: The pooled features are an output beside the logits.
         patches: So are the features of every patch.
     """
@@ -112,7 +112,7 @@ def add_references(
         references: The images.
         answers: Per degree [count, values].
         conclusive: Per degree and image [count] whether rounding alone changes no token; one per degree at least.
-        precision: Of the bundle.
+        precision: Precision of the bundle.
         source: ``given`` or ``smooth``.
     """
     chosen = _choose(np.stack([conclusive[degree] for degree in sorted(answers)]), references.most)

@@ -22,7 +22,7 @@ class AlignedEngine(Wrapper):
 
     Args:
         engine: Gives ``features``.
-        mapped: Of its degree.
+        mapped: Map of its degree.
         head: What makes logits of features; None where it gives none.
     """
 

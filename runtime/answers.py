@@ -24,7 +24,7 @@ class Checked:
 
     Attributes:
         degree: Its degree.
-        agreement: Of the run that was furthest off.
+        agreement: Agreement of the run that was furthest off.
         batch: Its batch.
         run: Which run of that batch it was, from 1.
         again: The same images once more, where they were answered wrongly and then otherwise; else None.

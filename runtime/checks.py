@@ -153,7 +153,7 @@ def check_images(
         images: What the caller gave.
         image_shape: Channels, height, width that the engines take.
         batch_range: Smallest and largest batch; of host memory fewer are fine, and are filled up later.
-        dtype: Of the images: float32, or uint8 where the graph normalises.
+        dtype: Type of the images: float32, or uint8 where the graph normalises.
         finite: Refuse NaN and infinity (costs a pass over the images).
 
     Raises:

@@ -185,7 +185,7 @@ class Runtime(Answering):
         Args:
             images: An encoded image (bytes), a path, a PIL image, an array of uint8 [height, width, 3] or
                 [height, width], or a list of such.
-            order: Of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
+            order: Order of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
 
         Returns:
             [batch, channels, height, width], float32; or uint8, where the bundle's graph normalises. Files and

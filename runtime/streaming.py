@@ -72,7 +72,7 @@ class Streaming(ABC):
             fps: Rate at which to read a source that does not block, such as a list; also sets the budget.
             budget_ms: Milliseconds from a frame's arrival to its answer; None takes 1000/fps, or no limit.
             degree: Run this degree whatever the budget.
-            order: Of the channels of arrays, as for :meth:`preprocess`.
+            order: Order of the channels of arrays, as for :meth:`preprocess`.
 
         Yields:
             The answer, the frame's index, and how many were dropped so far.
@@ -103,7 +103,7 @@ class Streaming(ABC):
             fps: As for :meth:`stream`, for all or by name.
             budget_ms: As for :meth:`stream`, for all or by name.
             degree: Run this degree whatever the budget.
-            order: Of the channels of arrays, as for :meth:`preprocess`.
+            order: Order of the channels of arrays, as for :meth:`preprocess`.
 
         Returns:
             What gives the answers; :attr:`Frame.source` names whose each is.

@@ -39,13 +39,13 @@ def compare_precisions(
     """Time the degrees that two warm runtimes share, in turn, in an order drawn again every round.
 
     Args:
-        runtime: Of the bundle in question, such as INT8.
-        other: Of the same model at a higher precision, such as float32, on the same backend.
+        runtime: Runtime of the bundle in question, such as INT8.
+        other: Runtime of the same model at a higher precision, such as float32, on the same backend.
         samples: Timed inferences per degree and precision.
         warmup: Inferences before them.
-        seed: Of the order and of the images' values.
-        answers: Of ``runtime`` to some images; their accuracy is noted.
-        other_answers: Of ``other`` to the same images.
+        seed: Seed of the order and of the images' values.
+        answers: Answers of ``runtime`` to some images; their accuracy is noted.
+        other_answers: Answers of ``other`` to the same images.
         progress: Called after every round.
 
     Raises:

@@ -23,7 +23,7 @@ def draw_agreement(found: Sequence[BackendAgreement], title: str, path: Path) ->
 
     Args:
         found: What :func:`tocom.calibration.agreement.check.check` returned.
-        title: Of the picture.
+        title: Title of the picture.
         path: The file.
 
     Raises:

@@ -101,7 +101,7 @@ def measure_energy(
         blocks: Blocks per degree.
         batch: Images per inference; None takes the bundle's optimal batch.
         degrees: Degrees to measure; None takes the resident ones.
-        seed: Of the order and the images' values.
+        seed: Seed of the order and the images' values.
         progress: Called after every block.
 
     Raises:

@@ -51,7 +51,7 @@ def search_exclusions(
     Args:
         model: The degree.
         start: With every layer quantized.
-        ranges: Of its activations.
+        ranges: Ranges of its activations.
         floor_points: Most accuracy that may be lost, in points.
         seconds: Time after which nothing more is begun.
         progress: Told what is being measured.

@@ -65,7 +65,7 @@ def quantize(
         range_images: Most images that make ranges.
         held_out_images: Most images that are held out.
         seconds_per_degree: Time for looking for layers that must stay in float32, where the floor is not held.
-        seed: Of the choice of images.
+        seed: Seed of the choice of images.
         overwrite: Replace ``out`` when it exists.
         progress: Called with what is being done, the steps done, and all steps.
 

@@ -42,7 +42,7 @@ def _activations_of(
         model: A float32 model; it is not changed.
         folder: Where its weights lie, those that are not inside.
         images: [count, channels, height, width], float32; the last batch is filled up with copies.
-        names: Of tensors of the graph.
+        names: Names of tensors of the graph.
         batch: Images per inference.
     """
     copied = onnx.ModelProto()

@@ -147,7 +147,7 @@ def split_events(
         events: As ONNX Runtime writes them: ``cat``, ``name``, ``dur`` in microseconds, ``args``.
         blocks: Transformer blocks.
         skip: Runs at the start that do not count.
-        plain_ms: Of the same inference without the profiler, which the times then add up to the median of.
+        plain_ms: Times of the same inference without the profiler; the blocks' then add up to their median.
     """
     runs: list[list[tuple[str, float]]] = [[]]
     for event in sorted(events, key=lambda event: event.get("ts", 0)):

@@ -40,7 +40,7 @@ class LatencyRun:
         seconds: [rounds], when each round ended, since the start.
         steadiness: The warm-up, and a step of the latency after it.
         stopped: Why it ended, in words.
-        state: Of the device meanwhile.
+        state: State of the device meanwhile.
     """
 
     degrees: tuple[int, ...]
@@ -105,7 +105,7 @@ def run_latency(
         tolerance: Half-width of the intervals that is narrow enough, as a share of the quantile.
         batch: Images per inference; None takes the bundle's optimal batch.
         degrees: Degrees to measure; None takes the resident ones.
-        seed: Of the order and the images' values.
+        seed: Seed of the order and the images' values.
         reader: Reads the device's state between rounds; None reads nothing.
         progress: Called after every round; the steps in all are what the intervals let expect.
 

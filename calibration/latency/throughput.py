@@ -37,7 +37,7 @@ def bench(
         warmup_s: Seconds before that, not counted.
         batch: Images per request.
         concurrency: Threads that send requests; with more than one, requests wait for each other.
-        seed: Of the images' values.
+        seed: Seed of the images' values.
 
     Returns:
         Plain JSON content: requests, images per second, misses, degrees taken, and per part of the latency (``total``,

@@ -33,7 +33,7 @@ def write_report(
 
     Args:
         profile: What was measured.
-        bundle: Of which bundle.
+        bundle: Bundle that was measured.
         out: Folder; None takes ``report/`` beside the bundle's files.
         suggestion: Degrees to export, when they were worked out.
         blocks: Times per block of some degrees.

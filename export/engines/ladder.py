@@ -21,7 +21,7 @@ def rungs(options: BuildOptions, *, has_ops: bool, precision: str) -> Iterator[t
     Args:
         options: What was asked for.
         has_ops: The degree merges or prunes tokens.
-        precision: Of the bundle.
+        precision: Precision of the bundle.
     """
     yield "as asked", options
     if len(set(options.batch)) > 1:

@@ -21,7 +21,7 @@ class OnnxSource:
 
     Attributes:
         path: The file.
-        sha256: Of the file itself.
+        sha256: sha256 of the file itself.
         op_nodes: Nodes of domain ``tocom``, which the op plugin or the function bodies run.
         zero_points: Whether activations are quantized to uint8, with zero points.
     """

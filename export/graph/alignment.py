@@ -24,12 +24,12 @@ class Placement:
     Args:
         model: Dense.
         alignment: Fitted on it; None changes nothing.
-        degrees: Of the bundle.
+        degrees: Degrees of the bundle.
         features: Whether features are an output beside the logits.
 
     Attributes:
         is_folded: The map goes into the head's layer: at no cost, but the features are not seen.
-        names: Of the initializers that differ by degree.
+        names: Names of the initializers that differ by degree.
         mapped: Degrees with a map of their own, not the identity.
     """
 

@@ -109,7 +109,7 @@ def check_onnx(
         images: [count, channels, height, width], float32.
         expected_parts: What the model answers to them, from :func:`torch_answers`, where that is known already.
         inputs: The same images as the file takes them, where that is their pixels.
-        precision: Of the ONNX file; sets the tolerance.
+        precision: Precision of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
         features: The file gives the pooled features beside the logits.
         patches: The file gives the features of every patch.
@@ -206,7 +206,7 @@ def equally_right(model: nn.Module, precision: str, *, jittered: int = _JITTERED
 
     Args:
         model: In float32.
-        precision: That a file of the model computes in.
+        precision: Precision that a file of the model computes in.
         jittered: Copies whose weights are off at random, beside those of another type.
     """
     if precision != "fp32":

@@ -73,7 +73,7 @@ def at_degree(
         removed: Tokens that each block removes; ignored by a dense template.
         tokens: Tokens entering the first block.
         prefix: Protected leading tokens.
-        family: That the template was traced with.
+        family: Family that the template was traced with.
         batch: Fixed batch, or None to leave it symbolic.
         precision: Type of the tokens, for the function bodies.
     """

@@ -39,7 +39,7 @@ class Templates:
 
         Args:
             model: Dense.
-            placement: Of the alignment in it.
+            placement: Where the alignment goes in it.
             how: See :class:`tocom.export.graph.trace.Tracing`.
 
         Raises:

@@ -48,7 +48,7 @@ class OpPluginLibrary:
 
     Attributes:
         path: The shared library.
-        sha256: Of its bytes; part of every engine's key.
+        sha256: sha256 of its bytes; part of every engine's key.
         version: Version of the ops.
         tensorrt: Version of the headers it was compiled with.
         cuda: Version of the CUDA runtime in it, such as (13, 0).
@@ -157,7 +157,7 @@ def check_library(
     Args:
         library: The library.
         tensorrt_major: Major version whose headers it must be compiled with.
-        compute_capability: Of the device; None when there is none to check against.
+        compute_capability: Compute capability of the device; None when there is none to check against.
 
     Raises:
         EngineError: It is for another processor, TensorRT major version or GPU.

@@ -79,7 +79,7 @@ def rank_for_energy(
 
     Args:
         accuracy: Share of right answers per degree, 0 … 1.
-        millijoules: Of one inference, per degree.
+        millijoules: Millijoules of one inference, per degree.
         max_loss: Largest loss of accuracy, as a share.
     """
     best, most = max(accuracy.values()), max(millijoules.values())

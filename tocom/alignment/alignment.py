@@ -34,11 +34,11 @@ class Binding:
     Attributes:
         model: timm name.
         model_sha256: Of the model's weights, those of its classifier left out: the features do not know it.
-        compensator_sha256: Of the compensator's weights; empty without one.
-        scale: Of the compensator; 0 without one.
+        compensator_sha256: sha256 of the compensator's weights; empty without one.
+        scale: Scale of the compensator; 0 without one.
         method: ``merge`` or ``prune``.
-        fuse: Of pruning.
-        family: Of the degrees.
+        fuse: Whether pruning fuses the removed tokens.
+        family: Family of the degrees.
         source_degree: Whose features are the aim.
         image_size: Such as ``224x224``.
     """

@@ -55,9 +55,9 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
     map helps: where it does not, beyond what chance explains, it is refused. The map is then fitted on all images.
 
     Args:
-        found: Of the degree, [images, channels].
-        wanted: Of the source degree, [images, channels].
-        seed: Of the fifths.
+        found: Features of the degree, [images, channels].
+        wanted: Features of the source degree, [images, channels].
+        seed: Seed of the fifths.
 
     Raises:
         AlignmentError: Fewer than 25 images, shapes that differ, or values that are not finite.
@@ -72,10 +72,10 @@ def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -
     kind. Images of what will be answered can.
 
     Args:
-        found: Of the degree, [images, channels].
-        wanted: Of the source degree, [images, channels].
+        found: Features of the degree, [images, channels].
+        wanted: Features of the source degree, [images, channels].
         count: To fit on.
-        seed: Of the fifths.
+        seed: Seed of the fifths.
 
     Raises:
         AlignmentError: As :func:`fit_map`, and fewer than 25 others, but some.
@@ -98,9 +98,9 @@ def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[
     refused, features stay as they are.
 
     Args:
-        found: Of the degree, [images, channels].
-        wanted: Of the source degree, [images, channels].
-        seed: Of the fifths.
+        found: Features of the degree, [images, channels].
+        wanted: Features of the source degree, [images, channels].
+        seed: Seed of the fifths.
 
     Returns:
         The map, and the features of the images [images, channels], float32.

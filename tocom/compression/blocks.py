@@ -38,8 +38,8 @@ class _Carried(NamedTuple):
     """What goes from block to block beside the tokens.
 
     Attributes:
-        sizes: Of the tokens.
-        positions: Of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
+        sizes: Sizes of the tokens.
+        positions: Positions of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
         home: Where each patch is among the tokens, [batch, patches]; None while patches are tokens, or not followed.
     """
 

@@ -79,7 +79,7 @@ def pooled_features(
 
     Args:
         model: Dense or compressed.
-        images: Of [channels, height, width] each.
+        images: [channels, height, width] each.
         progress: Called with the batches done, and all of them.
         batch_size: Images per forward pass.
     """

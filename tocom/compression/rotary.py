@@ -23,7 +23,7 @@ class Rotation:
     Attributes:
         rope: What timm gives its blocks: [patches, 2 · head_channels], or with mixed frequencies
             [blocks, heads, patches, 2 · head_channels].
-        positions: Of the tokens that enter the first block, [1, tokens, position channels].
+        positions: Positions of the tokens that enter the first block, [1, tokens, position channels].
         half: Whether channel ``i`` forms a pair with that half of the head's channels later, not with its neighbour.
         frequencies: Of mixed ones, [2, blocks, heads, head_channels / 2]; None for those that all blocks share.
     """
@@ -59,7 +59,7 @@ class Rotation:
 
         Args:
             block: Its index.
-            positions: Of the tokens, [batch or 1, tokens, position channels].
+            positions: Positions of the tokens, [batch or 1, tokens, position channels].
         """
         positions = positions.unsqueeze(1)
         if self.frequencies is None:
@@ -79,7 +79,7 @@ def turn(x: Tensor, sine: Tensor, cosine: Tensor, *, half: bool) -> Tensor:
     Args:
         x: Queries or keys [batch, heads, tokens, head_channels].
         sine: [batch or 1, heads or 1, tokens, head_channels / 2].
-        cosine: Of the same shape.
+        cosine: Their cosines, of the same shape.
         half: As in :class:`Rotation`.
 
     Returns:

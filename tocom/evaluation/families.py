@@ -68,10 +68,10 @@ def compare_families(
     Args:
         model: Dense, supported.
         images: At least two, of [channels, height, width].
-        degrees: Of ``every``; each family runs at the degrees whose products are nearest to these.
+        degrees: Degrees of ``every``; each family runs at the degrees whose products are nearest to these.
         families: Their names; :func:`spacings` without. ``every`` is always among them.
         method: ``merge`` or ``prune``.
-        latencies: Of a family, per degree, in milliseconds.
+        latencies: Latencies of a family, per degree, in milliseconds.
         batch_size: Images per forward pass.
         progress: Called with what is measured, the passes done, and all of them.
 

@@ -20,8 +20,8 @@ def split_samples(samples: Samples, share: float, seed: int) -> tuple[list[tuple
 
     Args:
         samples: Paths and class indices.
-        share: Of every class that is held out, rounded, at least one image.
-        seed: Of the choice.
+        share: Share of every class that is held out, rounded, at least one image.
+        seed: Seed of the choice.
 
     Raises:
         RequestError: ``share`` is not between 0 and 1.

@@ -24,7 +24,7 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
 
     Args:
         differences: [images], one paired difference each.
-        seed: Of the flips; always the same ones.
+        seed: Seed of the flips; always the same ones.
     """
     moved = differences[differences != 0]
     if not len(moved):
@@ -48,7 +48,7 @@ def cost_interval(differences: NDArray[np.float64], level: float, *, counts: boo
 
     Args:
         differences: [images]; with ``counts`` each is -1, 0 or 1.
-        level: Of one side.
+        level: Level of one side.
         counts: The differences are of right and wrong answers. Few images change then, and none among some hundred
             does not mean that none ever will, so the interval is the score test's, inverted (T. Tango, Statistics in
             Medicine 17, 1998), half an image wider, so that it holds where a few images make the difference. Otherwise
@@ -80,7 +80,7 @@ def images_to_tell(
 
     Args:
         differences: [images].
-        level: Of the test.
+        level: Level of the test.
         bound: What the mean is compared with.
         counts: The differences are of right and wrong answers.
     """

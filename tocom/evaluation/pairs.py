@@ -135,7 +135,7 @@ def evaluate(
 
     Args:
         sources: The model fine-tuned at each source degree, dense; all with a classifier or all without.
-        compensator: Of their backbone; None measures compression alone.
+        compensator: Compensator of their backbone; None measures compression alone.
         input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`.
         test: Paths and class indices that the figures are of.
         held_out: Others, that the scale and the verdicts are of. The scale is the one with the best mean accuracy over

@@ -49,7 +49,7 @@ class FittedDegree:
 
     Attributes:
         used: Whether it helps; where not, the degree's features stay as they are.
-        strength: Of the penalty, as it was chosen.
+        strength: Strength of the penalty, as it was chosen.
         gap: Mean of one minus cosine to the aim's features, without the map, over the images that judge it.
         aligned_gap: With it; where no others judge, each image by a map that was fitted without its fifth of them.
         directions: In how many the degree's features differ from image to image; in all others the map is the identity.
@@ -94,7 +94,7 @@ class DeviceAlignment:
         images: How many it was fitted on.
         checked_on: How many others said whether the maps help; 0 where each fifth of the images did.
         degrees: What the images said, per degree.
-        maps: Of the degrees that use one.
+        maps: Maps of the degrees that use one.
         head: What makes logits of features; None where logits are no output.
         fitted_by: Version of tocom.
     """

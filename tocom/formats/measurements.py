@@ -210,7 +210,7 @@ class DegreeProfile:
         latency: Its latency.
         accuracy: Against labels where there were some, else None or the agreement.
         agreement: With the answers of the lowest degree, where it was measured beside the accuracy.
-        energy: Of one inference, where the device measures it.
+        energy: Energy of one inference, where the device measures it.
         precisions: Precisions beside each other, where more than one was measured.
         dominated_by: A degree that is at least as accurate and not slower: the runtime never takes this one.
     """

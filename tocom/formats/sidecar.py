@@ -71,9 +71,9 @@ class StoredEngine:
 
     Attributes:
         file: Its name.
-        sha256: Of the file.
-        size_bytes: Of the file.
-        content_bytes: Of the engine as TensorRT wrote it: more than the file has where that is compact.
+        sha256: sha256 of the file.
+        size_bytes: Size of the file.
+        content_bytes: Size of the engine as TensorRT wrote it: more than the file has where that is compact.
         modified_ns: When the file was written, nanoseconds since 1970.
         device_memory_bytes: Scratch memory of one context; None where it was built without a GPU to ask.
     """
@@ -119,7 +119,7 @@ class Sidecar:
         created_by: tocom and its version.
         model: timm name of the model.
         degree: Tokens removed in every block.
-        precision: Of the bundle.
+        precision: Precision of the bundle.
         token_counts: Tokens entering each block, and last those leaving the final block.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         backend_version: Version that built it.

@@ -42,8 +42,8 @@ class Verification:
 
     Attributes:
         bundle: The folder.
-        schema_version: Of the manifest.
-        sha256: Of the manifest; names this exact bundle.
+        schema_version: Schema version of the manifest.
+        sha256: sha256 of the manifest; names this exact bundle.
         signed_by: Trusted keys that signed the manifest as it is; None where no key was given.
         files: Every file.
     """

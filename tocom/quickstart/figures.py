@@ -63,8 +63,8 @@ def is_found(features: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDA
     """Return for every image whether its nearest neighbour (cosine) is itself, [images].
 
     Args:
-        features: Of the images at a degree, [images, channels].
-        gallery: Of the same images at degree 0, then of others, [count, channels].
+        features: Features of the images at a degree, [images, channels].
+        gallery: Features of the same images at degree 0, then of others, [count, channels].
     """
     gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     return np.asarray((features @ gallery.T).argmax(axis=1) == np.arange(len(features)))
@@ -82,9 +82,9 @@ def found_again(
     """Return the share of cells whose nearest neighbour (cosine) among dense features is the same cell.
 
     Args:
-        features: Of the cells at a degree, [cells, channels].
-        dense: Of the same cells at degree 0, [cells, channels].
-        others: Of the rest of the gallery at degree 0, [count, channels].
+        features: Features of the cells at a degree, [cells, channels].
+        dense: Features of the same cells at degree 0, [cells, channels].
+        others: Features of the rest of the gallery at degree 0, [count, channels].
 
     Returns:
         ``value`` with its 95 % Wilson interval, ``low`` and ``high``.

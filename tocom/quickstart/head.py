@@ -17,7 +17,7 @@ def fit_head(inputs: Tensor, labels: Sequence[int], *, weight_decay: float = 1e-
     Args:
         inputs: Features [count, channels].
         labels: Class of each.
-        weight_decay: Of the weights on standardised features.
+        weight_decay: Weight decay of the weights on standardised features.
         steps: Iterations at most.
 
     Returns:

@@ -45,10 +45,10 @@ class QuickstartConfig:
         train: Cells that head and compensator learn from; the compensator sees no label.
         held_out: Cells that rank the degrees.
         test: Cells that the figures are of.
-        training: Of the compensator.
+        training: How the compensator is trained.
         latency_samples: Most timed inferences per degree; a p95 needs 72 for an interval.
         per_budget: Requests under each budget of the stream.
-        seed: Of the split.
+        seed: Seed of the split.
     """
 
     degrees: tuple[int, ...] = (0, 8, 12, 16, 20)

@@ -19,7 +19,7 @@ def session_options(threads: int | None = None, *, cpu: bool = True) -> Any:
     """Return options of a session that says errors alone.
 
     Args:
-        threads: Of one inference; None leaves them to ONNX Runtime.
+        threads: Threads of one inference; None leaves them to ONNX Runtime.
         cpu: The session has the CPU's provider alone.
     """
     import onnxruntime

@@ -42,18 +42,18 @@ def align(
 
     Args:
         model: Dense, supported; with a classifier or without, which takes no part.
-        images: Of [channels, height, width] each, of the kind that will be answered; no label is needed.
+        images: [channels, height, width] each, of the kind that will be answered; no label is needed.
         degrees: To fit; the source degree needs no map.
         check: Images of what will be answered, none of ``images``: a degree that its map does not help on these is
             refused, so that a map of another kind of images harms none. None takes each fifth of ``images`` in turn.
-        compensator: That the degrees will run with.
-        scale: Of the compensator; None is its own.
+        compensator: Compensator that the degrees will run with.
+        scale: Scale of the compensator; None is its own.
         source_degree: Whose features are the aim.
         method: ``merge`` or ``prune``.
-        family: Of the degrees; None is the compensator's, without one ``every``.
-        fuse: Of pruning.
+        family: Family of the degrees; None is the compensator's, without one ``every``.
+        fuse: Whether pruning fuses the removed tokens.
         batch_size: Images per forward pass.
-        seed: Of the fifths of the images that are held out in turn.
+        seed: Seed of the fifths of the images that are held out in turn.
         progress: Called with the images done, and all of them.
 
     Raises:

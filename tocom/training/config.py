@@ -44,14 +44,14 @@ class TrainingConfig:
             ``benchmarks/training_step.py``).
         learning_rate: Highest learning rate of AdamW. The paper has 1e-3 per 512 images.
         final_learning_rate: Where the cosine ends.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         scale: Factor of the deltas while training.
         source_degree: None draws both degrees of a step (the paper's way). A number keeps the source there: for models
             fine-tuned at one known degree, the same number of steps then closes more of the gap.
         far_targets: Of two drawn targets take the one farther from the source. Far targets have the larger gap: a short
             run closes more of it this way.
         flip: Mirror half of the images, from left to right.
-        seed: Of weights, images, degrees and dropout.
+        seed: Seed of weights, images, degrees and dropout.
     """
 
     groups: int = 16

@@ -76,7 +76,7 @@ def draw_degrees(seed: int, step: int, groups: int, source: int | None = None, *
     A function of its arguments alone, so that every process and every resumed run draws the same.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         step: Number of the step.
         groups: Highest degree.
         source: Keeps the source degree; None draws it.

@@ -91,7 +91,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started, if it did: NCCL between GPUs, Gloo between CPUs.
 
     Args:
-        device: Of this process.
+        device: Device of this process.
     """
     started = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not started or dist.is_initialized():

@@ -31,7 +31,7 @@ def order(count: int, *, batch_size: int, steps: int, flip: bool, seed: int) -> 
         batch_size: Images per step, over all processes.
         steps: Steps of the whole run.
         flip: Mirror half of the images.
-        seed: Of the run.
+        seed: Seed of the run.
     """
     generator = torch.Generator().manual_seed(seed)
     queue: list[int] = []
@@ -66,7 +66,7 @@ def batches(
         batch_size: Images per step, over all processes; a multiple of their number.
         steps: Steps of the whole run.
         flip: Mirror half of the images, from left to right.
-        seed: Of the run.
+        seed: Seed of the run.
         start: Steps already done.
         skip_unreadable: Take the next readable image in place of one that cannot be read; otherwise its error.
         workers: Processes that read images; 0 reads in this one.

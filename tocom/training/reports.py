@@ -21,12 +21,12 @@ class StepReport:
         steps: Steps in all.
         source: The teacher's degree.
         target: The student's degree.
-        loss: Of this step, over the whole batch.
+        loss: Loss of this step, over the whole batch.
         seconds: Since training began or was resumed.
         images_per_second: Mean since then, over all processes.
         seconds_left: At that rate.
-        learning_rate: Of this step.
-        gradient_norm: Of this step.
+        learning_rate: Learning rate of this step.
+        gradient_norm: Gradient norm of this step.
         unreadable: Images passed over so far because they cannot be read.
     """
 

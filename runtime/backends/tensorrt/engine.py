@@ -42,7 +42,7 @@ class TensorRtEngine:
         engine: The ``ICudaEngine``.
         shared: The GPU, the stream, and the scratch memory, which is already large enough.
         max_batch: Largest batch that buffers are made for.
-        dtype: Of the images; all outputs are float32.
+        dtype: Type of the images; all outputs are float32.
 
     Raises:
         EngineError: The context cannot be made.

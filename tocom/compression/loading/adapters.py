@@ -31,7 +31,7 @@ def merge_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
     """Return a checkpoint's tensors with the LoRA of a peft folder merged in: ``W + alpha / rank · B A``.
 
     Args:
-        tensors: Of the weights that the adapter was trained on, by their own names.
+        tensors: Tensors of the weights that the adapter was trained on, by their own names.
         folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:

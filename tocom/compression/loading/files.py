@@ -53,7 +53,7 @@ class Opened:
         tensors: Every tensor by its dotted path: nested dictionaries are laid flat.
         facts: What stands beside the tensors in the file: epoch, args, arch, …
         sidecars: JSON files beside the weights, by name.
-        metadata: Of a safetensors file.
+        metadata: Metadata of a safetensors file.
     """
 
     path: Path

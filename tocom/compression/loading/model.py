@@ -90,7 +90,7 @@ def load_model(
         in_chans: Channels of the image; without it the checkpoint's.
         model_options: More options of timm's ``create_model``: ``{"global_pool": "avg"}``.
         preprocessing: What is known of the images; the rest is taken from the checkpoint, then from timm's config.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
 
     Raises:
         ModelError: The name is unknown, the model is not supported, or the checkpoint does not fit.

@@ -64,7 +64,7 @@ class ExternalData:
 
     Attributes:
         location: File name, relative to the ONNX file's folder.
-        offset: Of the first byte.
+        offset: Offset of the first byte.
         length: Count of bytes.
         needed: Bytes that a tensor of its shape and type has.
     """

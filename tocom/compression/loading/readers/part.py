@@ -74,7 +74,7 @@ def sizes(state: Mapping[str, Tensor], *, heads: int | None = None) -> dict[str,
 
     Args:
         state: With ``patch_embed.proj.weight`` and ``blocks.…``.
-        heads: Of the attention; without them, those that published models of this width have.
+        heads: Heads of the attention; without them, those that published models of this width have.
     """
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     heads = heads or _HEADS.get(width)
