@@ -28,7 +28,7 @@ __all__ = [
 
 
 def _real(value: Any) -> float | None:
-    """Return the number, or None where it is none, NaN, or an integer beyond all floats."""
+    """Return the number, or None where it is not one, is NaN, or an integer beyond all floats."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return None
     with contextlib.suppress(OverflowError):

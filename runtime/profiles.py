@@ -78,7 +78,7 @@ def matching_profile(
                 log.warning("the profile %s is doubtful: %s. Measure it again with 'tocom calibrate'.", path, marks)
             return profile
         ignored.append(f"{path}: {why}")
-    # Beside the one that holds, profiles of other devices and modes are no news.
+    # Beside the one that holds, profiles of other devices and modes are not news.
     for why in ignored:
         log.warning("ignored a profile: %s", why)
     return None

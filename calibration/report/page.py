@@ -82,7 +82,7 @@ def write_report(
         with atomic_path(out / f"{drawing.name}.png") as beside:
             beside.write_bytes(drawing.png)
     with atomic_path(out / "report.html") as beside:
-        beside.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")  # a path may be no UTF-8
+        beside.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")  # a path may not be UTF-8
     return out / "report.html"
 
 
@@ -139,7 +139,7 @@ def _missing(
     absent = (
         (not any(e.accuracy for e in entries), "Accuracy: no images were given (--images)."),
         (not any(e.precisions for e in entries), f"Other precisions: only {profile.precision} was measured."),
-        (not any(e.energy for e in entries), "Energy: this device does not tell it."),
+        (not any(e.energy for e in entries), "Energy: this device does not measure it."),
         (not feature_gap, "Feature gap: 'tocom evaluate' and the quickstart measure it."),
         (not blocks, "Time per block: it needs ONNX Runtime on the CPU as the backend."),
     )

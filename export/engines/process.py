@@ -163,7 +163,7 @@ class _Follower:
         self._failure: TocomError | None = None
 
     def take(self, line: str) -> None:
-        """Handle one event. A line that is none, such as one cut off by a crash, counts as log."""
+        """Handle one event. A line that is not one, such as one cut off by a crash, counts as log."""
         try:
             event = json.loads(line)
             kind = event["event"]

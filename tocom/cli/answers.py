@@ -73,7 +73,7 @@ class AnswerFile:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A file's name may be no UTF-8.
+            # A file's name may not be UTF-8.
             self._file = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
             raise self._unwritable(error) from error

@@ -95,7 +95,7 @@ class DeviceAlignment:
         checked_on: How many others said whether the maps help; 0 where each fifth of the images did.
         degrees: What the images said, per degree.
         maps: Maps of the degrees that use one.
-        head: What makes logits of features; None where logits are no output.
+        head: What makes logits of features; None where logits are not an output.
         fitted_by: Version of tocom.
     """
 

@@ -230,7 +230,7 @@ class DegreeProfile:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; bool is none."""
+    """Return whether a value is a finite number; a bool is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

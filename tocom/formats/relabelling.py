@@ -28,7 +28,7 @@ def relabel(path: Path | str, labels: Sequence[str]) -> Bundle:
         labels: One name per class, in the order of the head.
 
     Raises:
-        BundleError: The bundle is none, or damaged.
+        BundleError: It is not a bundle, or is damaged.
         RequestError: The model has other classes, or the bundle is signed.
         OutputError: The folder cannot be written.
     """

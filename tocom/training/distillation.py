@@ -93,7 +93,7 @@ def draw_degrees(seed: int, step: int, groups: int, source: int | None = None, *
 class Distillation(nn.Module):
     """Images to the loss between the backbone at two degrees.
 
-    Its one child is the compensator. The backbone is none: its weights are nobody's to synchronise or to save.
+    Its one child is the compensator. The backbone is not one: its weights are nobody's to synchronise or to save.
 
     Args:
         model: Frozen, in evaluation mode.

@@ -140,7 +140,7 @@ class Run:
         )
         with Interrupts() as interrupts:
             self._train(distill, feed, interrupts, count, progress)
-        if interrupts.noted is not None:  # and its handler returned: a run that was cut off is none that ended
+        if interrupts.noted is not None:  # and its handler returned: a run that was cut off has not ended
             raise TrainingError(f"The training was interrupted at step {self._done} of {config.steps}.")
         self.compensator.share_dropout(None)
         self.unreadable = set().union(*self.processes.gather(self.unreadable))

@@ -31,7 +31,7 @@ class Preprocessing:
         origin: Who says so, for people: ``--mean``, ``preprocessor_config.json`` say.
 
     Raises:
-        RequestError: A value is none that timm's evaluation transform and this one have.
+        RequestError: A value that timm's evaluation transform and this one do not have.
     """
 
     mean: tuple[float, ...] | None = None
