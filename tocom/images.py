@@ -83,7 +83,7 @@ def class_folders(
         beyond = [name for name in names if classes is not None and int(name) >= classes]
         if beyond:
             raise DataError(
-                f"{folder}: the folders {_some(beyond)} are not classes of a model of {classes} classes, counted from 0. "
+                f"{folder}: the folders {_some(beyond)} are not classes of a model of {classes}, counted from 0. "
                 "Rename the folders, or give names: tocom export --labels."
             )
     elif labels is None and classes is not None and classes != len(names):

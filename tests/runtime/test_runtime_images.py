@@ -216,7 +216,7 @@ def test_no_class_index_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "nut").rename(tmp_path / "2")
     (tmp_path / "washer").rename(tmp_path / "10")
     assert sorted(index for _, index in class_folders(tmp_path, classes=11)) == [2, 10]
-    with pytest.raises(DataError, match=r"the folders 10 are no class of a model of 10 classes"):
+    with pytest.raises(DataError, match=r"the folders 10 are not classes of a model of 10, counted from 0"):
         class_folders(tmp_path, classes=10)
 
 

@@ -44,7 +44,7 @@ class Finding:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Explain what this machine can do: packages, driver, compiler, power mode, disk. Missing extras are not an error."""
+    """Explain what this machine can do: packages, driver, compiler, power mode, disk. No missing extra is an error."""
     findings = diagnose()
     if as_json:
         print_json([asdict(finding) for finding in findings])
