@@ -58,8 +58,8 @@ def transfer_table(result: dict[str, Any]) -> list[str]:
     ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for domain, recipes in result["transfer"].items():
-        for index, row in enumerate(recipes["mix"]):
-            closed = " | ".join(percent(recipes[name][index]["closed"]) for name in RECIPES)
+        for place, row in enumerate(recipes["mix"]):
+            closed = " | ".join(percent(recipes[name][place]["closed"]) for name in RECIPES)
             way = f"{row['source']} → {row['target']}"
             lines.append(f"| {domain} | {way} | {row['gap']:.5f} | {closed} | {percent(row['nearer'])} |")
     return lines
@@ -72,8 +72,8 @@ def comparison(
     lines = ["| images | way | " + " | ".join(columns.values()) + " |", "| --- | --- |" + " --- |" * len(columns)]
     for domain in domains:
         recipes = result["transfer"][domain]
-        for index, row in enumerate(recipes["mix"]):
-            closed = " | ".join(percent(recipes[name][index]["closed"][:seeds]) for name in columns)
+        for place, row in enumerate(recipes["mix"]):
+            closed = " | ".join(percent(recipes[name][place]["closed"][:seeds]) for name in columns)
             lines.append(f"| {domain} | {row['source']} → {row['target']} | {closed} |")
     return lines
 
@@ -137,8 +137,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "tocom"  # the same names inside the file every time
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(result["transfer"]), figsize=(9, 2.8), sharey=True, layout="constrained")
-    for axes, (domain, recipes) in zip(panels, result["transfer"].items(), strict=True):
+    figure, places = pyplot.subplots(1, len(result["transfer"]), figsize=(9, 2.8), sharey=True, layout="constrained")
+    for axes, (domain, recipes) in zip(places, result["transfer"].items(), strict=True):
         for name, colour in zip(RECIPES, ("#888888", "#2a7de1"), strict=True):
             rows = [row for row in recipes[name] if row["source"] == 0]
             degrees = [row["target"] for row in rows]
@@ -150,8 +150,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             )
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set(title=f"tested on {domain}", xlabel="degree", xticks=degrees)
-    panels[0].set_ylabel("feature gap closed, %")
-    panels[0].legend(title="trained on", fontsize=8)
+    places[0].set_ylabel("feature gap closed, %")
+    places[0].legend(title="trained on", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
