@@ -58,6 +58,8 @@ class SubmissionQueue:
             if self._closed:
                 raise RequestError("Runtime.submit() needs an open runtime; this one is closed. Open the bundle again.")
             if len(self._heap) >= self._limit:
+                self._forget_cancelled()
+            if len(self._heap) >= self._limit:
                 raise RequestError(
                     f"{self._limit} requests wait already (the 'queue_limit' parameter). "
                     "Submit fewer, raise the limit, or stream frames and let the oldest drop."
@@ -79,6 +81,14 @@ class SubmissionQueue:
             if self._closed:  # by a signal's handler, in the midst of these lines
                 future.cancel()
         return future
+
+    def _forget_cancelled(self) -> None:
+        """Make room: after time-outs the queue may hold nothing that anybody waits for."""
+        cancelled = {entry.number: entry for entry in self._heap if entry.future.cancelled()}
+        self._heap = [entry for entry in self._heap if entry.number not in cancelled]
+        heapq.heapify(self._heap)
+        for entry in cancelled.values():
+            entry.future.set_running_or_notify_cancel()  # for who waits by concurrent.futures.wait
 
     def close(self) -> None:
         """Cancel what waits; :meth:`join` waits for what runs."""

@@ -64,7 +64,7 @@ own.
 _KINDS = """
 ## What users report, by kind
 What people who deploy Vision Transformers and serve models meet, and the tests of each kind; a test sees that all of
-them are there.
+them are there. `faults/test_field_commands.py` types each into a shell as a user would (in `make test-slow`).
 
 | kind | tests |
 | --- | --- |

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,22 @@ def test_a_full_queue_refuses(small_bundle: SmallBundle) -> None:
             runtime.submit(images_of(1))
         gate.open.set()
         for future in (running, *waiting):
+            future.result(timeout=30)
+
+
+def test_what_was_cancelled_fills_no_queue(small_bundle: SmallBundle) -> None:
+    with Runtime.open(small_bundle.path, queue_limit=2) as runtime:
+        gate = Gate(runtime)
+        running = runtime.submit(images_of(1))
+        assert gate.entered.wait(30)
+        given_up, kept = (runtime.submit(images_of(1)) for _ in range(2))
+        assert given_up.cancel()
+        later = runtime.submit(images_of(1))
+        assert wait([given_up], timeout=1).done == {given_up}
+        with pytest.raises(RequestError, match="2 requests wait already"):
+            runtime.submit(images_of(1))
+        gate.open.set()
+        for future in (running, kept, later):
             future.result(timeout=30)
 
 
