@@ -77,8 +77,9 @@ def matching_profile(
                 marks = "; ".join(profile.device_state.marks)
                 log.warning("the profile %s is doubtful: %s. Measure it again with 'tocom calibrate'.", path, marks)
             return profile
-        ignored.append(f"{path}: {why}")
-    # Beside the one that holds, profiles of other devices and modes are not news.
+        if profile.backend == identity["backend"]:
+            ignored.append(f"{path}: {why}")
+    # Profiles of other backends, and beside the one that holds those of other devices and modes, are not news.
     for why in ignored:
         log.warning("ignored a profile: %s", why)
     return None

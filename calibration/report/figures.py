@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tocom.calibration.latency.block_times import KINDS, BlockTimes
@@ -23,13 +23,14 @@ _SIZE = (5.4, 3.7)
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: its name, its title, what it says in words, an SVG element and the bytes of a PNG."""
+    """One figure: its name, its title, what it says in words, an SVG element, a PNG's bytes, and what is doubtful."""
 
     name: str
     title: str
     caption: str
     svg: str
     png: bytes
+    doubt: str = ""
 
 
 def draw(
@@ -48,13 +49,13 @@ def draw(
     if feature_gap:
         figures.append(_figure("feature-gap", "Feature gap", _GAP, lambda axes: _gap(axes, feature_gap)))
     if blocks:
-        caption = _work_caption(blocks, profile)
+        doubt = _doubt(blocks, profile)
         blocks = [entry.scaled(profile.degrees[entry.degree].latency.p50_ms) for entry in blocks]
-        figures.append(_figure("work", "Where the time goes, per degree", caption, lambda axes: _work(axes, blocks)))
-    if any(entry.whole and entry.blocks for entry in blocks):
-        figures.append(
-            _figure("blocks", "Where the time goes, per block", _BLOCKS, lambda axes: _per_block(axes, blocks))
-        )
+        work = _figure("work", "Where the time goes, per degree", _WORK, lambda axes: _work(axes, blocks))
+        figures.append(replace(work, doubt=doubt))
+        if any(entry.whole and entry.blocks for entry in blocks):
+            each = _figure("blocks", "Where the time goes, per block", _BLOCKS, lambda axes: _per_block(axes, blocks))
+            figures.append(replace(each, doubt=doubt))
     if profile.device_state is not None and len(profile.device_state.readings) > 1:
         readings = profile.device_state.readings
         figures.append(_figure("device", "Device state", _DEVICE, lambda axes: _state(axes, readings)))
@@ -72,8 +73,8 @@ _STAIRS = (
 _PRECISIONS = "Median latency of each degree at each measured precision; the filled bar is the one to use."
 _GAP = "One minus the cosine to the dense model's feature; lower is better."
 _WORK = (
-    "ONNX Runtime's own profile, op by op, all degrees in turn, without the profiler's own share; drawn as shares of "
-    "p50. Inferences beside it took {} of p50."
+    "ONNX Runtime's own profile, op by op, all degrees in turn, without the profiler's own share. The bars are as high "
+    "as p50."
 )
 _SUM_TOLERANCE = 0.1
 _BLOCKS = "Milliseconds of each transformer block. A compressed degree gets cheaper with every block."
@@ -202,13 +203,13 @@ def _gap(axes: Any, feature_gap: Mapping[int, Mapping[str, float]]) -> None:
     axes.legend(fontsize=9)
 
 
-def _work_caption(blocks: Sequence[BlockTimes], profile: Profile) -> str:
-    """Say how the inferences that were profiled compare with the latency that the page shows elsewhere."""
+def _doubt(blocks: Sequence[BlockTimes], profile: Profile) -> str:
+    """Say where the inferences that were profiled took another time than the latency that the page shows elsewhere."""
     ratios = {entry.degree: entry.sum_ms / profile.degrees[entry.degree].latency.p50_ms for entry in blocks}
-    low, high = (f"{ratio:.0%}" for ratio in (min(ratios.values()), max(ratios.values())))
     apart = [f"degree {degree} ({ratio:.0%})" for degree, ratio in ratios.items() if abs(ratio - 1) > _SUM_TOLERANCE]
-    doubt = f" Doubtful: the device was in another state at {', '.join(apart)}." if apart else ""
-    return _WORK.format(low if low == high else f"{low} to {high}") + doubt
+    if not apart:
+        return ""
+    return f"Doubtful: while profiling the device took another time than p50, at {', '.join(apart)}."
 
 
 def _work(axes: Any, blocks: Sequence[BlockTimes]) -> None:

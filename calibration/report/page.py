@@ -159,7 +159,8 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
     if profile.device_state is not None:
         start, end = profile.device_state.start, profile.device_state.end
         for name in sorted({*start, *end} - {"seconds"}):
-            before, after = start.get(name, "–"), end.get(name, "–")
+            after = end.get(name, "–")
+            before = start.get(name, after)  # shares of the processor's time are known at the end alone
             facts.append((name.replace("_", " "), str(before) if before == after else f"{before} … {after}"))
     return facts
 

@@ -11,9 +11,9 @@ from tocom.errors import CalibrationError, EngineError, RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime.backends.base import Backend
-from tocom.system.cpu import cpu_identity, power_mode
+from tocom.system.cpu import cpu_identity, power_mode, usable_cores
 
-__all__ = ["BACKENDS", "ON_GPU", "WITH_ENGINES", "open_backend"]
+__all__ = ["BACKENDS", "ON_GPU", "WITH_ENGINES", "compare_measured", "open_backend"]
 
 
 def _onnxruntime(bundle: Bundle, threads: int | None, reason: str, *, cuda: bool = False) -> Backend:
@@ -74,13 +74,13 @@ def open_backend(
         return _OPENERS[name](bundle, threads, "asked for")
     known = dict(refused or {})
     passed_over: list[str] = []
-    openers, measured = dict(_OPENERS), _openvino_gain(bundle)
-    if measured is not None and measured < 1:
+    openers, (faster, compared) = dict(_OPENERS), compare_measured(bundle, threads)
+    if faster == "openvino":
         openers["onnxruntime"] = openers.pop("onnxruntime")  # behind OpenVINO
     for candidate, opener in openers.items():
-        reason = " ".join(passed_over) or "first choice"
-        if measured is not None and candidate in _ON_CPU:
-            reason = f"{reason}; OpenVINO took {measured:.2f} of ONNX Runtime's time here, by their profiles"
+        reason = (
+            " ".join([compared, *passed_over] if candidate in _ON_CPU and compared else passed_over) or "first choice"
+        )
         try:
             if candidate not in known:
                 return opener(bundle, threads, reason)
@@ -90,19 +90,31 @@ def open_backend(
     raise EngineError(f"No backend can serve {bundle.path} here. {' '.join(passed_over)}")
 
 
-def _openvino_gain(bundle: Bundle) -> float | None:
-    """Return OpenVINO's latency over ONNX Runtime's on this device, mean over degrees; None unless both are known."""
+def compare_measured(bundle: Bundle, threads: int | None = None) -> tuple[str | None, str]:
+    """Return which backend on the CPU calibration measured as the faster one on this device, and a sentence on it.
+
+    Latencies are compared in the geometric mean over the degrees. None and no sentence, unless both were measured.
+
+    Args:
+        bundle: The bundle.
+        threads: Of one inference; None takes the usable physical cores.
+    """
     here = {**cpu_identity(), **({"power_mode": mode} if (mode := power_mode()) else {})}
+    wanted = (bundle.fingerprint, bundle.batch[1], usable_cores() if threads is None else threads)
     known: dict[str, Profile] = {}
     for path in find_profiles(bundle.path):
         with contextlib.suppress(CalibrationError):  # said where a profile is chosen
             profile = Profile.load(path)
-            same = (profile.bundle_fingerprint, profile.batch) == (bundle.fingerprint, bundle.batch[1])
+            same = (profile.bundle_fingerprint, profile.batch, profile.threads) == wanted
             if same and profile.backend in _ON_CPU and here.items() <= dict(profile.device).items():
                 known[profile.backend] = profile
     if len(known) < len(_ON_CPU):
-        return None
+        return None, ""
     mine, theirs = (known[name].degrees for name in _ON_CPU)
     both = mine.keys() & theirs.keys()
+    if not both:
+        return None, ""
     logs = [math.log(theirs[degree].latency.p50_ms / mine[degree].latency.p50_ms) for degree in both]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+    gain = math.exp(sum(logs) / len(logs))
+    faster = "openvino" if gain < 1 else "onnxruntime"
+    return faster, f"OpenVINO took {gain:.2f} of ONNX Runtime's time here, by their profiles: {faster} goes first."

@@ -81,6 +81,7 @@ def calibrate(
     from tocom.calibration import saved_profile, suggest_degrees, write_report
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
+    from tocom.runtime.backends.select import compare_measured
 
     if align:
         _align(bundle, images, check, against, backend, threads, seed, trusted_key, as_json)
@@ -144,6 +145,8 @@ def calibrate(
         raise unsaved
     if not reuse:
         console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", soft_wrap=True)
+    if compared := compare_measured(opened, profile.threads)[1]:
+        console.print(compared, soft_wrap=True)
     if page is not None:
         console.print(f"wrote {page}", soft_wrap=True)
 

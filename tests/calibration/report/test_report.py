@@ -164,7 +164,12 @@ def test_the_chart_of_blocks_stands_on_the_pages_own_latency(
         for degree, entry in profile.degrees.items()
     ]
     text = write_report(profile, Bundle(bundle.path), tmp_path, blocks=half).read_text()
-    assert "Inferences beside it took 50% of p50. Doubtful: the device was in another state at degree" in text
+    first = next(iter(profile.degrees))
+    assert f"Doubtful: while profiling the device took another time than p50, at degree {first} (50%)" in text
+    assert text.count("Doubtful: while profiling") == 2  # beside both charts of it
+    whole = [entry.scaled(profile.degrees[entry.degree].latency.p50_ms) for entry in half]
+    assert all(entry.sum_ms == pytest.approx(profile.degrees[entry.degree].latency.p50_ms) for entry in whole)
+    assert "while profiling" not in write_report(profile, Bundle(bundle.path), tmp_path, blocks=whole).read_text()
 
 
 @pytest.fixture(scope="module")

@@ -256,4 +256,19 @@ def test_auto_takes_the_faster_one_once_both_were_measured(own_bundle: SmallBund
             replace(runtime.profile, degrees=degrees, device=identity["device"]).save(own_bundle.path)
     opened = open_backend("auto", Bundle(own_bundle.path))
     assert opened.name == taken
-    assert f"OpenVINO took {factor:.2f} of ONNX Runtime's time here" in opened.reason
+    assert f"OpenVINO took {factor:.2f} of ONNX Runtime's time here, by their profiles: {taken} goes" in opened.reason
+    # Of other threads than were measured nothing is known.
+    other = open_backend("auto", Bundle(own_bundle.path), threads=opened.threads + 1)
+    assert (other.name, "OpenVINO took" in other.reason) == ("onnxruntime", False)
+
+
+def test_a_profile_of_the_other_backend_is_no_warning(
+    own_bundle: SmallBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    with Runtime.open(own_bundle.path, "openvino") as runtime:
+        assert runtime.profile is not None
+        device = identity_of(runtime.bundle, runtime.backend)["device"]
+        replace(runtime.profile, device=device).save(own_bundle.path)
+    with Runtime.open(own_bundle.path, "onnxruntime"):
+        assert "ignored a profile" not in caplog.text
