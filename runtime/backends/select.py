@@ -117,4 +117,9 @@ def compare_measured(bundle: Bundle, threads: int | None = None) -> tuple[str | 
     logs = [math.log(theirs[degree].latency.p50_ms / mine[degree].latency.p50_ms) for degree in both]
     gain = math.exp(sum(logs) / len(logs))
     faster = "openvino" if gain < 1 else "onnxruntime"
-    return faster, f"OpenVINO took {gain:.2f} of ONNX Runtime's time here, by their profiles: {faster} goes first."
+    doubtful = any(profile.device_state is not None and profile.device_state.marks for profile in known.values())
+    again = " One of them is doubtful: measure both again." if doubtful else ""
+    return (
+        faster,
+        f"OpenVINO took {gain:.2f} of ONNX Runtime's time here, by their profiles: {faster} goes first.{again}",
+    )

@@ -138,7 +138,7 @@ def evaluate(
     output.print(_table(result))
     for pair in result.pairs:
         if pair.verdict and pair.verdict.note:
-            output.print(f"degree {pair.source} at {pair.target}: {pair.verdict.note}", soft_wrap=True)
+            output.print(f"source {pair.source}, target {pair.target}: {pair.verdict.note}", soft_wrap=True)
     if part is not None:
         output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
     if carried is not None:

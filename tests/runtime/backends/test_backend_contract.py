@@ -257,6 +257,7 @@ def test_auto_takes_the_faster_one_once_both_were_measured(own_bundle: SmallBund
     opened = open_backend("auto", Bundle(own_bundle.path))
     assert opened.name == taken
     assert f"OpenVINO took {factor:.2f} of ONNX Runtime's time here, by their profiles: {taken} goes" in opened.reason
+    assert "doubtful" not in opened.reason
     # Of other threads than were measured nothing is known.
     other = open_backend("auto", Bundle(own_bundle.path), threads=opened.threads + 1)
     assert (other.name, "OpenVINO took" in other.reason) == ("onnxruntime", False)
