@@ -16,7 +16,7 @@ _BLOCK = re.compile(
     r"(?:^(?P<mark><!--[^\n]*-->)\n+)?^```(?P<language>\S*)\n(?P<content>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
