@@ -78,9 +78,8 @@ def open_backend(
     if faster == "openvino":
         openers["onnxruntime"] = openers.pop("onnxruntime")  # behind OpenVINO
     for candidate, opener in openers.items():
-        reason = (
-            " ".join([compared, *passed_over] if candidate in _ON_CPU and compared else passed_over) or "first choice"
-        )
+        measured = [compared] if candidate in _ON_CPU and compared else []
+        reason = " ".join([*measured, *passed_over]) or "first choice"
         try:
             if candidate not in known:
                 return opener(bundle, threads, reason)
