@@ -1,7 +1,7 @@
-"""Three kinds of images that a compensator may meet, all from PyPI: solar cells, photographs, handwritten digits.
+"""Three kinds of images that a compensator may meet: solar cells, photographs, handwritten digits.
 
 Each comes in two parts: what compensators train on, and what they are tested on. Photographs are crops of pictures, and
-no picture is in both parts.
+no picture is in both parts. All are from PyPI, but for the ``other photographs``, which are from Debian's packages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from photographs import other_photographs
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,6 +25,7 @@ __all__ = ["DOMAINS", "Views", "cell_views", "quickstart_cells", "test_views", "
 
 DOMAINS = ("cells", "photographs", "digits")
 TRAINING_VIEWS = TRAIN  # of each kind: no kind weighs more than another
+OTHER_VIEWS = 1584  # as many as the quickstart leaves cells out
 TEST_VIEWS = 64  # of photographs and of digits; of cells all 220
 _SKIMAGE = ("astronaut.png", "brick.png", "camera.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png")
 _SKIMAGE += ("gravel.png", "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg")
@@ -81,14 +83,19 @@ def cell_views(part: str, input_entry: Mapping[str, Any]) -> Views:
 def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:
     """Return what compensators train on: cells whole, digits whole, photographs as random squares.
 
-    ``other cells`` are those that the quickstart leaves out, 1,584.
+    Of the ``other`` kinds there are as many views as the quickstart leaves cells out: those cells, squares of
+    Debian's photographs, other digits (each of 700 twice or more).
     """
     if domain == "cells":
         return cell_views("train", input_entry)
     if domain == "other cells":
         return cell_views("rest", input_entry)
     if domain == "digits":
-        return Views(_digits()[:1400], input_entry, TRAINING_VIEWS)
+        return Views(_digits()[:TRAINING_VIEWS], input_entry, TRAINING_VIEWS)
+    if domain == "other digits":
+        return Views(_digits()[TRAINING_VIEWS:1400], input_entry, OTHER_VIEWS)
+    if domain == "other photographs":
+        return Views(other_photographs(), input_entry, OTHER_VIEWS, least=0.3)
     return Views(_photographs(TRAINING_PICTURES), input_entry, TRAINING_VIEWS, least=0.3)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/results_train.py
     python benchmarks/results_measure.py       # two hours or so; every set of features is kept
+    python benchmarks/results_measure.py --only transfer     # the recipes that are trained, on all kinds of images
     python benchmarks/results_page.py
 
 On the cells: a linear probe and a whole fine-tune, each fitted at degree 0 and at degree 16, run at other degrees
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -224,6 +226,9 @@ def transfer(domain: str, recipe: str, images: Any) -> list[dict[str, Any]]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
+        "--only", choices=("transfer",), help="this alone; the other figures stay as they were measured"
+    )
     options.add_argument("--threads", type=int, help="of torch")
     chosen = options.parse_args()
     if chosen.threads:
@@ -231,6 +236,18 @@ def main() -> None:
     entry, split = input_config(backbone()), quickstart_cells()
     labels = {part: [cell.label for cell in getattr(split, part)] for part in ("train", "held_out", "test")}
     tests = {domain: test_views(domain, entry) for domain in DOMAINS}
+    recipes = {name: {**described(name), "measured": machine()["measured"]} for name in RECIPES if trained(name)}
+    crossed = {
+        domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in TRANSFERRED if recipe in recipes}
+        for domain in DOMAINS
+    }
+    if chosen.only:
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
+        result["recipes"] |= recipes
+        for domain, rows in crossed.items():
+            result["transfer"][domain] |= rows
+        write_json(RESULT, result)
+        return
     cells = {"train": training_views("cells", entry), "held_out": cell_views("held_out", entry), "test": tests["cells"]}
     parts = [
         (
@@ -245,12 +262,9 @@ def main() -> None:
     ]
     result = {
         "machine": machine(),
-        "recipes": {name: described(name) for name in RECIPES if trained(name)},
+        "recipes": recipes,
         "images": {domain: len(views) for domain, views in tests.items()},
-        "transfer": {
-            domain: {recipe: transfer(domain, recipe, tests[domain]) for recipe in TRANSFERRED if trained(recipe)}
-            for domain in DOMAINS
-        },
+        "transfer": crossed,
         "cells": [
             {
                 "kind": kind,

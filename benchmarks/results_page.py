@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from domains import DOMAINS, TRAINING_PICTURES, TRAINING_VIEWS
+from domains import DOMAINS, OTHER_VIEWS, TRAINING_PICTURES, TRAINING_VIEWS
 from results_measure import RESULT
 from results_train import RECIPES as TRAINED
 
@@ -23,8 +23,9 @@ from tocom.training.config import TrainingConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "results-transfer.svg"
 RECIPES = {"cells": "cells alone", "mix": "the mix"}
-PLAIN = {"cells-700": "cells", "cells-plain": "cells, plain", "mix": "mix", "mix-plain": "mix, plain"}
+PLAIN = {"cells-700": "cells", "cells-plain": "cells, plain", "mix-700": "mix", "mix-plain": "mix, plain"}
 MORE = ("cells-700", "cells-rank2", "cells")
+MIXES = ("mix-700", "mix")
 KINDS = {"probe": "Linear probe", "fine-tune": "Whole fine-tune"}
 # Of every score: its heading, digits, and whether more is better.
 SCORES = {
@@ -58,8 +59,8 @@ def transfer_table(result: dict[str, Any]) -> list[str]:
     ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for domain, recipes in result["transfer"].items():
-        for place, row in enumerate(recipes["mix"]):
-            closed = " | ".join(percent(recipes[name][place]["closed"]) for name in RECIPES)
+        for index, row in enumerate(recipes["mix"]):
+            closed = " | ".join(percent(recipes[name][index]["closed"]) for name in RECIPES)
             way = f"{row['source']} → {row['target']}"
             lines.append(f"| {domain} | {way} | {row['gap']:.5f} | {closed} | {percent(row['nearer'])} |")
     return lines
@@ -72,8 +73,8 @@ def comparison(
     lines = ["| images | way | " + " | ".join(columns.values()) + " |", "| --- | --- |" + " --- |" * len(columns)]
     for domain in domains:
         recipes = result["transfer"][domain]
-        for place, row in enumerate(recipes["mix"]):
-            closed = " | ".join(percent(recipes[name][place]["closed"][:seeds]) for name in columns)
+        for index, row in enumerate(recipes["mix"]):
+            closed = " | ".join(percent(recipes[name][index]["closed"][:seeds]) for name in columns)
             lines.append(f"| {domain} | {row['source']} → {row['target']} | {closed} |")
     return lines
 
@@ -81,7 +82,8 @@ def comparison(
 def learnt_from(result: dict[str, Any], recipe: str) -> str:
     """Return the heading of a recipe by its images, steps and rank."""
     config = TRAINED[recipe].config
-    return f"{result['recipes'][recipe]['images']:,} cells, {config.steps:,} steps, rank {config.rank}"
+    what = "images" if recipe in MIXES else "cells"
+    return f"{result['recipes'][recipe]['images']:,} {what}, {config.steps:,} steps, rank {config.rank}"
 
 
 def command(config: TrainingConfig) -> list[str]:
@@ -183,11 +185,17 @@ _MORE = [
     "the probe nor any choice or test uses. Three seeds, where ± stands; share of the gap closed on the test cells.",
     "",
 ]
+_MIXES = [
+    "## What more kinds of photographs do",
+    f"The mix, and one of {TRAINING_VIEWS} of each kind whose photographs are squares of the {len(TRAINING_PICTURES)} "
+    "pictures in wheels alone. Three seeds of each; share of the gap closed.",
+    "",
+]
 _LOSS = [
     "## What the relative loss does",
     "`relative=True` minimises the mean logarithm of the images' losses. The plain mean is that of the few images with "
     "the largest gaps: of a mix it learns the kind whose gaps are large. One seed of each; share of the gap closed. "
-    "Both had as many steps.",
+    f"Both had as many steps; the mix is the one of {TRAINING_VIEWS} of each kind.",
     "",
 ]
 _CELLS = [
@@ -209,13 +217,15 @@ def page(result: dict[str, Any]) -> str:
         *_head(counts, result["machine"]),
         *transfer_table(result),
         "",
-        f"The mix: {TRAINING_VIEWS} whole cells, {TRAINING_VIEWS} random squares of {len(TRAINING_PICTURES)} "
-        f"photographs (0.3 to 1 of the shorter side), {TRAINING_VIEWS} digits; half of them mirrored. Cells "
-        "alone: the same cells, or with them all others that no choice and no test uses. Training:",
+        f"Cells alone: {TRAINING_VIEWS} whole cells, or with them all others that no choice and no test uses. The mix: "
+        f"{TRAINING_VIEWS + OTHER_VIEWS:,} of each kind. Cells: these. Photographs: random squares, 0.3 to 1 of the "
+        f"shorter side, {TRAINING_VIEWS} of {len(TRAINING_PICTURES)} pictures in wheels and {OTHER_VIEWS:,} of "
+        "wallpapers and cut-out objects in Debian's packages (`benchmarks/photographs.py`). Digits: 1,400 of them. "
+        "Half of all are mirrored. Training:",
         "",
         *(
             f"- `{name}`, {len(recipe['seeds'])} seed{'s' * (len(recipe['seeds']) > 1)}, {recipe['images']:,} images: "
-            f"{recipe['training']}"
+            f"{recipe['training']}" + (f" (on {recipe['measured']})" if "measured" in recipe else "")
             for name, recipe in result["recipes"].items()
         ),
         "",
@@ -226,6 +236,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         *_MORE,
         *comparison(result, {name: learnt_from(result, name) for name in MORE}, ("cells",)),
+        "",
+        *_MIXES,
+        *comparison(result, {name: learnt_from(result, name) for name in MIXES}, DOMAINS),
         "",
         *_LOSS,
         *comparison(result, PLAIN, DOMAINS, 1),

@@ -43,7 +43,7 @@ class Recipe:
     """What a compensator learns from.
 
     Attributes:
-        domains: Kinds of images, 700 of each; of ``other cells`` 1,584.
+        domains: Kinds of images, 700 of each; of the ``other`` kinds 1,584 each.
         config: How.
         seeds: How often.
     """
@@ -65,12 +65,14 @@ _CONFIG = TrainingConfig(
     far_targets=True,
 )
 _EVERY_CELL = ("cells", "other cells")
+_EVERYTHING = (*DOMAINS, *(f"other {domain}" for domain in DOMAINS))
 RECIPES = {
     "cells": Recipe(_EVERY_CELL, dataclasses.replace(_CONFIG, rank=4, steps=2000)),
-    "mix": Recipe(DOMAINS, _CONFIG),
+    "mix": Recipe(_EVERYTHING, dataclasses.replace(_CONFIG, rank=4)),
     "cells-prune": Recipe(_EVERY_CELL, dataclasses.replace(_CONFIG, rank=4, method="prune", steps=1500)),
     # What the higher rank, and more cells and steps, are compared with.
     "cells-rank2": Recipe(_EVERY_CELL, dataclasses.replace(_CONFIG, steps=2000), seeds=(0,)),
+    "mix-700": Recipe(DOMAINS, _CONFIG),
     "cells-700": Recipe(("cells",), dataclasses.replace(_CONFIG, steps=1200)),
     # What the relative loss is compared with: the plain mean, on the mix at the better of three rates.
     "cells-plain": Recipe(("cells",), dataclasses.replace(_CONFIG, relative=False, steps=1200), seeds=(0,)),
@@ -105,7 +107,7 @@ def train_compensator(name: str, seed: int, steps: int | None) -> None:
         config,
         checkpoint=path.with_suffix(".checkpoint"),
         resume=True,
-        progress=lambda step: step.step % 20 or tell(path.stem, step.step, step.steps, begin),
+        progress=lambda step: step.step % 10 or tell(path.stem, step.step, step.steps, begin),
     )
     compensator.save(path)
 
