@@ -80,10 +80,11 @@ def main() -> None:
         median = {degree: float(np.median(each)) for degree, each in times.items()}
         middle = runtime.degrees[len(runtime.degrees) // 2]
         print("median ms by degree:", {degree: round(ms, 1) for degree, ms in median.items()}, flush=True)
-        pinned = [degree for degree in runtime.degrees if degree >= middle]
         for cameras, staggered in itertools.product(map(int, options.cameras.split(",")), (False, True)):
             period_s = cameras * median[middle] * ROOM / 1e3
-            rounds: dict[int | None, list[tuple[Counter[int], int]]] = {degree: [] for degree in (None, *pinned)}
+            rounds: dict[int | None, list[tuple[Counter[int], int]]] = {
+                degree: [] for degree in (None, *runtime.degrees)
+            }
             for _ in range(options.rounds):
                 for degree, served in rounds.items():
                     served.append(
