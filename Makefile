@@ -44,9 +44,10 @@ test: lint typecheck
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not gpu and not slow and not serial"
 	$(BIN)/python -m pytest -m "serial and not gpu and not slow"
 
-# JetPack 6's Python where this machine has it.
+# JetPack 6's Python where this machine has it, be it one of pyenv's that is not switched on.
 FLOOR := build/floor
-FLOOR_PYTHON = $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null || echo $(PYTHON))
+FLOOR_PYTHON = $(firstword $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null) \
+	$(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10) $(PYTHON))
 FLOOR_TESTS := $(addprefix tests/,compression compensator alignment evaluation formats system quickstart cli export runtime training calibration trust)
 
 $(FLOOR)/.stamp: pyproject.toml tests/floor/environment.py
