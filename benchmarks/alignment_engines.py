@@ -231,10 +231,9 @@ def measure_int8() -> dict[str, Any]:
 def measure_patches() -> dict[str, Any]:
     """Return what one map for all patches closes of their gap per degree, and the most that sharing rows lets close."""
     model, rows = backbone(), []
-    given, met = (
-        torch.stack([view for view, _ in zip(cell_views(part, input_config(model)), range(count), strict=False)])
-        for part, count in zip(("train", "test"), PATCHES_OF, strict=True)
-    )
+    entry = input_config(model)
+    parts = [(cell_views(part, entry), count) for part, count in zip(("train", "test"), PATCHES_OF, strict=True)]
+    given, met = (torch.stack([views[index] for index in range(count)]) for views, count in parts)
     aim, dense = patch_rows(model, given), patch_rows(model, met)
     for degree in (8, 12, 16, 20):
         compressed = compress(model, degree)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tocom.formats.families import EVERY
+
 __all__ = ["section"]
 
-EVERY, SPACED = "every", "spaced:1,4,7,10"
+SPACED = "spaced:1,4,7,10"
 
 
 def section(found: Mapping[str, Any]) -> str:

@@ -175,7 +175,17 @@ def export(
             graphs = {}
             pixels = (tuple(entry["mean"]), tuple(entry["std"])) if input_type == "uint8" else None
             for compressed in sorted({degree > 0 for degree in degrees}):
-                how = Tracing(compressed, method, family, fuse, features, patch_features, precision, plan, pixels)
+                how = Tracing(
+                    compressed=compressed,
+                    method=method,
+                    family=family,
+                    fuse=fuse,
+                    features=features,
+                    patches=patch_features,
+                    precision=precision,
+                    plan=plan,
+                    pixels=pixels,
+                )
                 graphs[compressed] = templates.make(vit, placement, how)
                 put_shared(graphs[compressed], store, vit, changing=placement.names, how=how)
             for degree, removed in schedules.items():

@@ -109,7 +109,8 @@ class Streaming(ABC):
             What gives the answers; :attr:`Frame.source` names whose each is.
 
         Raises:
-            RequestError: No source, two of one name, or ``fps`` or ``budget_ms`` is out of its range.
+            RequestError: No source, two of one name, one without a name or that gives no frames; ``fps`` or
+                ``budget_ms`` is out of its range, or names a source that is not there.
         """
         named = _named(sources)
         for parameter, values in (("fps", fps), ("budget_ms", budget_ms)):

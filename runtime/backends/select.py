@@ -96,7 +96,7 @@ def compare_measured(bundle: Bundle, threads: int | None = None) -> tuple[str | 
 
     Args:
         bundle: The bundle.
-        threads: Of one inference; None takes the usable physical cores.
+        threads: Threads of one inference; None takes the usable physical cores.
     """
     here = {**cpu_identity(), **({"power_mode": mode} if (mode := power_mode()) else {})}
     wanted = (bundle.fingerprint, bundle.batch[1], usable_cores() if threads is None else threads)
