@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tocom.calibration.latency.block_times import KINDS, BlockTimes
+from tocom.calibration.latency.block_times import KINDS, SUM_TOLERANCE, BlockTimes
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 
@@ -49,9 +49,10 @@ def draw(
     if feature_gap:
         figures.append(_figure("feature-gap", "Feature gap", _GAP, lambda axes: _gap(axes, feature_gap)))
     if blocks:
-        doubt = _doubt(blocks, profile)
+        ratios = {entry.degree: entry.sum_ms / profile.degrees[entry.degree].latency.p50_ms for entry in blocks}
+        sums, doubt = _sums(ratios), _doubt(ratios)
         blocks = [entry.scaled(profile.degrees[entry.degree].latency.p50_ms) for entry in blocks]
-        work = _figure("work", "Where the time goes, per degree", _WORK, lambda axes: _work(axes, blocks))
+        work = _figure("work", "Where the time goes, per degree", f"{_WORK} {sums}", lambda axes: _work(axes, blocks))
         figures.append(replace(work, doubt=doubt))
         if any(entry.whole and entry.blocks for entry in blocks):
             each = _figure("blocks", "Where the time goes, per block", _BLOCKS, lambda axes: _per_block(axes, blocks))
@@ -73,10 +74,8 @@ _STAIRS = (
 _PRECISIONS = "Median latency of each degree at each measured precision; the filled bar is the one to use."
 _GAP = "One minus the cosine to the dense model's feature; lower is better."
 _WORK = (
-    "ONNX Runtime's own profile, op by op, all degrees in turn, without the profiler's own share. The bars are as high "
-    "as p50."
+    "ONNX Runtime's own profile, op by op, all degrees in turn, without the profiler's own share, drawn as high as p50."
 )
-_SUM_TOLERANCE = 0.1
 _BLOCKS = "Milliseconds of each transformer block. A compressed degree gets cheaper with every block."
 _DEVICE = "Clock, temperature and load while measuring. A profile holds for the state that it was measured in."
 
@@ -203,10 +202,15 @@ def _gap(axes: Any, feature_gap: Mapping[int, Mapping[str, float]]) -> None:
     axes.legend(fontsize=9)
 
 
-def _doubt(blocks: Sequence[BlockTimes], profile: Profile) -> str:
+def _sums(ratios: Mapping[int, float]) -> str:
+    """Say what the ops of each degree sum to before they are drawn to p50."""
+    listed = [f"{ratio:.0%} at degree {degree}" for degree, ratio in ratios.items()]
+    return f"As measured, the ops' sum is this share of p50: {', '.join(listed)}."
+
+
+def _doubt(ratios: Mapping[int, float]) -> str:
     """Say where the inferences that were profiled took another time than the latency that the page shows elsewhere."""
-    ratios = {entry.degree: entry.sum_ms / profile.degrees[entry.degree].latency.p50_ms for entry in blocks}
-    apart = [f"degree {degree} ({ratio:.0%})" for degree, ratio in ratios.items() if abs(ratio - 1) > _SUM_TOLERANCE]
+    apart = [f"degree {degree} ({ratio:.0%})" for degree, ratio in ratios.items() if abs(ratio - 1) > SUM_TOLERANCE]
     if not apart:
         return ""
     return f"Doubtful: while profiling the device took another time than p50, at {', '.join(apart)}."

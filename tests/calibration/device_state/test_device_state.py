@@ -260,6 +260,17 @@ def test_throttling_and_other_programs_are_marked() -> None:
     )
 
 
+@pytest.mark.parametrize(("busy", "marks"), [(2, 0), (3, 1)])
+def test_a_burst_of_other_programs_is_marked(busy: int, marks: int) -> None:
+    now = [0.0]
+    shares = [0.02] * 15 + [0.36] * busy + [0.02] * (5 - busy)
+    recorder = StateRecorder(Scripted(*({"other_cpu_share": share} for share in shares)), clock=lambda: now[0])
+    for now[0] in range(1, 19):
+        recorder.tick()
+    expected = f"other programs used more than 10% of the CPUs in {busy} of 19 readings"
+    assert recorder.finish().marks == (expected,) * marks
+
+
 def test_readings_are_thinned_and_none_is_fine() -> None:
     now = [0.0]
     recorder = StateRecorder(Scripted({"cpu_clock_mhz": 1.0}), every_s=1.0, clock=lambda: now[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -149,11 +150,28 @@ def test_the_profilers_own_time_is_taken_off_every_op_alike() -> None:
     for event in events:
         if event.get("args", {}).get("op_name") == "MatMul":
             event["dur"] *= 3
-    found = split_events(4, events, blocks=1, plain_ms=(11.0, 7.5, 7.5))
+    found = split_events(4, events, blocks=1, plain_ms=(11.0, 7.5, 7.5))  # 11 ms with the profiler: 0.5 ms an op
     assert found.blocks[0] == pytest.approx({"attention": 3.0, "matching and merging": 0.5, "MLP": 3.5})
     assert found.sum_ms == pytest.approx(7.5)
-    assert split_events(4, events, blocks=1, plain_ms=(20.0,)).sum_ms == pytest.approx(20.0)
+    # A device that ran slower without the profiler: nothing is taken off, and nothing is scaled up.
+    assert split_events(4, events, blocks=1, plain_ms=(20.0,)).sum_ms == pytest.approx(11.0)
     assert found.scaled(15.0).totals == pytest.approx({kind: 2 * ms for kind, ms in found.totals.items()})
+
+
+def test_blocks_are_measured_again_where_the_device_changed_its_speed(bundle: SmallBundle) -> None:
+    """No device is a thousand times faster than it was: three tries, and the nearest one is returned."""
+    opened, begun = Bundle(bundle.path), []
+
+    def tries(p50_ms: dict[int, float] | None) -> int:
+        begun.clear()
+        found = block_times(
+            opened, [0, 4], threads=1, runs=2, p50_ms=p50_ms, progress=lambda _, done, __: begun.append(done == 0)
+        )
+        assert [each.degree for each in found] == [0, 4]
+        return sum(begun)
+
+    assert tries(None) == 1
+    assert tries({0: 1e-3, 4: 1e-3}) == 3
 
 
 def test_the_chart_of_blocks_stands_on_the_pages_own_latency(
@@ -167,6 +185,7 @@ def test_the_chart_of_blocks_stands_on_the_pages_own_latency(
     first = next(iter(profile.degrees))
     assert f"Doubtful: while profiling the device took another time than p50, at degree {first} (50%)" in text
     assert text.count("Doubtful: while profiling") == 2  # beside both charts of it
+    assert f"the ops' sum is this share of p50: 50% at degree {first}" in html.unescape(text)
     whole = [entry.scaled(profile.degrees[entry.degree].latency.p50_ms) for entry in half]
     assert all(entry.sum_ms == pytest.approx(profile.degrees[entry.degree].latency.p50_ms) for entry in whole)
     assert "while profiling" not in write_report(profile, Bundle(bundle.path), tmp_path, blocks=whole).read_text()
