@@ -327,26 +327,24 @@ def _gpu(found: dict[str, Any]) -> str:
     lines = ["## On a GPU"]
     compare = found.get("compare-cuda")
     if compare is None:
-        lines.append(f"{NOT_MEASURED} On a machine with one: `python benchmarks/compare.py --device cuda`.")
+        lines += [f"{NOT_MEASURED} On a machine with one: `python benchmarks/compare.py --device cuda`.", ""]
     else:
         lines += [f"{compare['machine']['gpu']}, measured {compare['machine']['measured']}.", "", _ratios(compare), ""]
-        lines.append(_latencies(compare))
-    for name, report in found.items():
-        if name.startswith("op_plugin-"):
-            lines += ["", f"### The op plugin's kernels on {report['gpu']}", f"Unit: {report['unit']}.", ""]
-            lines += ["| op | batch | tokens | channels | r | type | kernels | eager | compiled | share of bandwidth |"]
-            lines += ["| --- |" + " ---: |" * 4 + " --- |" + " ---: |" * 4]
-            for row in report["rows"]:
-                times = [
-                    f"{row[k]['us']:.1f}" if "us" in row[k] else "failed" for k in ("kernels", "eager", "compiled")
-                ]
-                shown = [row[key] for key in ("op", "batch", "tokens", "channels", "r", "dtype")]
-                share = row["kernels"].get("share", "–")
-                lines.append("| " + " | ".join(map(str, [*shown, *times, share])) + " |")
-            break
-    else:
-        lines.append("The op plugin's kernels: not measured. On a GPU: `python benchmarks/op_plugin.py`.")
-    return "\n\n".join(lines) if compare is None else "\n".join(lines)
+        lines += [_latencies(compare), ""]
+    kernels = [_kernels(report) for name, report in found.items() if name.startswith("op_plugin-")]
+    lines += kernels or ["The op plugin's kernels: not measured. On a GPU: `python benchmarks/op_plugin.py`."]
+    return "\n".join(lines)
+
+
+def _kernels(report: dict[str, Any]) -> str:
+    lines = [f"### The op plugin's kernels on {report['gpu']}", f"Unit: {report['unit']}.", ""]
+    lines += ["| op | batch | tokens | channels | r | type | kernels | eager | compiled | share of bandwidth |"]
+    lines += ["| --- |" + " ---: |" * 4 + " --- |" + " ---: |" * 4]
+    for row in report["rows"]:
+        times = [f"{row[k]['us']:.1f}" if "us" in row[k] else "failed" for k in ("kernels", "eager", "compiled")]
+        shown = [row[key] for key in ("op", "batch", "tokens", "channels", "r", "dtype")]
+        lines.append("| " + " | ".join(map(str, [*shown, *times, row["kernels"].get("share", "–")])) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:

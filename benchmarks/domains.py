@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Views(Dataset[Tensor]):
     """Views of pictures as model inputs [channels, height, width], float32.
 
     Args:
-        pictures: What there is; view ``i`` is of picture ``i`` modulo their number.
+        pictures: What there is, or its files; view ``i`` is of picture ``i`` modulo their number.
         input_entry: From :func:`tocom.compression.loading.preprocessing.input_config`.
         count: How many views.
         least: Side of the smallest random square that is cut out, as a share of the shorter side; 1 cuts none out. The
@@ -50,7 +51,7 @@ class Views(Dataset[Tensor]):
     """
 
     def __init__(
-        self, pictures: Sequence[Image.Image], input_entry: Mapping[str, Any], count: int, *, least: float = 1.0
+        self, pictures: Sequence[Image.Image | Path], input_entry: Mapping[str, Any], count: int, *, least: float = 1.0
     ) -> None:
         self.pictures, self.input_entry, self.count, self.least = pictures, input_entry, count, least
 
@@ -61,6 +62,8 @@ class Views(Dataset[Tensor]):
         if index >= self.count:
             raise IndexError(index)  # ends iteration
         picture = self.pictures[index % len(self.pictures)]
+        if isinstance(picture, Path):
+            picture = Image.open(picture)
         if self.least < 1:
             draw = random.Random(index)
             side = round(min(picture.size) * draw.uniform(self.least, 1.0))
@@ -77,7 +80,7 @@ def quickstart_cells() -> Split:
 def cell_views(part: str, input_entry: Mapping[str, Any]) -> Views:
     """Return the cells of a part, whole: ``train``, ``held_out`` to choose on, ``test``, or the ``rest``."""
     cells = getattr(quickstart_cells(), part)
-    return Views([Image.open(cell.path) for cell in cells], input_entry, len(cells))
+    return Views([cell.path for cell in cells], input_entry, len(cells))
 
 
 def training_views(domain: str, input_entry: Mapping[str, Any]) -> Views:

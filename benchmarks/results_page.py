@@ -1,4 +1,4 @@
-"""Write ``docs/results.md`` and its picture from ``benchmarks/results/compensator.json``.
+"""Write ``docs/results.md`` and its picture from ``compensator.json`` and ``gpu-training-….json`` of ``results/``.
 
 python benchmarks/results_page.py
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domains import DOMAINS, OTHER_VIEWS, TRAINING_PICTURES, TRAINING_VIEWS
+from measuring import RESULTS
 from results_measure import RESULT
 from results_train import RECIPES as TRAINED
 
@@ -158,6 +159,67 @@ def draw(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def gpu_budget() -> list[str]:
+    """Return the section on training with a GPU's budget; nothing where it was not measured."""
+    paths = sorted(RESULTS.glob("gpu-training-*.json"))
+    if not paths:
+        return []
+    result = json.loads(paths[0].read_text(encoding="utf-8"))
+    runs = {run["recipe"]: run for run in result["runs"]}
+    mixes = [run for name, run in runs.items() if name.startswith("mix-")]
+    first, alone = mixes[0], runs["photographs-rank16"]
+    targets = sorted({row["target"] for row in first["rows"]})
+    heading = [f"| {{}} | {' | '.join(map(str, targets))} |", "| --- |" + " ---: |" * len(targets)]
+
+    def closed(of: Sequence[dict[str, Any]], kind: str) -> str:
+        rows = [[row["closed"] for row in run["rows"] if row["kind"] == kind] for run in of]
+        return " | ".join(percent(values) for values in zip(*rows, strict=True))
+
+    lines = [
+        "## What a GPU's budget does",
+        f"The same mix and rank, {first['training']['steps']} steps of {first['training']['batch_size']} images: "
+        f"{first['training']['steps'] * first['training']['batch_size'] / 2400:.1f} times as many images as above, "
+        f"{first['seconds']:.0f} s on an NVIDIA H200 that twelve runs shared (`benchmarks/gpu_training.py`, torch "
+        f"{result['machine']['versions']['torch']}, {result['machine']['measured']}). Share of the gap closed on the "
+        "test images, float32:",
+        "",
+        heading[0].format("tested on"),
+        heading[1],
+        *(f"| {kind} | {closed(mixes, kind)} |" for kind in DOMAINS),
+        f"| photographs, from photographs alone, rank {alone['training']['rank']} | {closed([alone], 'photographs')} |",
+        "",
+        "So it is neither steps nor rank that photographs lack: the same share is left as on two cores.",
+        "",
+        "Features of every patch (`--loss patch`), on the test cells; patches that merged share a row, so that no "
+        "weights close more than the last line:",
+        "",
+        heading[0].format("learnt from"),
+        heading[1],
+    ]
+    names = {"patch": "cells and photographs", "patch-rank16": "the same, rank 16", "patch-cells": "cells"}
+    names |= {"patch-cells-fast": "cells, three times the rate", "patch-cells-hidden": "cells, hidden=1"}
+    names |= {"patch-cells-relative": "cells, relative"}
+    lines += [f"| {name} | {closed([runs[recipe]], 'cells')} |" for recipe, name in names.items()]
+    rows = [row for row in runs["patch-cells-relative"]["rows"] if row["kind"] == "cells"]
+    could = (percent([1 - row["without"]["least_patch_gap"] / row["without"]["patch_gap"]]) for row in rows)
+    lines += [f"| *could be* | {' | '.join(could)} |", "", *_FAMILIES, heading[0].format("family"), heading[1]]
+    for family in ("every", "spaced"):
+        of = [run for name, run in runs.items() if name.startswith(f"family-{family}-")]
+        (kind,) = {row["kind"] for row in of[0]["rows"]}
+        gaps = [[row["with"]["gap"] for row in run["rows"]] for run in of]
+        lines.append(f"| `{family}`, closed | {closed(of, kind)} |")
+        left = (fixed(statistics.mean(values) * 1e3, 2) for values in zip(*gaps, strict=True))
+        lines.append(f"| `{family}`, gap left, thousandths | {' | '.join(left)} |")
+    return [*lines, ""]
+
+
+_FAMILIES = [
+    "Merging in every block against merging in four ([Families](concepts.md#families-of-schedules)), each with its own "
+    f"compensator: rank 2, {TRAINING_VIEWS} cells, tested on {OTHER_VIEWS:,} others, three seeds:",
+    "",
+]
+
+
 def _head(counts: str, machine: dict[str, Any]) -> list[str]:
     return [
         "# Results",
@@ -243,6 +305,7 @@ def page(result: dict[str, Any]) -> str:
         *_LOSS,
         *comparison(result, PLAIN, DOMAINS, 1),
         "",
+        *gpu_budget(),
         *_CELLS,
     ]
     for part in result["cells"]:

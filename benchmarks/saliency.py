@@ -1,6 +1,6 @@
 """A dense task: the saliency head of the quickstart's wheel, unchanged, on patch features of every degree.
 
-    python benchmarks/saliency.py --only train                 # 400 steps; the compensator is kept in build/saliency/
+    python benchmarks/gpu_training.py --views && python benchmarks/gpu_training.py --only patch       # the compensator
     python benchmarks/saliency.py                              # the maps, and the figures; some minutes
 
 The wheel's ONNX file is a whole saliency model: a ViT-S/14 and a convolutional head that reads a feature for every
@@ -11,10 +11,6 @@ images are crops of four pictures that the compensator has not seen, and solar c
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -22,13 +18,12 @@ import onnx
 import onnxruntime
 import torch
 import torch.nn.functional as F
-from domains import TEST_PICTURES, test_views, training_views
+from domains import TEST_PICTURES, test_views
 from measuring import RESULTS, ROOT, machine
 from numpy.typing import NDArray
 from PIL import Image
-from results_train import RECIPES, backbone, tell
+from results_train import backbone
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from tocom import Compensator, compress
 from tocom.compression.features import patch_features
@@ -36,34 +31,15 @@ from tocom.compression.loading.preprocessing import input_config
 from tocom.images import preprocess
 from tocom.quickstart.weights import installed_file
 from tocom.system.files import write_json
-from tocom.training.trainer import train
 
-FOLDER, RESULT = ROOT / "build" / "saliency", RESULTS / "saliency.json"
+RESULT = RESULTS / "saliency.json"
 PICTURE = ROOT / "docs" / "images" / "saliency.png"
-COMPENSATOR = FOLDER / "patch.safetensors"
+COMPENSATOR = ROOT / "build" / "gpu-training" / "patch.safetensors"
 DEGREES = (0, 4, 8, 12, 16, 20)
 SHOWN = (0, 8, 16, 20)
-STEPS, IMAGES = 400, 24
+IMAGES = 24
 TOKENS = "/backbone/layernorm/Add_1_output_0"  # what the head reads: [batch, 257, 384]
 Maps = NDArray[np.float32]
-
-
-def train_compensator() -> None:
-    """Train on all solar cells that are not held out, as the results page's compensators, but on every patch."""
-    model = backbone()
-    entry = input_config(model)
-    config = dataclasses.replace(RECIPES["cells"].config, loss="patch", hidden=0.0, steps=STEPS)
-    begin = time.perf_counter()
-    compensator = train(
-        model,
-        ConcatDataset([training_views(domain, entry) for domain in RECIPES["cells"].domains]),
-        config,
-        checkpoint=FOLDER / "patch.checkpoint",
-        checkpoint_every=20,
-        resume=True,
-        progress=lambda step: step.step % 20 or tell("patch", step.step, step.steps, begin),
-    )
-    compensator.save(COMPENSATOR)
 
 
 class Saliency:
@@ -166,16 +142,5 @@ def draw(model: Any, saliency: Saliency, images: Tensor, compensators: dict[str,
     Image.open(PICTURE).convert("RGB").quantize(128).save(PICTURE, optimize=True)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", choices=["train", "measure"], help="do this alone; without it both")
-    only = options.parse_args().only
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    if only != "measure" and not COMPENSATOR.exists():
-        train_compensator()
-    if only != "train":
-        measure()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    measure()

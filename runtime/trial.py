@@ -16,6 +16,7 @@ from tocom.formats.sidecar import Sidecar, sidecar_of
 from tocom.runtime.answers import check_engine
 from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
 from tocom.runtime.backends.tensorrt.files import EngineFolder
+from tocom.runtime.backends.tensorrt.library import UnsupportedGpuError
 
 __all__ = ["try_engine"]
 
@@ -42,7 +43,7 @@ def try_engine(bundle: Bundle, folder: Path, sidecar: Sidecar, **given: Any) -> 
         finally:
             backend.close()
     except (TocomError, MemoryError) as error:
-        return {"is_right": False, "found": str(error)}
+        return {"is_right": False, "found": str(error), "can_run": not isinstance(error, UnsupportedGpuError)}
     agreement = checked.agreement
     return {
         "is_right": checked.is_right,

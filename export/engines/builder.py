@@ -245,8 +245,8 @@ def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any)
     """Build engines on their device, one by one, until each answers rightly; write and return the sidecars.
 
     Raises:
-        EngineError: A degree answers wrongly however it is built, or cannot be built as asked. Those that are right
-            are kept.
+        EngineError: A degree answers wrongly however it is built, or cannot be built as asked, or the backend does not
+            support this GPU. Those that are right are kept.
     """
     records, wrong = {}, []
     for plan in plans:
@@ -270,6 +270,9 @@ def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any)
                     write_sidecar(plan.sidecar, records[plan.degree])
                     tell(f"degree {plan.degree}, {name}: answers rightly ({trial.found})")
                     break
+                if not trial.can_run:
+                    plan.engine.unlink(missing_ok=True)
+                    raise EngineError(trial.found)
                 found = trial.found
             tried.append(f"{name}: {found}")
             tell(f"degree {plan.degree}, {name}: not kept, {found}")

@@ -28,6 +28,7 @@ class Trial:
         difference: Largest difference; None where nothing finite was answered.
         allowed: Most that it may be.
         cosine: Smallest cosine.
+        can_run: Whether another build could run here; False where the library does not support this GPU.
     """
 
     is_right: bool
@@ -35,6 +36,7 @@ class Trial:
     difference: float | None = None
     allowed: float | None = None
     cosine: float | None = None
+    can_run: bool = True
 
 
 def run_trial(

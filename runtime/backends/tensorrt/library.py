@@ -14,7 +14,7 @@ from typing import Any
 from tocom.errors import EngineError
 from tocom.system.dependencies import package_folders
 
-__all__ = ["LogCapture", "import_tensorrt"]
+__all__ = ["LogCapture", "UnsupportedGpuError", "import_tensorrt"]
 
 log = logging.getLogger("tocom.runtime.tensorrt")
 
@@ -59,6 +59,10 @@ def _load_rtx_libraries() -> None:
         ctypes.CDLL(str(found) if found is not None else library, mode=ctypes.RTLD_GLOBAL)
 
 
+class UnsupportedGpuError(EngineError):
+    """Raised when the library runs no engine at all on this GPU, however it is built."""
+
+
 class LogCapture:
     """Keeps TensorRT's last warnings and errors: it returns None and logs where others raise."""
 
@@ -83,6 +87,8 @@ class LogCapture:
         lines = self.take()
         if "out of memory" in lines.lower():
             return MemoryError(f"{what}: {lines}")
+        if _UNSUPPORTED in lines:
+            return UnsupportedGpuError(f"{what}: {lines}. Serve with another backend: TensorRT, or ONNX Runtime.")
         return EngineError(f"{what}: {lines}. {cure}".rstrip())
 
     def take(self) -> str:
@@ -95,5 +101,7 @@ class LogCapture:
         return text or "it logged nothing"
 
 
+# What TensorRT-RTX 1.7.1 logs on an H200, compute capability 9.0: it is made for GeForce and RTX cards.
+_UNSUPPORTED = "does not support this compute capability"
 # cudaErrorInsufficientDriver, as TensorRT and TensorRT-RTX log it.
 _OLD_DRIVER = re.compile(r"\b(?:cudaError|error:?) 35\b|driver version is insufficient", re.IGNORECASE)

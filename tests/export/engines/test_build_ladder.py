@@ -41,7 +41,7 @@ from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
 from tocom.runtime.trial import try_engine
 
 GPU = Device("Host GPU 0", (8, 7))
-IsWrong = Callable[[BuildOptions], bool]
+IsWrong = Callable[[BuildOptions], "bool | str"]
 
 
 @pytest.fixture
@@ -77,12 +77,17 @@ def build_where(monkeypatch: pytest.MonkeyPatch, bundle: SmallBundle) -> Callabl
     monkeypatch.setattr(builder, "run_trial", tried)
 
     def build(is_wrong: IsWrong | None, **asked: Any) -> tuple[Any, list[str]]:
-        """None builds in the worker's own process, over what it has for TensorRT."""
+        """None builds in the worker's own process, over what it has for TensorRT.
+
+        Where ``is_wrong`` returns a text, TensorRT logs it as it refuses the engine.
+        """
 
         def compiled(_: Any, jobs: Sequence[Job], options: BuildOptions, *, on_done: Any, **how: Any) -> None:
             assert is_wrong is not None
             for job in jobs:
-                content = engine_bytes(job.degree, **({"wrong": "zeros"} if is_wrong(options) else {}))
+                wrong = is_wrong(options)
+                how_wrong = {"error": wrong} if isinstance(wrong, str) else {"wrong": "zeros"} if wrong else {}
+                content = engine_bytes(job.degree, **how_wrong)
                 job.engine.write_bytes(content)
                 facts = {
                     "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
@@ -142,6 +147,30 @@ def test_no_rung_is_right(build_where: Callable[..., tuple[Any, list[str]]], bun
     with pytest.raises(EngineError, match="answers wrongly however it is built") as error:
         build_where(lambda options: True)
     assert all(name in str(error.value) for name in LADDER)
+    assert not list((bundle.path / "engines").glob("*/degree-*"))
+
+
+# TensorRT-RTX 1.7.1's own words on an H200.
+UNSUPPORTED = (
+    "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine cannot run on this GPU, which has "
+    "compute capability 9.0. Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0. TensorRT-RTX does not "
+    "support this compute capability, so the engine cannot be rebuilt for it.)"
+)
+
+
+@pytest.mark.fault(
+    "a GPU that the backend's library does not support",
+    outcome="EngineError at the first engine, with the library's words and what else serves; no other way is tried",
+)
+def test_a_gpu_that_the_library_does_not_support(
+    build_where: Callable[..., tuple[Any, list[str]]], bundle: SmallBundle
+) -> None:
+    tried = []
+    with pytest.raises(EngineError, match=r"compute capability 9\.0.*Serve with another backend") as error:
+        build_where(lambda options: tried.append(options) or UNSUPPORTED)
+    assert len(tried) == 1
+    assert "answers wrongly" not in str(error.value)
+    assert "Build it again" not in str(error.value)
     assert not list((bundle.path / "engines").glob("*/degree-*"))
 
 
