@@ -211,9 +211,9 @@ def engines_part(engines: dict[str, Any]) -> list[str]:
         lines += [
             f"Of the gap between features of patches, one map for all patches, fitted on {part['fitted_on']} cells, "
             f"closes {', '.join(closed)} ({part['measured_on']} test cells; patches that merged share a row, so no map "
-            "closes more). A compensator trained with `--loss patch` closes about as much after 100 steps "
-            "([a feature for every patch](how-to.md#get-a-feature-for-every-patch)), and adds no product per patch: an "
-            "alignment of patches is not offered.",
+            "closes more). A compensator trained with `--loss patch` closes more ([results]"
+            "(results.md#what-a-gpus-budget-does)), and adds no product per patch: an alignment of patches is not "
+            "offered.",
             "",
         ]
     if missing := [part for part in ("merged", "latency", "int8", "patches") if part not in engines]:
