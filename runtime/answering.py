@@ -43,6 +43,9 @@ class State(enum.Enum):
     FORKED = "forked"
 
 
+_WARM = State.WARM
+
+
 class Answering(Streaming):
     """Answers requests with one set of engines, one at a time; the runtime opens and ends it."""
 
@@ -156,52 +159,47 @@ class Answering(Streaming):
             due = math.inf if budget_ms is None else start + budget_ms / 1e3
             arrival = caller, self._load.arrive(caller, start, due)
         try:
-            return self._answer_in_turn(images, start, budget_ms, degree, arrival)
-        except TocomError as error:
-            self._counters.fail(error)
+            with self._lock:
+                self._load.start(arrival[1])
+                active = self._active
+                controller, state = active.controller, self._state
+                if state is not _WARM or controller is None:
+                    raise self._unusable("infer")
+                images = active.check(images)
+                begin = self._clock()
+                if begin < start:  # a clock may go back; a request never waits less than nothing
+                    begin = start
+                queue_ms = (begin - start) * 1e3
+                asked = len(images)
+                images = active.filled(images)
+                batch = len(images)
+                left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
+                if degree is None:
+                    share_ms = self._load.share_ms(arrival[0], begin, left_ms, controller, batch)
+                    decision = controller.decide(share_ms, batch)
+                else:
+                    decision = _pinned(active, controller, batch, left_ms, degree)
+                taken = decision.degree
+                outputs = active.engines[taken].run(images)
+                check_outputs(outputs, images, taken)
+                if asked < batch:
+                    outputs = {name: values[:asked] for name, values in outputs.items()}
+                end = self._clock()
+                if end < begin:
+                    end = begin
+                latency_ms = (end - start) * 1e3
+                met = budget_ms is None or latency_ms <= budget_ms
+                before = controller.current
+                controller.observe(taken, (end - begin) * 1e3, met, batch, degree is not None)
+                switched = controller.current != before and before is not None
+                self._counters.record(taken, latency_ms, queue_ms, budget_ms, met, decision.feasible, switched)
+        except BaseException as error:  # Ctrl-C while it waits for its turn, too
+            self._load.start(arrival[1])
+            if isinstance(error, TocomError):
+                self._counters.fail(error)
             raise
-        finally:
-            self._load.start(arrival[1])
-
-    def _answer_in_turn(
-        self,
-        images: NDArray[Any],
-        start: float,
-        budget_ms: float | None,
-        degree: int | None,
-        arrival: tuple[Hashable, int],
-    ) -> Result:
-        with self._lock:
-            self._load.start(arrival[1])
-            active = self._active
-            controller = active.controller
-            if self._state is not State.WARM or controller is None:
-                raise self._unusable("infer")
-            images = active.check(images)
-            begin = max(self._clock(), start)  # a clock may go back; a request never waits less than nothing
-            queue_ms = (begin - start) * 1e3
-            asked = len(images)
-            images = active.filled(images)
-            batch = len(images)
-            left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
-            if degree is None:
-                share_ms = self._load.share_ms(arrival[0], begin, left_ms, controller, batch)
-                decision = controller.decide(share_ms, batch)
-            else:
-                decision = _pinned(active, controller, batch, left_ms, degree)
-            taken = decision.degree
-            outputs = active.engines[taken].run(images)
-            check_outputs(outputs, images, taken)
-            if asked < batch:
-                outputs = {name: values[:asked] for name, values in outputs.items()}
-            end = max(self._clock(), begin)
-            latency_ms = (end - start) * 1e3
-            met = budget_ms is None or latency_ms <= budget_ms
-            before = controller.current
-            controller.observe(taken, (end - begin) * 1e3, met, batch, degree is not None)
-            switched = controller.current != before and before is not None
-            self._counters.record(taken, latency_ms, queue_ms, budget_ms, met, decision.feasible, switched)
-        if self.state is State.CLOSED:  # by a signal's handler on this thread, or another thread that waits for it
+        # Closed meanwhile, by a signal's handler on this thread or another thread that waits for it.
+        if self._state is not state and self._state is State.CLOSED:
             self._release()
         if switched:
             log.info(
@@ -219,7 +217,7 @@ class Answering(Streaming):
             decision.predicted_ms,
             budget_ms,
             decision.feasible,
-            active.bundle.labels,
+            active.labels,
         )
         for hook in self._hooks:
             with _hook_guard():

@@ -59,6 +59,7 @@ class EngineSet:
     def __init__(self, bundle: Bundle, backend: Backend, engines: Mapping[int, Engine], options: OpenOptions) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.labels = bundle.labels
         timeout_s = backend.timeout_s if options.timeout_s == "auto" else options.timeout_s
         self._guard = None if timeout_s is None else Guard(float(timeout_s))
         self.engines: dict[int, Engine] = dict(sorted(engines.items()))

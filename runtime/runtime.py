@@ -177,7 +177,7 @@ class Runtime(Answering):
     @property
     def labels(self) -> list[str] | None:
         """The names of the model's classes, or None."""
-        return self.bundle.labels
+        return self._active.labels
 
     def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
         """Return images as :meth:`infer` takes them: resized, cropped and normalised as the model was trained with.

@@ -57,13 +57,16 @@ class Counters:
         switched: bool,
     ) -> None:
         """Count one answer."""
-        self.switches += switched
         self.answers[degree] = self.answers.get(degree, 0) + 1
         self._recent.append((latency_ms, queue_ms))
+        if switched:
+            self.switches += 1
         if budget_ms is not None:
             self.budgeted += 1
-            self.misses += not met
-            self.infeasible += not feasible
+            if not met:
+                self.misses += 1
+            if not feasible:
+                self.infeasible += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Return the counters as plain JSON content."""

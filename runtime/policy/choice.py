@@ -7,6 +7,7 @@ Of the rest the policy takes the most accurate whose predicted quantile meets th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tocom.errors import BudgetError, RequestError
@@ -41,7 +42,8 @@ class Candidate(NamedTuple):
     latency_ms: float
 
 
-class Decision(NamedTuple):
+@dataclass(slots=True)
+class Decision:
     """What the policy decided.
 
     Attributes:

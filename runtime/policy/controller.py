@@ -91,6 +91,7 @@ class Controller:
         after = self.config.probe_after
         self._probe_after = round(1.0 / (1.0 - self.config.quantile)) if after is None else after or inf
         self._cached: tuple[Candidate, ...] = ()
+        self._slower: dict[int, Candidate] = {}
         self._cached_for: tuple[int, int] | None = None
 
     def decide(self, budget_ms: float, batch: int = 1) -> Decision:
@@ -111,11 +112,11 @@ class Controller:
             budget_ms,
             factor=factor,
             current=self.current,
-            hysteresis=config.hysteresis * max(1.0 - self._since_switch / config.settle, 0.0),
+            hysteresis=config.hysteresis * (1.0 - self._since_switch / config.settle),
             on_infeasible=config.on_infeasible,
         )
         if decision.feasible and self._since_miss >= self._probe_after:
-            slower = next((c for c, then in itertools.pairwise(candidates) if then.degree == decision.degree), None)
+            slower = self._slower.get(decision.degree)
             if slower is not None and slower.latency_ms * model.drift * model.tail(config.probe_chance) <= budget_ms:
                 return Decision(slower.degree, slower.latency_ms * factor, True)
         return decision
@@ -151,7 +152,10 @@ class Controller:
         if not pinned:
             self._hits.append(met)
             self._since_miss = self._since_miss + 1 if met else 0
-            self._since_switch = self._since_switch + 1 if degree == self.current else 0
+            if degree != self.current:
+                self._since_switch = 0
+            elif self._since_switch < self.config.settle:
+                self._since_switch += 1
             self.current = degree
 
     def state(self) -> dict[str, Any]:
@@ -165,5 +169,6 @@ class Controller:
         if key != self._cached_for:
             unit_ms = self.model.unit_ms
             self._cached = frontier([Candidate(d, value, unit_ms(d, batch)) for d, value in self._accuracy.items()])
+            self._slower = {then.degree: candidate for candidate, then in itertools.pairwise(self._cached)}
             self._cached_for = key
         return self._cached

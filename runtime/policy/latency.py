@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ class ModelConfig:
         scale_limit: Relative distance up to which an observation corrects a degree.
         settle: Observations after a change of degree that correct it.
         window: Observations that the tail is taken from.
+        resort: Observations after which it is taken again.
     """
 
     recent: int = 5
@@ -48,6 +48,7 @@ class ModelConfig:
     scale_limit: float = 0.25
     settle: int = 5
     window: int = 192
+    resort: int = 8
 
 
 class LatencyModel:
@@ -86,11 +87,11 @@ class LatencyModel:
         # What was measured need not be seen first.
         self._first_seen = dict.fromkeys(self._scale, self.config.recent)
         self._last: tuple[int, int] | None = None
-        self._since_change = 0
+        self._to_correct = 0
         self._observations = 0
-        self._speeds: deque[float] = deque(maxlen=self.config.recent)
-        self._ratios: deque[float] = deque(_prior_ratios(base, self.config.window), maxlen=self.config.window)
-        self._sorted = sorted(self._ratios)
+        self._speeds = deque([1.0] * self.config.recent, maxlen=self.config.recent)
+        self._ratios = deque(_prior_ratios(base, self.config.window), maxlen=self.config.window)
+        self._sort()
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ class LatencyModel:
 
     def tail(self, quantile: float) -> float:
         """Return the quantile of observed over typical latency."""
-        return self._sorted[max(math.ceil(quantile * len(self._sorted)) - 1, 0)]
+        return self._sorted[math.ceil(quantile * len(self._sorted)) - 1]
 
     def predict_ms(self, degree: int, quantile: float, batch: int = 1) -> float:
         """Return the predicted latency at a quantile, milliseconds."""
@@ -120,12 +121,23 @@ class LatencyModel:
         """
         self._observations += 1
         ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
-        if not self._correct(degree, batch, ratio):
+        if (degree, batch) != self._last:
+            # Before the very first request nothing changed.
+            self._to_correct = 0 if self._last is None else self.config.settle
+            self._last = (degree, batch)
+        if (self._to_correct or batch != self.batch) and not self._correct((degree, batch), ratio):
             return
-        del self._sorted[bisect_left(self._sorted, self._ratios[0])]
-        insort(self._sorted, ratio)
         self._ratios.append(ratio)
-        self._follow(ratio * self.drift)
+        self._unsorted += 1
+        if self._unsorted >= self.config.resort:
+            self._sort()
+        self._speeds.append(ratio * self.drift)
+        if abs(ratio - 1.0) <= self.config.jump:
+            self.drift *= 1.0 + self.config.drift_rate * (ratio - 1.0)
+            return
+        median = sorted(self._speeds)[self.config.recent // 2]
+        if abs(median / self.drift - 1.0) > self.config.jump:
+            self._jump(median)
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
@@ -136,13 +148,9 @@ class LatencyModel:
             "observations": self._observations,
         }
 
-    def _correct(self, degree: int, batch: int, ratio: float) -> bool:
-        """Correct the scale soon after a change of degree or batch; return whether the ratio speaks of the device."""
-        config, key = self.config, (degree, batch)
-        if key != self._last:
-            # Before the very first request nothing changed.
-            self._since_change = config.settle if self._last is None else 0
-            self._last = key
+    def _correct(self, key: tuple[int, int], ratio: float) -> bool:
+        """Correct the scale of a degree and batch; return whether the ratio speaks of the device."""
+        config, batch = self.config, key[1]
         scale = self._scale.get(key, batch / self.batch)
         seen = self._first_seen.get(key, 0)
         if batch != self.batch and seen < config.recent:  # no profile covers this batch: its mean becomes the scale
@@ -150,30 +158,23 @@ class LatencyModel:
             self._scale[key] = scale * ratio ** (1.0 / (seen + 1))
             self.revision += 1
             return False
-        if self._since_change < config.settle:
-            self._since_change += 1
+        if self._to_correct:
+            self._to_correct -= 1
             # A profile is rarely wrong by more than the limit; beyond it, it is a step of the device: the drift's.
             if abs(ratio - 1.0) <= config.scale_limit:
                 self._scale[key] = scale * (1.0 + config.scale_rate * (ratio - 1.0))
                 self.revision += 1
         return True
 
-    def _follow(self, speed: float) -> None:
-        """Follow the median of the last speeds; jump to it when it leaves the noise."""
-        config = self.config
-        self._speeds.append(speed)
-        if len(self._speeds) < config.recent:
-            return
-        median = sorted(self._speeds)[config.recent // 2]
-        distance = median / self.drift - 1.0
-        if abs(distance) <= config.jump:
-            self.drift *= 1.0 + config.drift_rate * distance
-            return
-        # A step: the last ratios belong to the new speed, so they must not count as tail of the old one.
-        before, self.drift = self.drift, median
-        last = [self._ratios.pop() * before / median for _ in range(config.recent)]
+    def _jump(self, speed: float) -> None:
+        """Take a step of the device: the last ratios belong to its new speed and must not count as tail of the old."""
+        before, self.drift = self.drift, speed
+        last = [self._ratios.pop() * before / speed for _ in range(self.config.recent)]
         self._ratios.extend(reversed(last))
-        self._sorted = sorted(self._ratios)
+        self._sort()
+
+    def _sort(self) -> None:
+        self._sorted, self._unsorted = sorted(self._ratios), 0
 
 
 def _prior_ratios(base: Mapping[int, Latency], count: int) -> list[float]:

@@ -12,9 +12,9 @@ Of one request alone the share is all that is left of its budget.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 __all__ = ["Load", "Together"]
@@ -39,19 +39,21 @@ class _Rhythm:
 
     def arrive(self, now: float, budget_s: float) -> None:
         distance, self.last, self.budget_s = now - self.last, now, budget_s
-        if not 0.0 < distance < math.inf:
+        if not 0.0 < distance < inf:
             return
-        # A frame or two that were lost on the way leave a gap of as many periods, and the rhythm as it is.
-        beats = round(distance / self.period_s) if self.period_s else 1
-        distance /= beats if 1 <= beats <= _MOST_BEATS else 1
-        if self.period_s and abs(distance / self.period_s - 1.0) <= _REGULAR:
+        periods = distance / self.period_s if self.period_s else 0.0
+        if 1.5 < periods < _MOST_BEATS + 0.5:
+            # A frame or two that were lost on the way leave a gap of as many periods, and the rhythm as it is.
+            distance /= round(periods)
+            periods /= round(periods)
+        if abs(periods - 1.0) <= _REGULAR:
             self.regular += 1
             self.period_s += _RATE * (distance - self.period_s)
         else:
             self.regular, self.period_s = 0, distance
 
     def is_kept(self, now: float) -> bool:
-        return self.regular >= _ENOUGH and now - self.last < 3.0 * self.period_s and self.budget_s < math.inf
+        return self.regular >= _ENOUGH and now - self.last < 3.0 * self.period_s and self.budget_s < inf
 
 
 class Together(tuple[Hashable, ...]):
@@ -103,7 +105,7 @@ class Load:
 
     def expect(self, source: Hashable, period_s: float) -> None:
         """Note that a source will ask in a rhythm that is known in advance."""
-        self._sources[source] = _Rhythm(-math.inf, math.inf, period_s, _ENOUGH)
+        self._sources[source] = _Rhythm(-inf, inf, period_s, _ENOUGH)
 
     def forget(self, source: Hashable) -> None:
         """Note that a source will not ask any more."""
@@ -156,7 +158,7 @@ class Load:
         tail, fastest_ms = predictor.tail(), predictor.fastest_ms(batch)
         others_ms = fastest_ms if len(sources) == 1 else predictor.fastest_ms()
         until = now + left_ms / 1e3
-        due = [deadline for token, deadline in list(waiting.items()) if deadline < math.inf and token not in besides]
+        due = [deadline for token, deadline in list(waiting.items()) if deadline < inf and token not in besides]
         rate, kept = 0.0, 0
         for name, rhythm in list(rhythms.items()):
             if not rhythm.is_kept(now):

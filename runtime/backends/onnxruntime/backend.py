@@ -48,7 +48,7 @@ class OnnxRuntimeEngine:
             values = self.session.run(self._names, {self._input: images})
         except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
             raise EngineError(f"ONNX Runtime failed at degree {self.degree}: {one_line(error)}") from error
-        return dict(zip(self._names, values, strict=True))
+        return {name: values[index] for index, name in enumerate(self._names)}
 
     def is_settled(self, batch: int) -> bool:
         """Every run is the same."""
