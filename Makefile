@@ -22,7 +22,8 @@ help:
 	@echo "make format      format Python and C++"
 
 # Errors alone: pip also warns of local indexes that lack a package, and of what --no-deps left out on purpose.
-INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
+# Python compiles a module when it is first imported; compiling all of torch at once takes a third of the installation.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-warn-conflicts
 
 # A stamp is as old as what it stands for; a changed pyproject.toml makes both again.
 $(VENV)/.quickstart-stamp: pyproject.toml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tocom import Compensator, compress, train
 from tocom.compression.features import patch_features
 from tocom.errors import DataError, DegreeError, ModelError, RequestError, TocomError, TrainingError
 from tocom.training.config import TrainingConfig
+from tocom.training.distillation import TeacherAnswers, dense_answers
 from tocom.training.trainer import LOSSES, StepReport, draw_degrees
 
 QUICK = TrainingConfig(groups=4, steps=3, batch_size=4, learning_rate=1e-2)
@@ -128,15 +130,32 @@ def test_a_known_teacher_gives_the_same_as_asking_it() -> None:
     images = dataset(model)
     config = TrainingConfig(groups=4, steps=4, batch_size=4, source_degree=0, flip=False)
     with torch.no_grad():
-        answers = torch.cat([model(image[None]) for image in images])
+        answers = TeacherAnswers(torch.cat([model(image[None]) for image in images]))
     known, asked = train(model, images, config, teacher=answers), train(model, images, config)
     for name, tensor in asked.state_dict().items():
         torch.testing.assert_close(known.state_dict()[name], tensor, rtol=0, atol=1e-4)
     for wrong in (TrainingConfig(groups=4, source_degree=0), TrainingConfig(groups=4, flip=False)):
         with pytest.raises(RequestError, match="'teacher' parameter must hold one answer per image"):
             train(model, images, wrong, teacher=answers)
-    with pytest.raises(RequestError, match="Got 3 answers for 8 images"):
-        train(model, images, config, teacher=answers[:3])
+    with pytest.raises(RequestError, match="Got 3 answers without tokens for 8 images"):
+        train(model, images, config, teacher=TeacherAnswers(answers.outputs[:3]))
+    with pytest.raises(RequestError, match=r"8 answers without tokens for 8 images.*hidden=1\.0"):
+        train(model, images, replace(config, hidden=1.0), teacher=answers)
+
+
+def test_dense_answers_are_what_the_teacher_would_give_on_the_way_too() -> None:
+    model = small_vit(num_classes=0).eval()
+    images, seen = dataset(model), []
+    config = TrainingConfig(groups=4, steps=4, batch_size=4, source_degree=0, flip=False, hidden=1.0)
+    answers = dense_answers(model, images, batch_size=3, progress=lambda *step: seen.append(step))
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+    assert answers.tokens is not None
+    assert answers.tokens.shape == (len(model.blocks) - 1, 8, model.embed_dim)
+    known, asked = train(model, images, config, teacher=answers), train(model, images, config)
+    other = train(model, images, replace(config, hidden=0.0), teacher=answers)
+    for name, tensor in asked.state_dict().items():
+        torch.testing.assert_close(known.state_dict()[name], tensor, rtol=0, atol=1e-4)
+    assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in known.state_dict().items())
 
 
 def test_degrees_are_drawn_uniformly_never_equal_and_from_seed_and_step_alone() -> None:

@@ -17,7 +17,7 @@ from tocom import Compensator, compress
 from tocom.compression.loading.preprocessing import input_config
 from tocom.errors import DataError, ModelError, RequestError, TrainingError
 from tocom.training.config import TrainingConfig
-from tocom.training.distillation import Distillation
+from tocom.training.distillation import Distillation, TeacherAnswers
 from tocom.training.image_files import ImageFiles
 from tocom.training.image_order import order
 from tocom.training.trainer import LOSSES, StepReport, draw_degrees, train
@@ -307,11 +307,11 @@ def test_losses_need_what_they_compare(images: list[Tensor]) -> None:
 def test_known_answers_take_the_teachers_place(images: list[Tensor], model: VisionTransformer) -> None:
     config = TrainingConfig(**SMALL, source_degree=0, flip=False)  # type: ignore[arg-type]
     with torch.inference_mode():
-        answers = torch.stack([model(image[None])[0] for image in images]).clone()
+        answers = TeacherAnswers(torch.stack([model(image[None])[0] for image in images]).clone())
     assert _distance(train(model, images, config), train(model, images, config, teacher=answers)) < 1e-5
     with pytest.raises(RequestError, match="one answer per image"):
-        train(model, images, config, teacher=answers[:3])
-    with pytest.raises(RequestError, match="needs a fixed 'source_degree', flip=False"):
+        train(model, images, config, teacher=TeacherAnswers(answers.outputs[:3]))
+    with pytest.raises(RequestError, match="needs a fixed 'source_degree' and flip=False"):
         train(model, images, TrainingConfig(**SMALL), teacher=answers)  # type: ignore[arg-type]
 
 

@@ -92,8 +92,8 @@ def found_again(
     return share(is_found(features, np.concatenate([dense, others])))
 
 
-def first_rows(bundle: Bundle, alone: Measured, gallery: Measured) -> list[dict[str, Any]]:
-    """Return per degree what merging alone does."""
+def first_rows(bundle: Bundle, alone: Measured, gallery: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Return per degree what merging alone does; ``gallery`` holds dense features of other cells."""
     return [
         {
             "degree": degree,
@@ -101,7 +101,7 @@ def first_rows(bundle: Bundle, alone: Measured, gallery: Measured) -> list[dict[
             "macs": entry.macs,
             "median_ms": alone.median_ms[degree],
             "accuracy": vars(alone.accuracy[degree]),
-            "found": found_again(alone.features[degree], alone.features[0], gallery.features[0]),
+            "found": found_again(alone.features[degree], alone.features[0], gallery),
         }
         for degree, entry in bundle.degrees.items()
     ]
@@ -113,7 +113,7 @@ def all_figures(
     *,
     alone: Measured,
     compensated: Measured,
-    gallery: Measured,
+    gallery: NDArray[np.float32],
     scale: float,
     backend: str,
 ) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def all_figures(
                 "bytes": bundle.degree_bytes(degree),
                 "accuracy": vars(better.accuracy[degree]),
                 "accuracy_without_compensator": row["accuracy"],
-                "found": found_again(own, dense, gallery.features[0]),
+                "found": found_again(own, dense, gallery),
                 "found_without_compensator": row["found"],
                 "feature_gap": dict(zip(("without_compensator", "with_compensator"), gaps, strict=True))
                 if degree
@@ -152,7 +152,7 @@ def all_figures(
             "onnxruntime": onnxruntime.__version__,
         },
         "scale": scale,
-        "gallery": len(alone.features[0]) + len(gallery.features[0]),
+        "gallery": len(alone.features[0]) + len(gallery),
         "degrees": rows,
         "bundle_bytes": sum(file["size"] for file in bundle.manifest["files"].values()),
         "dense_bytes": bundle.degree_bytes(0),

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from tocom.compensator.compensator import Compensator
 from tocom.compression.features import patch_features, pooled
 from tocom.compression.surgery import compress
 from tocom.errors import RequestError
 
-__all__ = ["LOSSES", "PRECISIONS", "Distillation", "draw_degrees", "loss_for"]
+__all__ = ["LOSSES", "PRECISIONS", "Distillation", "TeacherAnswers", "dense_answers", "draw_degrees", "loss_for"]
 
 # What the logarithm of a loss is taken above: an image that merging leaves (almost) as it is has nothing to teach.
 _LEAST_LOSS = 1e-5
@@ -90,6 +92,52 @@ def draw_degrees(seed: int, step: int, groups: int, source: int | None = None, *
     return source, max((target + (target >= source) for target in targets), key=lambda target: abs(target - source))
 
 
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """What a teacher gives for every image of a data set, worked out once.
+
+    Attributes:
+        outputs: What the loss compares, [images, channels].
+        tokens: Class tokens behind the first norm of each block from the second on, [blocks - 1, images, channels];
+            None where nothing compares them.
+    """
+
+    outputs: Tensor
+    tokens: Tensor | None = None
+
+    def of(self, numbers: Tensor, device: torch.device) -> TeacherAnswers:
+        """Return the answers to the images of these indices."""
+        tokens = None if self.tokens is None else self.tokens[:, numbers].to(device)
+        return TeacherAnswers(self.outputs[numbers].to(device), tokens)
+
+
+@torch.no_grad()
+def dense_answers(
+    model: VisionTransformer,
+    images: Dataset[Tensor],
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> TeacherAnswers:
+    """Return a model's pooled features, and its class tokens on the way there: a teacher of source degree 0.
+
+    Args:
+        model: In evaluation mode, with a class token.
+        images: Images [channels, height, width].
+        batch_size: Images at a time.
+        progress: Called with the images done and all.
+    """
+    outputs, tokens, done = [], [], 0
+    for batch in DataLoader(images, batch_size):
+        with _class_tokens(model, record=True) as seen:
+            outputs.append(pooled(model, batch))
+        tokens.append(torch.stack(seen))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(images))  # type: ignore[arg-type]  # map-style datasets have a length
+    return TeacherAnswers(torch.cat(outputs), torch.cat(tokens, dim=1))
+
+
 class Distillation(nn.Module):
     """Images to the loss between the backbone at two degrees.
 
@@ -121,7 +169,7 @@ class Distillation(nn.Module):
         self._name, self._loss = loss, LOSSES[loss]
         self._dtype = PRECISIONS[precision]
 
-    def forward(self, images: Tensor, source: int, target: int, expected: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, source: int, target: int, expected: TeacherAnswers | None = None) -> Tensor:
         """Return the loss of ``ToCom(source → target)``, a scalar, float32.
 
         Args:
@@ -140,17 +188,18 @@ class Distillation(nn.Module):
         ):
             if expected is None:
                 with torch.no_grad():
-                    expected = self._output(
+                    output = self._output(
                         compress(model, source, method=method, family=self.compensator.family), images
                     )
-            known = tokens[:]
+                expected = TeacherAnswers(output, torch.stack(tokens) if tokens else None)
             tokens.clear()
             found = self._output(student, images)
-        losses = [self._loss(found, expected)]
-        if known:
-            losses.append(_cosine(torch.stack(tokens), torch.stack(known)).mean(0))
+        losses = [self._loss(found, expected.outputs)]
+        known = expected.tokens if self._hidden > 0 else None
+        if known is not None:
+            losses.append(_cosine(torch.stack(tokens), known).mean(0))
         means = [(_relative(each) if self._relative else each).mean() for each in losses]
-        return means[0] + self._hidden * means[1] if known else means[0]
+        return means[0] + self._hidden * means[1] if known is not None else means[0]
 
     def _output(self, model: VisionTransformer, images: Tensor) -> Tensor:
         if self._name == "kl":

@@ -21,7 +21,7 @@ from tocom.compensator.compensator import Compensator
 from tocom.errors import RequestError, TrainingError
 from tocom.system.files import check_writable
 from tocom.training.checkpoint import load_checkpoint, restore_rng, rng_state, save_checkpoint
-from tocom.training.distillation import Distillation, draw_degrees
+from tocom.training.distillation import Distillation, TeacherAnswers, draw_degrees
 from tocom.training.distributed import Processes
 from tocom.training.image_order import batches, fingerprint, unreadable_between
 from tocom.training.interrupts import Interrupts
@@ -89,7 +89,7 @@ class Run:
         config: TrainingConfig,
         *,
         loss: str,
-        teacher: Tensor | None,
+        teacher: TeacherAnswers | None,
         files: RunFiles,
         processes: Processes,
     ) -> None:
@@ -234,7 +234,7 @@ class Run:
                 # Each part draws the dropout of the whole batch and uses its rows: see Compensator.share_dropout.
                 restore_rng(start, self.device)
                 self.compensator.share_dropout((self.processes.rank * own + rows.start, config.batch_size))
-            expected = None if self.teacher is None else self.teacher[numbers[rows]].to(self.device)
+            expected = None if self.teacher is None else self.teacher.of(numbers[rows], self.device)
             last = index == config.accumulation - 1
             quiet = contextlib.nullcontext() if last or self.processes.count == 1 else distill.no_sync()
             with quiet:

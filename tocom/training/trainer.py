@@ -20,7 +20,7 @@ from tocom.compression.surgery import check_supported, input_tokens
 from tocom.compression.tokens import largest_degree
 from tocom.errors import DataError, RequestError, TrainingError
 from tocom.training.config import TrainingConfig
-from tocom.training.distillation import LOSSES, draw_degrees, loss_for
+from tocom.training.distillation import LOSSES, TeacherAnswers, draw_degrees, loss_for
 from tocom.training.distributed import Processes
 from tocom.training.reports import StepReport
 from tocom.training.run import Run, RunFiles
@@ -34,7 +34,7 @@ def train(
     images: Dataset[Tensor],
     config: TrainingConfig | None = None,
     *,
-    teacher: Tensor | None = None,
+    teacher: TeacherAnswers | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 100,
     resume: bool = False,
@@ -53,8 +53,8 @@ def train(
         model: Dense, supported; its parameters are frozen and shared by teacher and student, and left as they are.
         images: Images [channels, height, width], float32, normalised; at least two.
         config: How; the defaults are the paper's, sized for a small machine.
-        teacher: What the teacher answers to each image, [count, channels], where that is known: with a fixed source
-            degree, without flips and without ``hidden``. Saves the teacher's forward pass.
+        teacher: What the teacher answers to each image, where that is known: with a fixed source degree and without
+            flips; with ``hidden`` it holds the class tokens too. Saves the teacher's forward pass.
         checkpoint: File to keep the state of the run in; replaced as a whole.
         checkpoint_every: Steps between two of them; there is always one at the end.
         resume: Go on from ``checkpoint`` when it is there, as if the run had never stopped; on a CPU to the last bit.
@@ -86,11 +86,17 @@ def train(
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
     if count < 2:
         raise DataError(f"Training needs at least 2 images. Got {count}.")
-    if teacher is not None and (config.source_degree is None or config.flip or config.hidden or len(teacher) != count):
+    if teacher is not None and (
+        config.source_degree is None
+        or config.flip
+        or (config.hidden and teacher.tokens is None)
+        or len(teacher.outputs) != count
+    ):
         raise RequestError(
-            "The 'teacher' parameter must hold one answer per image, and needs a fixed 'source_degree', flip=False and "
-            f"hidden=0. Got {len(teacher)} answers for {count} images, source_degree={config.source_degree}, "
-            f"flip={config.flip}, hidden={config.hidden}."
+            "The 'teacher' parameter must hold one answer per image, and needs a fixed 'source_degree' and flip=False; "
+            f"with 'hidden' also 'tokens'. Got {len(teacher.outputs)} answers "
+            f"{'with' if teacher.tokens is not None else 'without'} tokens for {count} images, "
+            f"source_degree={config.source_degree}, flip={config.flip}, hidden={config.hidden}."
         )
     if config.hidden and model.cls_token is None:
         raise RequestError(
