@@ -51,10 +51,18 @@ class Run:
     right: float
 
 
-def speeds(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return the factor on each inference's time: lognormal noise, and a swing of the device over hundreds of them."""
+def speeds(count: int, generator: np.random.Generator, *, disturbed: bool = False) -> NDArray[np.float64]:
+    """Return the factor on each inference's time: lognormal noise, and a swing of the device over hundreds of them.
+
+    Disturbed, every other stretch of 25 to 100 inferences has another program on the device: half of them take half as
+    long again.
+    """
     noise = np.exp(NOISE * generator.standard_normal(count))
     swing = np.exp(SWING * np.sin(np.arange(count) / generator.uniform(150, 400) + generator.uniform(0, 6)))
+    if disturbed:
+        ends = np.cumsum(generator.integers(25, 100, count))
+        busy = np.searchsorted(ends, np.arange(count), side="right") % 2 == 1
+        noise[busy & (generator.random(count) < 0.5)] *= 1.5
     return noise * swing
 
 
@@ -126,8 +134,9 @@ def serve(
         degree = pinned
         if degree is None:
             asker = Together(each.source for each in asking) if count > 1 else asking[0].source
-            share = load.share_ms(asker, now, (first_due - now) * 1e3, controller, count)
-            degree = controller.decide(share, count).degree
+            left_ms = (first_due - now) * 1e3
+            share_ms = load.share_ms(asker, now, left_ms, controller, count)
+            degree = controller.decide(share_ms, count, shared=share_ms < left_ms).degree
         took_ms = base[degree] * (1 + MORE * (count - 1)) * speed[turn]
         turn += 1
         now += took_ms / 1e3
@@ -168,7 +177,14 @@ def oracle(
 
 
 def compare(
-    cameras: int, *, staggered: bool, room: float, seeds: int, seconds: float, batches: bool = False
+    cameras: int,
+    *,
+    staggered: bool,
+    room: float,
+    seeds: int,
+    seconds: float,
+    batches: bool = False,
+    disturbed: bool = False,
 ) -> dict[str, object]:
     """Compare all ways for some cameras.
 
@@ -179,6 +195,7 @@ def compare(
         seeds: Repetitions, each with other times.
         seconds: Of each camera.
         batches: Let the policy answer frames together.
+        disturbed: Another program comes and goes.
     """
     base_ms = 30.0
     period_s = cameras * base_ms * COST[8] * room / 1e3
@@ -187,7 +204,7 @@ def compare(
     ways: dict[str, list[Run]] = {"policy": [], **{str(degree): [] for degree in COST}}
     best = []
     for seed in range(seeds):
-        speed = speeds(len(events), np.random.default_rng(seed))
+        speed = speeds(len(events), np.random.default_rng(seed), disturbed=disturbed)
         for way, runs in ways.items():
             pinned = None if way == "policy" else int(way)
             runs.append(serve(events, cameras, period_s, base_ms, speed, pinned, batches=batches))
@@ -206,6 +223,7 @@ def compare(
         "cameras": cameras,
         "staggered": staggered,
         "batches": batches,
+        "disturbed": disturbed,
         "fps": 1 / period_s,
         "ways": mean,
         "best_pinned": max(good, key=lambda way: mean[way]["accuracy"]) if good else None,
@@ -222,7 +240,14 @@ def main() -> None:
     found = []
     for cameras in (2, 4, 8):
         for staggered in (False, True):
-            for room, batches in ((1.02, False), (1.1, False), (1.18, False), (1.02, True)):
+            for room, batches, disturbed in (
+                (1.02, False, False),
+                (1.1, False, False),
+                (1.18, False, False),
+                (1.02, True, False),
+                (1.12, False, True),
+                (1.3, False, True),
+            ):
                 each = compare(
                     cameras,
                     staggered=staggered,
@@ -230,13 +255,15 @@ def main() -> None:
                     seeds=options.seeds,
                     seconds=options.seconds,
                     batches=batches,
+                    disturbed=disturbed,
                 )
                 found.append({**each, "room": room})
                 policy, pinned = each["ways"]["policy"], each["best_pinned"]  # type: ignore[index]
                 beside = each["ways"][pinned] if pinned else None  # type: ignore[index]
                 print(
                     f"{cameras} cameras, {'staggered' if staggered else 'in phase'}"
-                    f"{', batches pay' if batches else ''}, {each['fps']:.1f} fps: policy met "
+                    f"{', batches pay' if batches else ''}{', disturbed' if disturbed else ''}, "
+                    f"{each['fps']:.1f} fps: policy met "
                     f"{policy['met']:.2%} (least {policy['least_met']:.2%}) at {policy['accuracy']:.4f}; "
                     f"best pinned {pinned}: "
                     + (f"{beside['met']:.2%} at {beside['accuracy']:.4f}" if beside else "none")

@@ -30,6 +30,7 @@ class ControllerConfig:
         probe_after: Requests in time, one after another, that leave room for a miss: then the next slower degree is
             tried, until it misses. None takes as many as the quantile allows one miss of, 20 at p95; 0 never probes.
         probe_chance: A degree is tried where it meets the budget with at least this probability.
+        shared_probe_chance: The same where others need the device too: there a miss makes the next one late as well.
         model: How the latency model learns.
     """
 
@@ -39,6 +40,7 @@ class ControllerConfig:
     on_infeasible: str = "fastest"
     probe_after: int | None = None
     probe_chance: float = 1 / 3
+    shared_probe_chance: float = 0.9
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class ControllerConfig:
             ("on_infeasible", self.on_infeasible in ON_INFEASIBLE, f"one of {', '.join(ON_INFEASIBLE)}"),
             ("probe_after", self.probe_after is None or self.probe_after >= 0, "an integer >= 0, or None"),
             ("probe_chance", 0 < self.probe_chance < 1, "between 0 and 1"),
+            ("shared_probe_chance", 0 < self.shared_probe_chance < 1, "between 0 and 1"),
         ):
             if not valid:
                 got = getattr(self, name)
@@ -94,12 +97,13 @@ class Controller:
         self._slower: dict[int, Candidate] = {}
         self._cached_for: tuple[int, int] | None = None
 
-    def decide(self, budget_ms: float, batch: int = 1) -> Decision:
+    def decide(self, budget_ms: float, batch: int = 1, *, shared: bool = False) -> Decision:
         """Return the degree for a request.
 
         Args:
             budget_ms: Time that is left for it.
             batch: Images in it.
+            shared: The time is its share of what others need too.
 
         Raises:
             BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
@@ -117,7 +121,8 @@ class Controller:
         )
         if decision.feasible and self._since_miss >= self._probe_after:
             slower = self._slower.get(decision.degree)
-            if slower is not None and slower.latency_ms * model.drift * model.tail(config.probe_chance) <= budget_ms:
+            chance = config.shared_probe_chance if shared else config.probe_chance
+            if slower is not None and slower.latency_ms * model.drift * model.tail(chance) <= budget_ms:
                 return Decision(slower.degree, slower.latency_ms * factor, True)
         return decision
 

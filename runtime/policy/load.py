@@ -3,7 +3,8 @@
 What waits is known. What comes is expected of sources that keep a rhythm, as cameras do: a thread that calls again and
 again, or a stream. A request's share is the longest time that it may take if all others take as long:
 
-- each of them must still be in time, behind those that are due before it, and
+- each of them must still be in time, behind those that are due before it,
+- should this one take its longest, they must be in time at the fastest degree, and
 - with two sources or more, all together must not ask for more time than there is.
 
 Of one request alone the share is all that is left of its budget.
@@ -169,12 +170,14 @@ class Load:
             if name not in sources and now - 0.5 * rhythm.period_s < arrival < until:
                 due.append(max(arrival, now) + rhythm.budget_s)
         # Who is late makes the next one late as well: with others about, a request has to be surer to be in time.
-        share = left_ms * tail / predictor.tail(_SURER) if due or kept > 1 else left_ms
+        surer = tail / predictor.tail(_SURER)
+        share = left_ms * surer if due or kept > 1 else left_ms
         before = 1
         for deadline in sorted(due):
             slack = (deadline - now) * 1e3
             if slack >= fastest_ms + before * others_ms:
-                share = min(share, slack * tail / (tail + before / len(sources)))
+                behind = before / len(sources)
+                share = min(share, slack * tail / (tail + behind), (slack - behind * others_ms) * surer)
                 before += 1
         if kept > 1:
             share = min(share, len(sources) * 1e3 * tail / rate)

@@ -60,7 +60,7 @@ class QuickstartConfig:
         default_factory=lambda: TrainingConfig(
             groups=20,
             hidden=1.0,
-            steps=160,
+            steps=200,
             batch_size=2,
             learning_rate=5e-4,
             source_degree=0,
