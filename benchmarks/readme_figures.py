@@ -39,7 +39,8 @@ def section(figures: dict[str, Any]) -> str:
         "runtime changes the degree (violet) so that the latencies (dots) stay under it.",
         "",
         f"What it printed on {machine['cores']} cores of an {machine['processor']} processor under ONNX Runtime "
-        f"{machine['onnxruntime']} (batch 1; {cells['test']} test cells, seen by no training and no choice of the run; "
+        f"{machine['onnxruntime']} (batch 1; {cells['test']} test cells, seen by no training, though "
+        "the number of its steps was chosen with them in view; "
         f"{minutes:.1f} minutes after the installation):",
         "",
         "| degree | GMACs | the same cell found again | found, merging alone | accuracy | accuracy, merging alone "

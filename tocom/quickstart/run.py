@@ -38,7 +38,7 @@ __all__ = ["QuickstartConfig", "quickstart"]
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Sizes of the quickstart; the defaults end within six minutes on two cores.
+    """Sizes of the quickstart; the defaults end about five minutes after the installation, on two cores.
 
     Attributes:
         degrees: Target degrees of the bundle; 0 is the gallery's.
