@@ -106,7 +106,7 @@ class TeacherAnswers:
     tokens: Tensor | None = None
 
     def of(self, numbers: Tensor, device: torch.device) -> TeacherAnswers:
-        """Return the answers to the images of these indices."""
+        """Return the answers to the images of these indices, [batch]."""
         tokens = None if self.tokens is None else self.tokens[:, numbers].to(device)
         return TeacherAnswers(self.outputs[numbers].to(device), tokens)
 
