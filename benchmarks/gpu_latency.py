@@ -31,7 +31,7 @@ BATCHES = (1, 8, 32)
 SHARES = (0.5, 0.75, 1.0)  # of the degree that removes all tokens over all blocks
 
 
-def measure(name: str, precision: str, seconds: float, folder: Path) -> dict[str, Any]:
+def measure(name: str, backend: str, precision: str, seconds: float, folder: Path) -> dict[str, Any]:
     """Return the rows of a model: per family and degree layers, per batch milliseconds and the ratio to degree 0."""
     model = load_model(name, weights="random").model
     depth = len(model.blocks)
@@ -48,8 +48,8 @@ def measure(name: str, precision: str, seconds: float, folder: Path) -> dict[str
             precision=precision,
             check=False,
         )
-        records = build(bundle.path).records
-        runtime = Runtime.open(bundle.path, find_backend("auto").name, check_answers=False)
+        records = build(bundle.path, backend=backend).records
+        runtime = Runtime.open(bundle.path, backend, check_answers=False)
         for degree in bundle.degrees:
             opened[family, degree] = runtime
             record = records[degree]
@@ -99,7 +99,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="tocom-gpu-") as folder:
         for name in chosen.models.split(","):
-            result["models"].append(measure(name, chosen.precision, chosen.seconds, Path(folder)))
+            result["models"].append(measure(name, found.name, chosen.precision, chosen.seconds, Path(folder)))
             write_json(RESULTS / f"gpu-latency-{device.slug}.json", result)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_training.py --views           # once: every image as the model reads it, in build/views
     python benchmarks/gpu_training.py [--only NAME …] [--steps N] [--together 12]
-    python benchmarks/gpu_training.py --collect         # benchmarks/results/gpu-training-<gpu>.json
+    python benchmarks/gpu_training.py --collect         # of all runs: benchmarks/results/gpu-training-<gpu>.json
 
 Each run is a process of its own, several share the GPU; each measures its compensator on the test images before it
 ends: the share of the feature gap to the dense model that is closed, in float32. Images and recipes are
@@ -12,29 +12,31 @@ ends: the share of the feature gap to the dense model that is closed, in float32
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_train
 import torch
 import torch.nn.functional as F
 from domains import DOMAINS, test_views, training_views
 from measuring import RESULTS, machine
-from results_train import backbone
+from results_train import SEEDS, backbone
 from saliency import patch_gaps
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from tocom import Compensator, compress
+from tocom import compress
 from tocom.compression.features import patch_features, pooled
 from tocom.compression.loading.preprocessing import input_config
+from tocom.export.engines.backend import find_device
 from tocom.formats.families import EVERY
 from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
@@ -46,11 +48,11 @@ SPACED = "spaced:1,4,7,10"
 TARGETS = (8, 12, 16, 20)
 CELLS = ("cells", "other cells")
 PICTURES = ("photographs", "other photographs")
-EVERYTHING = (*CELLS, *PICTURES, "digits", "other digits")
+MIX = results_train.RECIPES["mix"]
 UNSEEN = "unseen cells"  # the quickstart's other cells, for compensators that learn from its 700 alone
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Recipe:
     """What a compensator learns from, how, and what it is measured on: kinds of test images."""
 
@@ -59,38 +61,22 @@ class Recipe:
     tests: tuple[str, ...] = DOMAINS
 
 
-_CONFIG = TrainingConfig(
-    groups=20,
-    rank=4,
-    hidden=1.0,
-    relative=True,
-    steps=320,
-    batch_size=32,
-    precision="bf16",
-    learning_rate=1e-3,
-    source_degree=0,
-    far_targets=True,
-)
-_PATCH = dataclasses.replace(_CONFIG, loss="patch", hidden=0.0, relative=False)
-_FAMILY = dataclasses.replace(_CONFIG, rank=2, relative=False, batch_size=16, learning_rate=5e-4)
-
-
-def _with(config: TrainingConfig = _CONFIG, **changes: Any) -> TrainingConfig:
-    return dataclasses.replace(config, **changes)
-
-
+_GPU = replace(MIX.config, steps=320, batch_size=32, learning_rate=1e-3)
+_PATCH = replace(_GPU, loss="patch", hidden=0.0, relative=False)
+_CELLS = replace(_PATCH, steps=450)
+_FAMILY = replace(_GPU, rank=2, relative=False, batch_size=16, learning_rate=5e-4)
 RECIPES = {
-    "photographs-rank16": Recipe(PICTURES, _with(rank=16)),
-    "patch-rank16": Recipe((*CELLS, *PICTURES), _with(_PATCH, rank=16)),
+    "photographs-rank16": Recipe(PICTURES, replace(_GPU, rank=16)),
+    "patch-rank16": Recipe((*CELLS, *PICTURES), replace(_PATCH, rank=16)),
     "patch": Recipe((*CELLS, *PICTURES), _PATCH),
-    "patch-cells": Recipe(CELLS, _with(_PATCH, steps=450), ("cells",)),
-    "patch-cells-fast": Recipe(CELLS, _with(_PATCH, steps=450, learning_rate=3e-3), ("cells",)),
-    "patch-cells-hidden": Recipe(CELLS, _with(_PATCH, steps=450, hidden=1.0), ("cells",)),
-    "patch-cells-relative": Recipe(CELLS, _with(_PATCH, steps=450, relative=True), ("cells",)),
-    **{f"mix-seed{seed}": Recipe(EVERYTHING, _with(seed=seed)) for seed in (0, 1, 2)},
+    "patch-cells": Recipe(CELLS, _CELLS, ("cells",)),
+    "patch-cells-fast": Recipe(CELLS, replace(_CELLS, learning_rate=3e-3), ("cells",)),
+    "patch-cells-hidden": Recipe(CELLS, replace(_CELLS, hidden=1.0), ("cells",)),
+    "patch-cells-relative": Recipe(CELLS, replace(_CELLS, relative=True), ("cells",)),
+    **{f"mix-seed{seed}": Recipe(MIX.domains, replace(_GPU, seed=seed)) for seed in SEEDS},
     **{
-        f"family-{name}-seed{seed}": Recipe(("cells",), _with(_FAMILY, family=family, seed=seed), (UNSEEN,))
-        for seed in (0, 1, 2)
+        f"family-{name}-seed{seed}": Recipe(("cells",), replace(_FAMILY, family=family, seed=seed), (UNSEEN,))
+        for seed in SEEDS
         for name, family in (("every", EVERY), ("spaced", SPACED))
     },
 }
@@ -113,7 +99,7 @@ def keep_views() -> None:
     """Compute every view once, on all cores."""
     entry = input_config(backbone())
     VIEWS.mkdir(parents=True, exist_ok=True)
-    named = {domain: training_views(domain, entry) for domain in EVERYTHING}
+    named = {domain: training_views(domain, entry) for domain in MIX.domains}
     named |= {f"test {domain}": test_views(domain, entry) for domain in DOMAINS}
     with ThreadPoolExecutor() as pool:
         for name, views in named.items():
@@ -137,13 +123,14 @@ def gaps(model: Any, images: Tensor, dense: Tensor, *, patches: bool) -> dict[st
 
 @torch.no_grad()
 def features(model: Any, images: Tensor, *, patches: bool) -> Tensor:
+    """Return pooled features [images, channels], or those of patches [images, patches, channels], float32."""
     return torch.cat([(patch_features if patches else pooled)(model, part).float() for part in images.split(32)])
 
 
 def run(name: str, steps: int | None, device: str) -> None:
     """Train and measure one compensator."""
     recipe = RECIPES[name]
-    config = dataclasses.replace(recipe.config, steps=steps or recipe.config.steps)
+    config = replace(recipe.config, steps=steps or recipe.config.steps)
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = backbone().to(device)
@@ -164,16 +151,12 @@ def run(name: str, steps: int | None, device: str) -> None:
         dense = features(model, pictures, patches=patches)
         for target in TARGETS:
             without = gaps(compress(model, target, family=config.family), pictures, dense, patches=patches)
-            with_it = gaps(compensated(model, compensator, target), pictures, dense, patches=patches)
+            with_it = gaps(compress(model, target, compensator=compensator), pictures, dense, patches=patches)
             row = {"kind": kind, "images": len(pictures), "target": target, "without": without, "with": with_it}
             rows.append({**row, "closed": 1 - next(iter(with_it.values())) / next(iter(without.values()))})
             print(f"{name} {kind} {target}: closed {rows[-1]['closed']:.3f} {with_it}", flush=True)
-    written = {"recipe": name, "domains": recipe.domains, "images": len(images), "training": dataclasses.asdict(config)}
+    written = {"recipe": name, "domains": recipe.domains, "images": len(images), "training": asdict(config)}
     write_json(FOLDER / f"{name}.json", {**written, "seconds": seconds, "rows": rows})
-
-
-def compensated(model: Any, compensator: Compensator, target: int) -> Any:
-    return compress(model, target, compensator=compensator, source_degree=0)
 
 
 def run_together(names: Sequence[str], arguments: Sequence[str], together: int) -> int:
@@ -190,14 +173,16 @@ def run_together(names: Sequence[str], arguments: Sequence[str], together: int) 
     return failed
 
 
-def collect() -> None:
+def collect() -> int:
     """Write one result of all runs that are there."""
-    from tocom.export.engines.backend import find_device
-
     device = find_device()
-    slug = device.slug if device else "none"
+    if device is None:
+        print("The result is named after an NVIDIA GPU, and none is found.", file=sys.stderr)
+        return 1
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
-    write_json(RESULTS / f"gpu-training-{slug}.json", {"gpu": slug, "machine": machine(), "runs": runs})
+    result = {"gpu": device.slug, "machine": machine(), "runs": runs}
+    write_json(RESULTS / f"gpu-training-{device.slug}.json", result)
+    return 0
 
 
 def main() -> int:
@@ -217,12 +202,10 @@ def main() -> int:
     if chosen.views:
         keep_views()
         return 0
-    failed = 0
-    if not chosen.collect:
-        steps = ["--steps", str(chosen.steps)] if chosen.steps else []
-        failed = run_together(chosen.only, [*steps, "--device", chosen.device], chosen.together)
-    collect()
-    return 1 if failed else 0
+    if chosen.collect:
+        return collect()
+    steps = ["--steps", str(chosen.steps)] if chosen.steps else []
+    return 1 if run_together(chosen.only, [*steps, "--device", chosen.device], chosen.together) else 0
 
 
 if __name__ == "__main__":

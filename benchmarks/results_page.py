@@ -175,12 +175,14 @@ def gpu_budget() -> list[str]:
         rows = [[row["closed"] for row in run["rows"] if row["kind"] == kind] for run in of]
         return " | ".join(percent(values) for values in zip(*rows, strict=True))
 
+    here, there = first["training"], TRAINED["mix"].config
+    times = here["steps"] * here["batch_size"] / (there.steps * there.batch_size)
     lines = [
         "## What a GPU's budget does",
-        f"The same mix and rank, {first['training']['steps']} steps of {first['training']['batch_size']} images: "
-        f"{first['training']['steps'] * first['training']['batch_size'] / 2400:.1f} times as many images as above, "
-        f"{first['seconds']:.0f} s on an NVIDIA H200 that twelve runs shared (`benchmarks/gpu_training.py`, torch "
-        f"{result['machine']['versions']['torch']}, {result['machine']['measured']}). Share of the gap closed on the "
+        f"The same mix and rank, {here['steps']} steps of {here['batch_size']} images: {times:.1f} times as many "
+        f"images as above, {first['seconds']:.0f} s on an NVIDIA H200 that twelve runs shared "
+        f"(`benchmarks/gpu_training.py`, torch {result['machine']['versions']['torch']}, "
+        f"{result['machine']['measured']}). Share of the gap closed on the "
         "test images, float32:",
         "",
         heading[0].format("tested on"),
