@@ -43,9 +43,6 @@ class State(enum.Enum):
     FORKED = "forked"
 
 
-_WARM = State.WARM
-
-
 class Answering(Streaming):
     """Answers requests with one set of engines, one at a time; the runtime opens and ends it."""
 
@@ -163,7 +160,7 @@ class Answering(Streaming):
                 self._load.start(arrival[1])
                 active = self._active
                 controller, state = active.controller, self._state
-                if state is not _WARM or controller is None:
+                if state is not State.WARM or controller is None:
                     raise self._unusable("infer")
                 images = active.check(images)
                 begin = self._clock()

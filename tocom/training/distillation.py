@@ -126,12 +126,16 @@ def dense_answers(
         images: Images [channels, height, width].
         batch_size: Images at a time.
         progress: Called with the images done and all.
+
+    Returns:
+        The answers, float32, on the CPU.
     """
+    device = next(model.parameters()).device
     outputs, tokens, done = [], [], 0
     for batch in DataLoader(images, batch_size):
         with _class_tokens(model, record=True) as seen:
-            outputs.append(pooled(model, batch))
-        tokens.append(torch.stack(seen))
+            outputs.append(pooled(model, batch.to(device)).float().cpu())
+        tokens.append(torch.stack(seen).float().cpu())
         done += len(batch)
         if progress is not None:
             progress(done, len(images))  # type: ignore[arg-type]  # map-style datasets have a length

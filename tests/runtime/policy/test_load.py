@@ -81,6 +81,20 @@ def test_a_source_that_stopped_takes_nothing() -> None:
     assert load.share_ms("a", 1.3, 40.0, Sure(1.0)) == 40.0
 
 
+@given(slack=st.floats(12, 300), fastest=st.floats(0.5, 5))
+def test_who_waits_is_in_time_at_the_fastest_degree_even_if_this_one_takes_its_longest(
+    slack: float, fastest: float
+) -> None:
+    class Noisy(Sure):
+        def tail(self, misses: float = 1.0) -> float:
+            return 1.5 if misses < 1.0 else 1.1
+
+    load = Load()
+    load.arrive(None, 10.0, 10.0 + slack * MS)
+    share = load.share_ms("a", 10.0, 1000.0, Noisy(fastest))
+    assert share / 1.1 * 1.5 + fastest <= slack * (1 + 1e-6)
+
+
 def test_who_asks_without_a_rhythm_is_not_expected() -> None:
     load = Load()
     for now in (0.0, 0.1, 0.102, 0.5, 0.52, 0.9, 0.98):

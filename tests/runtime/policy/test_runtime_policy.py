@@ -212,6 +212,14 @@ def test_probing_returns_to_a_degree_whose_prediction_was_too_pessimistic(
     assert (0 in taken) == comes_back
 
 
+def test_where_others_need_the_device_a_slower_degree_is_tried_only_when_it_is_nearly_sure() -> None:
+    target = Controller({0: latency(22.0), 8: latency(10.0)}, {0: 0.9, 8: 0.8})
+    for _ in range(50):
+        target.observe(8, 10.0, met=True)
+    assert target.decide(22.5).degree == 0
+    assert target.decide(22.5, shared=True).degree == 8
+
+
 def test_no_probe_while_misses_are_frequent_or_the_median_does_not_fit() -> None:
     target = controller(probe_after=5)
     assert set(serve(target, 19.0, {0: 20.0, 8: 10.0}, 100)) == {8}
