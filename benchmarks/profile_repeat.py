@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.calibration import run_latency
-from tocom.calibration.device_state.opening import open_reader
+from tocom.calibration.device_state.reader import open_reader
 from tocom.calibration.latency.measure import LatencyRun
 from tocom.formats.measurements import Latency
 from tocom.runtime import Runtime
@@ -67,10 +67,7 @@ def profile(arguments: argparse.Namespace, seed: int, factor: float = 1.0) -> La
             engines = runtime._active.engines
             engines.update({degree: SlowedEngine(engine, factor) for degree, engine in engines.items()})
         reader = open_reader(runtime.backend.device)
-        try:
-            return run_latency(runtime, samples=arguments.samples, seed=seed, reader=reader)
-        finally:
-            reader.close()
+        return run_latency(runtime, samples=arguments.samples, seed=seed, reader=reader)
 
 
 def told_apart(latency: dict[int, Latency]) -> set[tuple[int, int]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tocom.calibration import calibrate, measure_latency
+from tocom.calibration import calibrate, run_latency
 from tocom.runtime import Runtime
 
 TRACES = Path(__file__).parent / "traces"
@@ -122,7 +122,7 @@ def main() -> None:
         images = np.random.default_rng(0).standard_normal((1, channels, height, width), np.float32)
         quiet = {degree: entry.latency.p95_ms for degree, entry in profile.degrees.items()}
         with load(arguments.hogs):
-            loaded = {d: x.p95_ms for d, x in measure_latency(runtime, samples=arguments.samples).items()}
+            loaded = {d: x.p95_ms for d, x in run_latency(runtime, samples=arguments.samples).latency.items()}
         budget = arguments.budget_ms or max(1.1 * min(loaded.values()), 1.05 * max(quiet.values()))
         if arguments.record:
             print(record(runtime, images, budget, arguments))

@@ -19,7 +19,7 @@ from tocom.images import image_files
 from tocom.runtime import Runtime
 from tocom.runtime.aligned import alignment_identity
 from tocom.system.files import check_writable
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 from tocom.version import __version__
 
 __all__ = ["align_engines"]
@@ -39,7 +39,7 @@ def align_engines(
     seed: int = 0,
     save: bool = True,
     trusted_keys: Sequence[Path | str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> DeviceAlignment:
     """Fit a map per degree from what its engine answers here to what the source degree's engine answers.
 
@@ -149,7 +149,7 @@ def _check(bundle: Bundle, aim: Bundle, source: int, degrees: Sequence[int] | No
 
 
 def _features(
-    runtime: Runtime, samples: Sequence[Any], stage: str, progress: Progress | None
+    runtime: Runtime, samples: Sequence[Any], stage: str, progress: Progress
 ) -> dict[int, NDArray[np.float32]]:
     """Return the features of all images [count, channels] per resident degree."""
     size, entry = runtime.bundle.batch[1], runtime.bundle.manifest["input"]
@@ -158,8 +158,7 @@ def _features(
         batch = np.stack([as_input(image, entry) for image in samples[start : start + size]])
         for degree, parts in found.items():
             parts.append(np.asarray(runtime.infer(batch, degree=degree).outputs["features"], np.float32))
-        if progress is not None:
-            progress(stage, start + len(batch), len(samples))
+        progress(stage, start + len(batch), len(samples))
     return {degree: np.concatenate(parts) for degree, parts in found.items()}
 
 

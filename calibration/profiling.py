@@ -11,8 +11,8 @@ from tocom.calibration.accuracy.answers import collect_answers, read_samples
 from tocom.calibration.accuracy.intervals import check_above_chance, check_interval
 from tocom.calibration.accuracy.precisions import compare_precisions
 from tocom.calibration.device_state.energy import measure_energy
-from tocom.calibration.device_state.opening import open_reader
-from tocom.calibration.latency.measure import LatencyRun, Progress, run_latency
+from tocom.calibration.device_state.reader import open_reader
+from tocom.calibration.latency.measure import LatencyRun, run_latency
 from tocom.calibration.suggest import with_dominated
 from tocom.errors import CalibrationError, OutputError, RequestError
 from tocom.formats.bundle import Bundle
@@ -21,6 +21,7 @@ from tocom.runtime import Runtime
 from tocom.runtime.profiles import INTERVAL, identity_of
 from tocom.system.files import atomic_path, check_writable
 from tocom.system.numbers import is_integer
+from tocom.system.progress import Progress, silent
 from tocom.version import __version__
 
 __all__ = ["calibrate", "saved_profile"]
@@ -44,7 +45,7 @@ def calibrate(
     seed: int = 0,
     save: bool = True,
     trusted_keys: Sequence[Path | str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Profile:
     """Measure a bundle on this device and save the profile to ``bundle/profiles/``.
 
@@ -99,13 +100,10 @@ def calibrate(
             check_interval(accuracy, interval_points)
         identity = identity_of(runtime.bundle, runtime.backend, batch)
         reader = open_reader(identity["device"])
-        try:
-            run = run_latency(
-                runtime, samples=samples, tolerance=tolerance, batch=batch, seed=seed, reader=reader, progress=progress
-            )
-            energy = measure_energy(runtime, reader, batch=batch, seed=seed, progress=progress)
-        finally:
-            reader.close()
+        run = run_latency(
+            runtime, samples=samples, tolerance=tolerance, batch=batch, seed=seed, reader=reader, progress=progress
+        )
+        energy = measure_energy(runtime, reader, batch=batch, seed=seed, progress=progress)
         latency = run.latency
         precisions = {}
         if against is not None:

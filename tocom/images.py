@@ -18,7 +18,7 @@ from tocom.formats.pixels import normalise, to_input
 __all__ = [
     "SUFFIXES",
     "as_seen",
-    "batches",
+    "check_labels",
     "class_folders",
     "image_files",
     "normalise",
@@ -102,6 +102,15 @@ def class_folders(
             )
         samples += [(path, index[as_seen(name)]) for path in image_files(folder / name)]
     return samples
+
+
+def check_labels(labels: NDArray[np.int64] | None, classes: int) -> None:
+    """Raise DataError where a class index, [images], is none of the model's ``classes``; without labels nothing is."""
+    if labels is not None and int(labels.max()) >= classes:
+        raise DataError(
+            f"An image has the class index {int(labels.max())}, the model has {classes} classes. Give the class "
+            "folders the names of the model's labels."
+        )
 
 
 def as_seen(name: str) -> str:
@@ -198,15 +207,6 @@ def resized_size(size: tuple[int, int], input_entry: Mapping[str, Any]) -> tuple
         return int(wide * width / min(size)), int(tall * height / min(size))
     ratio = (max if mode == "border" else min)(width / wide, height / tall)
     return max(round(width / ratio), 1), max(round(height / ratio), 1)
-
-
-def batches(
-    paths: Sequence[Path], input_entry: Mapping[str, Any], size: int
-) -> Iterator[tuple[list[Path], NDArray[Any]]]:
-    """Yield images in groups of at most ``size``: their paths, and [batch, channels, height, width]."""
-    for start in range(0, len(paths), size):
-        group = list(paths[start : start + size])
-        yield group, np.stack([read_image(path, input_entry) for path in group])
 
 
 def _in_channels(image: Any, channels: int) -> Any:

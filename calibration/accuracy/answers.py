@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.calibration.accuracy.intervals import wilson_interval
+from tocom.calibration.accuracy.intervals import share_of
 from tocom.calibration.accuracy.ranking import expected_accuracies
-from tocom.calibration.latency.measure import Progress
 from tocom.errors import DataError
 from tocom.formats.profile import Accuracy
-from tocom.images import class_folders, image_files, preprocess, read_image
+from tocom.images import check_labels, class_folders, image_files, preprocess, read_image
 from tocom.runtime import Runtime
+from tocom.system.progress import Progress, silent
 
-__all__ = ["Answers", "collect_answers", "measure_accuracy", "read_samples"]
+__all__ = ["Answers", "as_input", "collect_answers", "read_samples"]
 
 Samples = Path | str | Iterable[tuple[Any, int | None]]
 """A folder with one subfolder per class; a folder of images; or pairs of an image and its class index or None."""
@@ -46,29 +46,15 @@ class Answers:
         return {degree: answers == dense for degree, answers in self.by_degree.items()}
 
     def accuracy(self) -> dict[int, Accuracy]:
-        """Return per degree the share of right answers (``top1``), or without labels the agreement."""
+        """Return per degree the share of right answers (``top1``), or without labels the agreement.
+
+        Each with its 95 % Wilson interval, and what to rank the degree by: :mod:`tocom.calibration.accuracy.ranking`.
+        """
         return _shares("agreement" if self.labels is None else "top1", self.right())
 
     def agreement(self) -> dict[int, Accuracy]:
         """Return per degree the share of answers that equal the lowest degree's."""
         return _shares("agreement", self.agree())
-
-
-def measure_accuracy(
-    runtime: Runtime,
-    samples: Samples,
-    *,
-    degrees: Sequence[int] | None = None,
-    batch: int | None = None,
-    progress: Progress | None = None,
-) -> dict[int, Accuracy]:
-    """Return the accuracy per degree; the arguments and errors are those of :func:`collect_answers`.
-
-    Returns:
-        Per degree: the share of right answers with its 95 % Wilson interval, and what to rank the degree by (see
-        :mod:`tocom.calibration.accuracy.ranking`); without labels, the share of answers that equal the lowest degree's.
-    """
-    return collect_answers(runtime, samples, degrees=degrees, batch=batch, progress=progress).accuracy()
 
 
 def collect_answers(
@@ -77,7 +63,7 @@ def collect_answers(
     *,
     degrees: Sequence[int] | None = None,
     batch: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Answers:
     """Run every degree on every image.
 
@@ -101,19 +87,15 @@ def collect_answers(
     pairs = read_samples(samples, runtime.bundle.labels, classes=runtime.bundle.classes)
     labels = None if pairs[0][1] is None else np.array([label for _, label in pairs], np.int64)
     chosen = sorted(runtime.degrees if degrees is None else degrees)
-    size = runtime.bundle.batch[1] if batch is None else batch
+    size, entry = runtime.bundle.batch[1] if batch is None else batch, runtime.bundle.manifest["input"]
     found: dict[int, list[NDArray[np.int64]]] = {degree: [] for degree in chosen}
-    for start, images in _grouped(runtime, pairs, size):
+    for start in range(0, len(pairs), size):
+        images = np.stack([as_input(image, entry) for image, _ in pairs[start : start + size]])
         for degree in chosen:
             logits = runtime.infer(images, degree=degree).outputs["logits"]
-            if labels is not None and int(labels.max()) >= logits.shape[-1]:
-                raise DataError(
-                    f"A sample has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. "
-                    "Give the class folders the names of the manifest's labels."
-                )
+            check_labels(labels, logits.shape[-1])
             found[degree].append(logits.argmax(-1))
-        if progress is not None:
-            progress("accuracy", start + len(images), len(pairs))
+        progress("accuracy", start + len(images), len(pairs))
     return Answers({degree: np.concatenate(parts) for degree, parts in found.items()}, labels)
 
 
@@ -151,33 +133,13 @@ def read_samples(
 
 def _shares(kind: str, right: Mapping[int, NDArray[np.bool_]]) -> dict[int, Accuracy]:
     expected = expected_accuracies(right)
-    return {
-        degree: Accuracy(
-            kind,
-            float(hits.mean()),
-            len(hits),
-            *wilson_interval(int(hits.sum()), len(hits)),
-            expected=expected[degree],
-        )
-        for degree, hits in right.items()
-    }
+    return {degree: share_of(hits, kind, expected[degree]) for degree, hits in right.items()}
 
 
 def _folder_samples(folder: Path, labels: Sequence[str] | None, classes: int | None) -> list[tuple[Any, int | None]]:
     if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
         return list(class_folders(folder, labels, classes=classes))
     return [(path, None) for path in image_files(folder)]
-
-
-def _grouped(
-    runtime: Runtime, pairs: Sequence[tuple[Any, int | None]], size: int
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the start and the images of each batch."""
-    for start in range(0, len(pairs), size):
-        yield (
-            start,
-            np.stack([as_input(image, runtime.bundle.manifest["input"]) for image, _ in pairs[start : start + size]]),
-        )
 
 
 def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.profile import Accuracy
 
-__all__ = ["check_above_chance", "check_interval", "images_needed", "wilson_interval"]
+__all__ = ["check_above_chance", "check_interval", "images_needed", "share_of", "wilson_interval"]
 
 _Z_95 = 1.959963984540054
 _TELLING_IMAGES = 30
@@ -33,6 +36,11 @@ def wilson_interval(right: int, count: int, z: float = _Z_95) -> tuple[float, fl
     return low, high
 
 
+def share_of(right: NDArray[np.bool_], kind: str, expected: float | None = None) -> Accuracy:
+    """Return the share of what is true, [images], with its interval; the rest as :class:`Accuracy` has it."""
+    return Accuracy(kind, float(right.mean()), len(right), *wilson_interval(int(right.sum()), len(right)), expected)
+
+
 def images_needed(share: float, half_width: float) -> int:
     """Return how many images make the 95 % interval of a share at most ``half_width`` to either side.
 
@@ -42,17 +50,10 @@ def images_needed(share: float, half_width: float) -> int:
     if not 0 <= share <= 1 or not 0 < half_width <= 0.5:
         raise RequestError(f"Expected a share in 0…1 and a half width in 0…0.5. Got {share!r} and {half_width!r}.")
 
-    def half(count: int) -> float:
-        z = _Z_95
-        return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-
-    low, high = 0, 1
-    while half(high) > half_width:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if half(middle) > half_width else (low, middle)
-    return high
+    # Where the half width, squared, is a quadratic in the count: its positive root.
+    variance, square = share * (1 - share), half_width * half_width
+    root = math.sqrt(variance * variance - 4 * square * variance + square)
+    return max(math.ceil(_Z_95 * _Z_95 / (2 * square) * (variance - 2 * square + root)), 1)
 
 
 def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:

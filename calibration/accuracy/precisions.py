@@ -11,14 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from tocom.calibration.accuracy.answers import Answers
-from tocom.calibration.accuracy.intervals import wilson_interval
+from tocom.calibration.accuracy.intervals import share_of
 from tocom.calibration.accuracy.ranking import mcnemar
-from tocom.calibration.latency.measure import Progress
 from tocom.errors import RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy, PrecisionCandidate, PrecisionComparison
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
+from tocom.system.progress import Progress, silent
 
 __all__ = ["compare_precisions"]
 
@@ -34,7 +34,7 @@ def compare_precisions(
     seed: int = 0,
     answers: Answers | None = None,
     other_answers: Answers | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[int, PrecisionComparison]:
     """Time the degrees that two warm runtimes share, in turn, in an order drawn again every round.
 
@@ -64,8 +64,7 @@ def compare_precisions(
             result = (runtime, other)[turn[1]].infer(images[turn[1]], degree=turn[0])
             if index >= warmup:
                 times[turn].append(result.latency_ms - result.queue_ms)
-        if progress is not None:
-            progress("precisions", index + 1, warmup + samples)
+        progress("precisions", index + 1, warmup + samples)
     found = {}
     for degree in shared:
         candidates = {}
@@ -117,6 +116,4 @@ def _excluded(bundle: Bundle, degree: int) -> str | None:
 def _accuracy(answers: Answers | None, degree: int) -> Accuracy | None:
     if answers is None:
         return None
-    right = answers.right()[degree]
-    kind = "agreement" if answers.labels is None else "top1"
-    return Accuracy(kind, float(right.mean()), len(right), *wilson_interval(int(right.sum()), len(right)))
+    return share_of(answers.right()[degree], "agreement" if answers.labels is None else "top1")

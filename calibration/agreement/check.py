@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from tocom.errors import EngineError, RequestError
 from tocom.formats.bundle import Bundle
+from tocom.formats.pixels import full_batches
 from tocom.formats.references import Agreement, References, read_references
 from tocom.runtime.answers import batches_to_check, check_engine
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.runtime.backends.select import BACKENDS, open_backend
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 
 __all__ = ["BackendAgreement", "DegreeAgreement", "check", "references_of"]
 
@@ -84,7 +85,7 @@ def check(
     degrees: Sequence[int] | None = None,
     images: NDArray[np.float32] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[BackendAgreement]:
     """Compare every degree on every backend with the bundle's reference answers.
 
@@ -112,8 +113,7 @@ def check(
     references = read_references(bundle)
     if images is not None:
         references = references_of(bundle, references, wanted, images, threads)
-    tell, done = progress or (lambda what, at, total: None), 0
-    found = []
+    found, done = [], 0
     for name in names:
         try:
             backend = open_backend(name, bundle, threads=threads)
@@ -124,7 +124,7 @@ def check(
         rows = []
         try:
             for degree in wanted:
-                tell(f"{name}: degree {degree}", done, len(names) * len(wanted))
+                progress(f"{name}: degree {degree}", done, len(names) * len(wanted))
                 rows.append(_check_degree(backend, degree, bundle, references))
                 done += 1
         finally:
@@ -183,9 +183,5 @@ def _check_degree(backend: Backend, degree: int, bundle: Bundle, references: Ref
 
 def _answers(engine: Engine, references: References, images: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
     """Return all outputs of an engine for any number of images, [count, values]; the last batch is filled up."""
-    parts = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        filled = part if len(part) == batch else np.resize(part, (batch, *part.shape[1:]))
-        parts.append(references.values(engine.run(filled))[: len(part)])
-    return np.concatenate(parts)
+    batches = full_batches(images, batch)
+    return np.concatenate([references.values(engine.run(filled))[:count] for filled, count in batches])

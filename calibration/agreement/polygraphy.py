@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.formats.bundle import Bundle
+from tocom.formats.pixels import full_batches
 from tocom.formats.references import read_references
 from tocom.system.files import atomic_path
 
@@ -48,8 +49,7 @@ def write_polygraphy(bundle: Bundle | Path | str, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for degree, conclusive in references.conclusive.items():
-        parts = [conclusive[start : start + batch] for start in range(0, len(conclusive), batch)]
-        rows = [np.resize(np.array(part), batch) for part in parts]
+        rows = [filled for filled, _ in full_batches(np.array(conclusive), batch)]
         inputs = [{"images": _array(references.images[part])} for part in rows]
         answers = [references.split(references.answers[degree][part]) for part in rows]
         outputs = [_iteration({name: answer[name] for name in whole}) for answer in answers]

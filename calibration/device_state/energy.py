@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ from tocom.calibration.device_state.reader import StateReader
 from tocom.formats.measurements import Energy
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
+from tocom.system.progress import Progress, silent
 
 __all__ = ["EnergyMeter", "measure_energy"]
 
@@ -19,7 +19,7 @@ _SAMPLE_S = 0.02
 
 
 class EnergyMeter:
-    """Tells the energy between :meth:`start` and :meth:`stop`: from a counter, or from the power sampled meanwhile.
+    """Measures the energy between :meth:`start` and :meth:`stop`: by a counter, or by the power sampled meanwhile.
 
     Args:
         reader: What measures it.
@@ -29,53 +29,41 @@ class EnergyMeter:
     def __init__(self, reader: StateReader, clock: Callable[[], float] = time.perf_counter) -> None:
         self._reader, self._clock = reader, clock
         self._counted = reader.energy_mj() is not None
-        self._done = threading.Event()
         self._samples: list[tuple[float, float]] = []
-        self._thread: threading.Thread | None = None
-        self._begin = 0.0
+        self._begin_mj = 0.0
 
     @property
     def source(self) -> str | None:
         """What measures the energy; None where nothing does."""
         if self._counted:
             return self._reader.name
-        return "board power, sampled" if self._watts() is not None else None
+        return "board power, sampled" if "board_power_w" in self._reader.read() else None
 
     def start(self) -> None:
         """Begin to count."""
         if self._counted:
-            self._begin = self._reader.energy_mj() or 0.0
-            return
-        self._samples.clear()
-        self._done.clear()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
+            self._begin_mj = self._reader.energy_mj() or 0.0
+        else:
+            self._samples.clear()
+            self._sample()
+
+    def tick(self) -> None:
+        """Sample the power when it is time; call it between inferences. A counter needs no samples."""
+        if not self._counted and self._clock() - self._samples[-1][0] >= _SAMPLE_S:
+            self._sample()
 
     def stop(self) -> float:
         """Return the millijoules since :meth:`start`; 0 or less when the counter stood still or wrapped."""
         if self._counted:
-            return (self._reader.energy_mj() or 0.0) - self._begin
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-        if len(self._samples) < 2:
-            return 0.0
-        pairs = zip(self._samples, self._samples[1:], strict=False)
-        return sum((after[0] - before[0]) * (after[1] + before[1]) / 2 for before, after in pairs) * 1e3
+            return (self._reader.energy_mj() or 0.0) - self._begin_mj
+        self._sample()
+        seconds, watts = np.array(self._samples).T
+        return float((np.diff(seconds) * (watts[1:] + watts[:-1]) / 2).sum() * 1e3)
 
     def _sample(self) -> None:
-        while True:
-            watts = self._watts()
-            if watts is not None:
-                self._samples.append((self._clock(), watts))
-            if self._done.wait(_SAMPLE_S):
-                break
-        if (watts := self._watts()) is not None:
-            self._samples.append((self._clock(), watts))
-
-    def _watts(self) -> float | None:
-        value = self._reader.read().get("board_power_w")
-        return value if isinstance(value, (int, float)) else None
+        # A reading that fails repeats the last one.
+        watts = self._reader.read().get("board_power_w", self._samples[-1][1] if self._samples else 0.0)
+        self._samples.append((self._clock(), float(watts)))
 
 
 def measure_energy(
@@ -87,7 +75,7 @@ def measure_energy(
     batch: int | None = None,
     degrees: Sequence[int] | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[int, Energy]:
     """Return the energy of one inference per degree; nothing where the device does not tell.
 
@@ -124,12 +112,12 @@ def measure_energy(
         while time.perf_counter() < end:
             runtime.infer(images, degree=degree)
             ran += 1
+            meter.tick()
         millijoules = meter.stop()
         if millijoules > 0:
             used[degree] += millijoules
             counts[degree] += ran
-        if progress is not None:
-            progress("energy", done + 1, len(order))
+        progress("energy", done + 1, len(order))
     return {
         degree: Energy(used[degree] / counts[degree], counts[degree], source) for degree in chosen if counts[degree]
     }

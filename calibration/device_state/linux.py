@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from tocom.calibration.device_state.reader import State
+from tocom.formats.measurements import State
 from tocom.system.cpu import power_mode
 
 __all__ = ["LinuxReader"]
@@ -51,7 +51,9 @@ class LinuxReader:
         """Return what these files say now."""
         state: State = {}
         clocks = [khz / 1e3 for folder in self._policies if (khz := _number(folder / "scaling_cur_freq")) is not None]
-        clocks = clocks or self._clocks_of_cpuinfo()
+        if not clocks:  # as in virtual machines on x86
+            found = re.findall(r"^cpu MHz\s*: ([\d.]+)$", _text(self._proc / "cpuinfo") or "", re.MULTILINE)
+            clocks = [float(mhz) for mhz in found]
         if clocks:
             state["cpu_clock_mhz"] = round(sum(clocks) / len(clocks), 1)
         limits = [khz / 1e3 for folder in self._policies if (khz := _number(folder / "scaling_max_freq")) is not None]
@@ -88,15 +90,6 @@ class LinuxReader:
         counters = [_number(path / "energy_uj") for path in self._packages]
         known = [counter for counter in counters if counter is not None]
         return sum(known) / 1e3 if len(known) == len(counters) else None
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _clocks_of_cpuinfo(self) -> list[float]:
-        """Return MHz per usable CPU where there is no cpufreq, as in virtual machines on x86."""
-        text = _text(self._proc / "cpuinfo") or ""
-        found = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE | re.DOTALL)
-        return [float(mhz) for cpu, mhz in found if f"cpu{cpu}" in self._cpus]
 
     def _board_watts(self) -> float | None:
         watts = {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
-from tocom.calibration.device_state.reader import State
+from tocom.formats.measurements import State
 
 __all__ = ["NvmlReader"]
 
@@ -20,7 +19,7 @@ _THROTTLE = {0x4: "power cap", 0x8: "hardware", 0x20: "thermal", 0x40: "hardware
 
 
 class NvmlReader:
-    """Reads one GPU.
+    """Reads one GPU. NVML stays open until the process ends.
 
     Args:
         nvml: The module ``pynvml``, initialised.
@@ -31,7 +30,6 @@ class NvmlReader:
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
-        self._open = True
 
     @classmethod
     def open(cls, gpu: str, nvml: Any = None) -> NvmlReader | None:
@@ -56,11 +54,8 @@ class NvmlReader:
             handle = _find(nvml, gpu)
         except nvml.NVMLError as error:
             log.warning("the GPU's clocks are not recorded: NVML does not list the GPUs (%s)", error)
-            handle = None
-        if handle is None:
-            nvml.nvmlShutdown()
             return None
-        return cls(nvml, handle)
+        return None if handle is None else cls(nvml, handle)
 
     def read(self) -> State:
         """Return clocks in MHz, temperature, power and power limit in watts, and why it is throttled."""
@@ -82,13 +77,6 @@ class NvmlReader:
         """Return the GPU's own counter since the driver was loaded; None before the Volta generation."""
         value = self._get(lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         return None if value is None else float(value)
-
-    def close(self) -> None:
-        """Release NVML. More than once is fine."""
-        if self._open:
-            self._open = False
-            with contextlib.suppress(self._nvml.NVMLError):
-                self._nvml.nvmlShutdown()
 
     def _get(self, call: Callable[[], Any]) -> Any:
         """Return what NVML says; None where this GPU or driver does not tell it."""

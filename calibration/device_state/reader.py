@@ -1,13 +1,15 @@
-"""The device's state while it is measured: one small interface, its readers, and the recorder that marks changes."""
+"""The device's state while it is measured: one small interface, and everything that this machine reports behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-__all__ = ["CombinedReader", "StateReader"]
+from tocom.calibration.device_state.linux import LinuxReader
+from tocom.calibration.device_state.nvidia import NvmlReader
+from tocom.formats.measurements import State
 
-State = dict[str, "float | str"]
+__all__ = ["CombinedReader", "StateReader", "open_reader"]
 
 
 class StateReader(Protocol):
@@ -25,20 +27,14 @@ class StateReader(Protocol):
     def energy_mj(self) -> float | None:
         """Return a counter of the energy used so far in millijoules; None where the device has none."""
 
-    def close(self) -> None:
-        """Release what it holds. More than once is fine."""
-
 
 class CombinedReader:
     """Several readers as one; for a key or the energy the first one that knows it counts."""
 
     def __init__(self, readers: Sequence[StateReader]) -> None:
         self._readers = list(readers)
-        self.name = "none"
-        for reader in self._readers:
-            if reader.energy_mj() is not None:
-                self.name = reader.name
-                break
+        self._counter = next((reader for reader in readers if reader.energy_mj() is not None), None)
+        self.name = "none" if self._counter is None else self._counter.name
 
     def read(self) -> State:
         """Return everything that any of them can read."""
@@ -49,9 +45,15 @@ class CombinedReader:
 
     def energy_mj(self) -> float | None:
         """Return the first counter that there is."""
-        return next((mj for reader in self._readers if (mj := reader.energy_mj()) is not None), None)
+        return None if self._counter is None else self._counter.energy_mj()
 
-    def close(self) -> None:
-        """Close all of them."""
-        for reader in self._readers:
-            reader.close()
+
+def open_reader(device: Mapping[str, str]) -> CombinedReader:
+    """Return a reader of everything that this machine reports.
+
+    Args:
+        device: What identifies the device, as a backend gives it; with ``gpu``, the GPU of that name is read as well.
+            Its energy counts then, else the CPU's.
+    """
+    nvml = NvmlReader.open(device["gpu"]) if "gpu" in device else None
+    return CombinedReader([*([] if nvml is None else [nvml]), LinuxReader(gpu="gpu" in device)])

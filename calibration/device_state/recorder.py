@@ -6,18 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tocom.calibration.device_state.reader import State, StateReader
-from tocom.formats.measurements import StateLog
+from tocom.calibration.device_state.reader import StateReader
+from tocom.formats.measurements import State, StateLog
 
-__all__ = ["MODE_KEYS", "StateRecorder"]
+__all__ = ["StateRecorder"]
 
 # What a user or the system sets; a change in the middle makes a run two runs.
-MODE_KEYS = ("power_mode", "gpu_power_limit_w", "gpu_max_clock_mhz", "cpu_max_clock_mhz", "power_supply")
-
-
+_MODE_KEYS = ("power_mode", "gpu_power_limit_w", "gpu_max_clock_mhz", "cpu_max_clock_mhz", "power_supply")
 _MOST_READINGS = 200
-
-
 _OTHER_CPU_SHARE = 0.1
 # A tenth of the time is enough to move p95; one or two readings are the system's own.
 _OTHER_READINGS = 0.1
@@ -40,7 +36,7 @@ class StateRecorder:
         self._readings: list[State] = []
         self._marks: list[str] = []
         self._start = self._read()
-        self._mode = {key: self._start[key] for key in MODE_KEYS if key in self._start}
+        self._mode = {key: self._start[key] for key in _MODE_KEYS if key in self._start}
 
     def tick(self) -> None:
         """Read the state when it is time; call it between timed inferences, never within."""

@@ -9,32 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from tocom.calibration.int8.qdq import Range
 from tocom.calibration.int8.trial import DegreeModel, Trial
 
-__all__ = ["Search", "search_exclusions"]
+__all__ = ["search_exclusions"]
 
 _IMAGES = 16
 _BLOCKS_IN_DETAIL = 3
 # In float32 a weight takes four times the bytes: a tenth of the weights makes the degree 1.3 times as large.
 _MOST_FLOAT_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the search found.
-
-    Attributes:
-        trial: The first that is above the floor, else the best.
-        sensitivity: Part to what the divergence falls by when it stays in float32, most sensitive first.
-        note: How the search ended, in words.
-    """
-
-    trial: Trial
-    sensitivity: dict[str, float]
-    note: str
 
 
 def search_exclusions(
@@ -44,8 +28,8 @@ def search_exclusions(
     floor_points: float,
     *,
     seconds: float,
-    progress: Callable[[str], None] = lambda what: None,
-) -> Search:
+    progress: Callable[[str], None],
+) -> tuple[Trial, str]:
     """Look for the layers that have to stay in float32.
 
     Args:
@@ -54,7 +38,10 @@ def search_exclusions(
         ranges: Ranges of its activations.
         floor_points: Most accuracy that may be lost, in points.
         seconds: Time after which nothing more is begun.
-        progress: Told what is being measured.
+        progress: Called with what is being measured.
+
+    Returns:
+        The first trial that is above the floor, else the best; and how the search ended, in words.
     """
     end = time.monotonic() + seconds
     base = model.trial(ranges, (), _IMAGES).divergence
@@ -77,23 +64,21 @@ def search_exclusions(
 
     by_block = measure(blocks)
     detail = {group: [group] for name in list(by_block)[:_BLOCKS_IN_DETAIL] for group in blocks[name]}
-    by_layer = measure(detail)
-    sensitivity = {**by_block, **by_layer}
     best, chosen, total = start, list[str](), sum(weights.values())
-    for group, gain in by_layer.items():
+    for group, gain in measure(detail).items():
         if gain <= 0:
-            return Search(best, sensitivity, "no further layer helps")
+            return best, "no further layer helps"
         if sum(weights[each] for each in [*chosen, group]) > _MOST_FLOAT_SHARE * total:
             continue
         if time.monotonic() > end:
-            return Search(best, sensitivity, f"out of time after {seconds:g} s")
+            return best, f"out of time after {seconds:g} s"
         chosen.append(group)
         progress(f"held-out accuracy with {len(chosen)} layers in float32")
         trial = model.trial(ranges, chosen)
         if (trial.loss_points, trial.divergence) < (best.loss_points, best.divergence):
             best = trial
         if trial.loss_points <= floor_points:
-            return Search(trial, sensitivity, f"{len(chosen)} layers in float32 suffice")
+            return trial, f"{len(chosen)} layers in float32 suffice"
     if time.monotonic() > end and not chosen:
-        return Search(best, sensitivity, f"out of time after {seconds:g} s")
-    return Search(best, sensitivity, f"not more than {_MOST_FLOAT_SHARE:.0%} of the weights may stay in float32")
+        return best, f"out of time after {seconds:g} s"
+    return best, f"not more than {_MOST_FLOAT_SHARE:.0%} of the weights may stay in float32"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+import onnxruntime
 
 from tocom.calibration.accuracy.answers import Samples, as_input, read_samples
-from tocom.calibration.accuracy.intervals import wilson_interval
-from tocom.calibration.int8.exclusion import Search, search_exclusions
+from tocom.calibration.accuracy.intervals import share_of
+from tocom.calibration.int8.exclusion import search_exclusions
 from tocom.calibration.int8.qdq import Scheme, default_scheme
 from tocom.calibration.int8.references import carry_references, int8_tolerance
 from tocom.calibration.int8.trial import DegreeModel, Trial
@@ -24,10 +24,10 @@ from tocom.formats.manifest import SCHEMA_VERSION
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 from tocom.version import __version__
 
-__all__ = ["quantize", "split_images"]
+__all__ = ["quantize"]
 
 # protobuf's own limit of a message; candidates are tried with their weights inside.
 _MOST_BYTES = 2**31 - 1
@@ -38,7 +38,6 @@ def quantize(
     out: Path | str,
     images: Samples,
     *,
-    held_out: Samples | None = None,
     degrees: Sequence[int] | None = None,
     floor_points: float = 1.0,
     scheme: Scheme | None = None,
@@ -47,7 +46,7 @@ def quantize(
     seconds_per_degree: float = 300.0,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Write an INT8 bundle: every degree with explicit Q/DQ, its ranges collected at that degree.
 
@@ -58,7 +57,6 @@ def quantize(
         out: Folder to write. It appears whole or not at all.
         images: What :func:`tocom.calibration.collect_answers` takes. A part makes the ranges, the rest is held out to
             hold the floor; without labels, by the answers that equal float32's.
-        held_out: Other images for the second purpose; then all of ``images`` may make ranges.
         degrees: Degrees to write; None takes all.
         floor_points: Most accuracy that a degree may lose to float32 at the same degree, in percentage points.
         scheme: How numbers become eight bits; None takes what fits this processor.
@@ -85,41 +83,35 @@ def quantize(
     bundle.require_verified()
     scheme = scheme or default_scheme()
     entry = bundle.manifest["input"]
-    for_ranges, for_choice = split_images(
+    for_ranges, for_choice = _split_images(
         read_samples(images, bundle.labels),
-        None if held_out is None else read_samples(held_out, bundle.labels),
         range_images=range_images,
         held_out_images=held_out_images,
-        least=math.ceil(100 / floor_points),
         floor_points=floor_points,
         seed=seed,
     )
     pixels = np.stack([as_input(image, entry) for image, _ in for_ranges])
     chosen_on = np.stack([as_input(image, entry) for image, _ in for_choice])
     labels = None if for_choice[0][1] is None else np.array([label for _, label in for_choice], np.int64)
-    report = _Steps(progress, len(chosen) * 3)
     entries: dict[int, dict[str, Any]] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         tolerances: dict[int, float] = {}
         with WeightStore(folder / WEIGHTS_NAME) as store:
-            for degree in chosen:
-                report.next(f"degree {degree}: float32 answers of {len(chosen_on)} images")
+            for index, degree in enumerate(chosen):
+
+                def say(what: str, step: int = 3, index: int = index, degree: int = degree) -> None:
+                    progress(f"degree {degree}: {what}", 3 * index + step, 3 * len(chosen))
+
+                say(f"float32 answers of {len(chosen_on)} images", 0)
                 model = DegreeModel(bundle, degree, chosen_on, labels, scheme)
-                _check_labels(model, labels)
-                report.next(f"degree {degree}: ranges of {len(pixels)} images")
+                say(f"ranges of {len(pixels)} images", 1)
                 ranges = model.ranges(pixels)
-                report.next(f"degree {degree}: INT8 answers of {len(chosen_on)} images")
-                best, search = model.trial(ranges), None
+                say(f"INT8 answers of {len(chosen_on)} images", 2)
+                best, note = model.trial(ranges), ""
                 if best.loss_points > floor_points:
-                    search = search_exclusions(
-                        model,
-                        best,
-                        ranges,
-                        floor_points,
-                        seconds=seconds_per_degree,
-                        progress=lambda what, degree=degree: report.same(f"degree {degree}: {what}"),  # type: ignore[misc]
+                    best, note = search_exclusions(
+                        model, best, ranges, floor_points, seconds=seconds_per_degree, progress=say
                     )
-                    best = search.trial
                 is_kept = best.loss_points <= floor_points
                 proto = model.quantized(ranges, best.exclude) if is_kept else model.model
                 if is_kept and "references" in bundle.manifest:
@@ -127,7 +119,7 @@ def quantize(
                 for tensor in proto.graph.initializer:
                     store.take(tensor)
                 onnx.save(proto, folder / bundle.degrees[degree].onnx)
-                entries[degree] = _entry(model, best, search, is_kept, floor_points)
+                entries[degree] = _entry(model, best, note, floor_points, "agreement" if labels is None else "top1")
         if not any(found["precision"] == "int8" for found in entries.values()):
             reasons = "; ".join(f"{degree}: {found['quantization']['kept_out']}" for degree, found in entries.items())
             raise CalibrationError(
@@ -152,7 +144,7 @@ def quantize(
                 "labelled": labels is not None,
                 "floor_points": floor_points,
                 "seed": seed,
-                "onnxruntime": _onnxruntime_version(),
+                "onnxruntime": onnxruntime.__version__,
             },
             "files": {
                 file.name: {"sha256": sha256_file(file), "size": file.stat().st_size}
@@ -168,38 +160,31 @@ def quantize(
     return Bundle(out)
 
 
-def split_images(
+def _split_images(
     images: Sequence[tuple[Any, int | None]],
-    held_out: Sequence[tuple[Any, int | None]] | None,
     *,
     range_images: int,
     held_out_images: int,
-    least: int,
     floor_points: float,
     seed: int,
 ) -> tuple[list[tuple[Any, int | None]], list[tuple[Any, int | None]]]:
     """Return the samples that make ranges and those that are held out; at random by the seed.
 
     Raises:
-        DataError: Fewer than ``least`` would be held out: one image would be more than the floor.
+        DataError: So few would be held out that one image is more than the floor.
     """
     order = np.random.default_rng(seed).permutation(len(images))
     shuffled = [images[int(index)] for index in order]
-    if held_out is None:
-        # Ranges settle with few images; a floor is held by many.
-        count = min(range_images, max(1, len(shuffled) // 4))
-        ranges, rest = shuffled[:count], shuffled[count : count + held_out_images]
-    else:
-        ranges, rest = shuffled[:range_images], list(held_out)[:held_out_images]
-    if len(rest) < least:
-        missing = least - len(rest)
-        missing = missing if held_out is not None else math.ceil(missing * 4 / 3)
+    # Ranges settle with few images; a floor is held by many.
+    count = min(range_images, max(1, len(shuffled) // 4))
+    held_out, least = shuffled[count : count + held_out_images], math.ceil(100 / floor_points)
+    if len(held_out) < least:
         raise DataError(
             f"A floor of {floor_points:g} points needs at least {least} held-out images, so that one image is not more "
-            f"than it. Got {len(rest)} of {len(images)} images. Add about {missing} "
-            "images, or give a wider --floor."
+            f"than it. Got {len(held_out)} of {len(images)} images. Add about "
+            f"{math.ceil((least - len(held_out)) * 4 / 3)} images, or give a wider --floor."
         )
-    return ranges, rest
+    return shuffled[:count], held_out
 
 
 def _check_request(
@@ -225,57 +210,19 @@ def _check_request(
         raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
 
 
-def _check_labels(model: DegreeModel, labels: NDArray[np.int64] | None) -> None:
-    classes = model.outputs.shape[-1]
-    if labels is not None and int(labels.max()) >= classes:
-        raise DataError(
-            f"A sample has the class index {int(labels.max())}, the model has {classes} classes. Give the class "
-            "folders the names of the manifest's labels."
-        )
-
-
-def _entry(model: DegreeModel, best: Trial, search: Search | None, is_kept: bool, floor: float) -> dict[str, Any]:
-    """Return what the manifest says about a degree."""
+def _entry(model: DegreeModel, best: Trial, note: str, floor: float, kind: str) -> dict[str, Any]:
+    """Return what the manifest says about a degree; ``note`` is how the search for layers to leave out ended."""
     reason = None
-    if not is_kept:
-        reason = f"INT8 loses {best.loss_points:.2f} points, the floor is {floor:g}"
-        if search is not None:
-            reason += f" ({search.note})"
+    if best.loss_points > floor:
+        reason = f"INT8 loses {best.loss_points:.2f} points, the floor is {floor:g} ({note})"
     return {
-        "precision": "int8" if is_kept else "fp32",
+        "precision": "int8" if reason is None else "fp32",
         "quantization": {
             "excluded": list(best.exclude),
             "loss_points": round(best.loss_points, 4),
             "divergence": best.divergence,
-            "accuracy": _share(best.right),
-            "accuracy_float32": _share(model.right),
-            "sensitivity": {}
-            if search is None
-            else {name: round(gain, 6) for name, gain in search.sensitivity.items()},
+            "accuracy": vars(share_of(best.right, kind)),
+            "accuracy_float32": vars(share_of(model.right, kind)),
             "kept_out": reason,
         },
     }
-
-
-def _share(right: NDArray[np.bool_]) -> dict[str, float | int]:
-    low, high = wilson_interval(int(right.sum()), len(right))
-    return {"value": float(right.mean()), "count": len(right), "low": low, "high": high}
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-class _Steps:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def next(self, what: str) -> None:
-        self.same(what)
-        self._done += 1
-
-    def same(self, what: str) -> None:
-        if self._progress is not None:
-            self._progress(what, self._done, self._total)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tocom.calibration.int8.ranges import cpu_session
 from tocom.formats.bundle import Bundle
+from tocom.formats.pixels import full_batches
 from tocom.formats.references import TURN, read_references
 
 __all__ = ["carry_references", "int8_tolerance"]
@@ -30,14 +31,11 @@ def int8_tolerance(bundle: Bundle, degree: int, model: bytes) -> float:
         EngineError: ONNX Runtime refuses the model.
         BundleError: The references are damaged.
     """
-    references = read_references(bundle)
-    session, batch = cpu_session(model, bundle.path), bundle.batch[1]
-    indices = np.array(references.conclusive[degree])
-    got = []
-    for start in range(0, len(indices), batch):
-        part = indices[start : start + batch]
-        answered = session.run(list(references.outputs), {"images": references.images[np.resize(part, batch)]})
-        got.append(references.values(dict(zip(references.outputs, answered, strict=True)))[: len(part)])
+    references, session = read_references(bundle), cpu_session(model, bundle.path)
+    indices, names, got = np.array(references.conclusive[degree]), list(references.outputs), []
+    for filled, count in full_batches(references.images[indices], bundle.batch[1]):
+        answered = session.run(names, {"images": filled})
+        got.append(references.values(dict(zip(names, answered, strict=True)))[:count])
     values, floor = np.concatenate(got), references.tolerances[degree]
     differences = np.abs(values - references.answers[degree][indices])
     turned = (1 - references.compare_values(degree, indices.tolist(), values).cosine) / TURN

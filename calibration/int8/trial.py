@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +11,11 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo
 
 from tocom.alignment.ridge import feature_gaps
-from tocom.calibration.int8.qdq import Layer, Range, Scheme, quantizable_layers, with_qdq
+from tocom.calibration.int8.qdq import Range, Scheme, quantizable_layers, with_qdq
 from tocom.calibration.int8.ranges import collect_ranges, cpu_session
 from tocom.formats.bundle import Bundle
+from tocom.formats.pixels import full_batches
+from tocom.images import check_labels
 
 __all__ = ["DegreeModel", "Outputs", "Trial", "compare", "load_degree"]
 
@@ -52,6 +53,9 @@ class DegreeModel:
 
     Attributes:
         model: The float32 model with its weights inside, as the bundle holds it.
+
+    Raises:
+        DataError: A label that the model does not have.
     """
 
     def __init__(
@@ -62,13 +66,13 @@ class DegreeModel:
         labels: NDArray[np.int64] | None,
         scheme: Scheme,
     ) -> None:
-        self.folder = bundle.path
-        self.batch = bundle.batch[1]
+        self._folder, self._batch = bundle.path, bundle.batch[1]
         self._images, self._labels, self._scheme = images, labels, scheme
         self._is_classifier = "logits" in bundle.output_names
         self.model = load_degree(bundle, degree)
-        self.layers: list[Layer] = quantizable_layers(self.model.graph)
+        self.layers = quantizable_layers(self.model.graph)
         self.outputs = self._run(bundle.read_onnx(degree), images)
+        check_labels(labels, self.outputs.shape[-1])
         self.right = self._right(self.outputs)
 
     def quantized(self, ranges: Mapping[str, Range], exclude: Collection[str] = ()) -> onnx.ModelProto:
@@ -77,7 +81,7 @@ class DegreeModel:
 
     def ranges(self, images: NDArray[np.float32]) -> dict[str, Range]:
         """Return the ranges of the model's layers."""
-        return collect_ranges(self.model, self.folder, images, batch=self.batch)
+        return collect_ranges(self.model, self._folder, images, batch=self._batch)
 
     def outputs_of(
         self, ranges: Mapping[str, Range], exclude: Collection[str] = (), count: int | None = None
@@ -94,8 +98,9 @@ class DegreeModel:
         return Trial(tuple(sorted(exclude)), right, loss, divergence)
 
     def _run(self, model: bytes, images: NDArray[np.float32]) -> Outputs:
-        session = cpu_session(model, self.folder)
-        return run(session, images, self.batch)
+        session = cpu_session(model, self._folder)
+        batches = full_batches(images, self._batch)
+        return np.concatenate([session.run(None, {"images": filled})[0][:count] for filled, count in batches])
 
     def _right(self, outputs: Outputs) -> NDArray[np.bool_]:
         if not self._is_classifier:
@@ -108,27 +113,14 @@ def load_degree(bundle: Bundle, degree: int) -> onnx.ModelProto:
     """Return a degree's model with its weights inside."""
     model = onnx.load_model_from_string(bundle.read_onnx(degree))
     # Not onnx's own loader, which refuses files with a second hard link: copies of a bundle may share its weights.
-    files: dict[str, NDArray[np.uint8]] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            where = ExternalDataInfo(tensor)
-            if where.location not in files:
-                files[where.location] = np.memmap(bundle.path / where.location, np.uint8, "r")
-            offset, length = where.offset or 0, where.length or 0
-            tensor.raw_data = files[where.location][offset : offset + length].tobytes()
+            at = ExternalDataInfo(tensor)
+            stored = np.fromfile(bundle.path / at.location, np.uint8, at.length or 0, offset=at.offset or 0)
+            tensor.raw_data = stored.tobytes()
             tensor.ClearField("external_data")
             tensor.data_location = onnx.TensorProto.DEFAULT
     return model
-
-
-def run(session: Any, images: NDArray[np.float32], batch: int) -> Outputs:
-    """Return the first output of a session for all images; the last batch is filled up with copies."""
-    parts = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        filled = part if len(part) == batch else np.resize(part, (batch, *part.shape[1:]))
-        parts.append(session.run(None, {"images": filled})[0][: len(part)])
-    return np.concatenate(parts)
 
 
 def compare(expected: Outputs, got: Outputs, is_classifier: bool) -> NDArray[np.float64]:

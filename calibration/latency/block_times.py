@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from tocom.formats.bundle import Bundle
 from tocom.formats.pixels import random_images
 from tocom.system.files import scratch_folder
 from tocom.system.onnxruntime_session import open_session, session_options
+from tocom.system.progress import Progress, silent
 
 __all__ = ["KINDS", "SUM_TOLERANCE", "BlockTimes", "block_times", "split_events"]
 
-_WARM_UP, _TRIES = 2, 3
+_WARM_UP = 2
 # How far the ops' sum may be from the median latency that was measured beside it, as a share.
 SUM_TOLERANCE = 0.1
 KINDS = ("attention", "matching and merging", "MLP", "before and after the blocks")
@@ -73,9 +74,7 @@ def block_times(
     *,
     threads: int,
     runs: int = 10,
-    batch: int | None = None,
-    p50_ms: Mapping[int, float] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[BlockTimes]:
     """Profile degrees under ONNX Runtime on the CPU, in turn: a machine that slows down slows down all of them.
 
@@ -84,14 +83,10 @@ def block_times(
     same sessions run without it as well: what they are faster is taken off every op alike.
 
     Args:
-        bundle: The bundle.
+        bundle: The bundle; images are of its optimal batch.
         degrees: The degrees; all are resident at once.
         threads: CPU threads.
         runs: Inferences of each degree to take each op's median of, after two to warm up; as many without the profiler.
-        batch: Images per inference; None takes the bundle's optimal batch.
-        p50_ms: Median latency per degree, measured just before. Where the sum of a degree's ops is not within
-            ``SUM_TOLERANCE`` of it, the device has changed its speed since, and all degrees are measured again, up to
-            three times in all; the times that come nearest are returned.
         progress: Gets what is done, how many rounds are, and of how many.
 
     Raises:
@@ -100,62 +95,46 @@ def block_times(
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise EngineError("Profiling needs onnxruntime. Install it: pip install 'tocom[runtime]'.")
-    size = bundle.batch[1] if batch is None else batch
-    images = random_images(bundle.manifest["input"], size, np.random.default_rng(0))
+    images = random_images(bundle.manifest["input"], bundle.batch[1], np.random.default_rng(0))
     bundle.require_verified()
-    best = _measured(bundle, degrees, images, threads, runs, progress)
-    for _ in range(0 if p50_ms is None else _TRIES - 1):
-        if _farthest(best, p50_ms or {}) <= SUM_TOLERANCE:
-            break
-        again = _measured(bundle, degrees, images, threads, runs, progress)
-        best = min(best, again, key=lambda each: _farthest(each, p50_ms or {}))
-    return best
-
-
-def _farthest(found: Sequence[BlockTimes], p50_ms: Mapping[int, float]) -> float:
-    """Return how far the degree that is farthest off is from its p50, as a share."""
-    return max(abs(each.sum_ms / p50_ms[each.degree] - 1) for each in found)
-
-
-def _measured(
-    bundle: Bundle,
-    degrees: Sequence[int],
-    images: NDArray[Any],
-    threads: int,
-    runs: int,
-    progress: Callable[[str, int, int], None] | None,
-) -> list[BlockTimes]:
-    found, rounds = [], 2 * runs + _WARM_UP
-    plain_ms: dict[int, list[float]] = {degree: [] for degree in degrees}
-    with scratch_folder("tocom-blocks") as folder:
-        try:
-            sessions = {degree: _profiling_session(bundle, degree, threads, folder) for degree in degrees}
+    try:
+        with scratch_folder("tocom-blocks") as folder:
+            profiled = [_Profiled(bundle, degree, threads, folder) for degree in degrees]
+            rounds = 2 * runs + _WARM_UP
             for done in range(rounds):
-                if progress is not None:
-                    progress("where the time goes", done, rounds)
-                if done == runs + _WARM_UP:  # a session that ended its profile goes on without the profiler
-                    logs = {degree: Path(session.end_profiling()) for degree, session in sessions.items()}
-                for degree, session in sessions.items():
-                    begin = time.perf_counter()
-                    session.run(None, {session.get_inputs()[0].name: images})
-                    plain_ms[degree].append((time.perf_counter() - begin) * 1e3)
-            for degree, log in logs.items():
-                events = json.loads(log.read_text(encoding="utf-8"))
-                blocks = len(bundle.degrees[degree].token_counts) - 1
-                plain = plain_ms[degree][runs + _WARM_UP :]
-                found.append(split_events(degree, events, blocks=blocks, skip=_WARM_UP, plain_ms=plain))
-        except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
-            if isinstance(error, TocomError):
-                raise
-            raise EngineError(f"ONNX Runtime cannot profile the degrees: {one_line(error)}") from error
-    return found
+                progress("where the time goes", done, rounds)
+                for each in profiled:
+                    each.run(images, profile=done < runs + _WARM_UP)
+            return [each.times() for each in profiled]
+    except Exception as error:  # pybind's exception types are not exported; this is the one boundary to them
+        if isinstance(error, TocomError):
+            raise
+        raise EngineError(f"ONNX Runtime cannot profile the degrees: {one_line(error)}") from error
 
 
-def _profiling_session(bundle: Bundle, degree: int, threads: int, folder: Path) -> Any:
-    options = session_options(threads)
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / f"degree-{degree}")
-    return open_session(bundle.read_onnx(degree), bundle.path, options)
+class _Profiled:
+    """A degree's session, which runs with the profiler first and without it then."""
+
+    def __init__(self, bundle: Bundle, degree: int, threads: int, folder: Path) -> None:
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / f"degree-{degree}")
+        self._session = open_session(bundle.read_onnx(degree), bundle.path, options)
+        self._degree, self._blocks = degree, len(bundle.degrees[degree].token_counts) - 1
+        self._events: list[dict[str, Any]] = []
+        self._plain_ms: list[float] = []
+
+    def run(self, images: NDArray[Any], *, profile: bool) -> None:
+        if not profile and not self._events:
+            log = Path(self._session.end_profiling())  # the session goes on without the profiler
+            self._events = json.loads(log.read_text(encoding="utf-8"))
+        begin = time.perf_counter()
+        self._session.run(None, {"images": images})
+        if not profile:
+            self._plain_ms.append((time.perf_counter() - begin) * 1e3)
+
+    def times(self) -> BlockTimes:
+        return split_events(self._degree, self._events, blocks=self._blocks, skip=_WARM_UP, plain_ms=self._plain_ms)
 
 
 def split_events(

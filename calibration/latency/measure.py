@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,9 @@ from tocom.formats.measurements import Latency, StateLog
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 from tocom.system.numbers import is_integer
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 
-__all__ = ["LatencyRun", "Progress", "measure_latency", "opened", "run_latency"]
-
-"""Called with what is being done, the steps done, and the steps in all."""
+__all__ = ["LatencyRun", "run_latency"]
 
 _JUDGE_EVERY = 10
 
@@ -68,23 +64,8 @@ class LatencyRun:
         }
 
 
-@contextlib.contextmanager
-def opened(runtime_or_bundle: Runtime | Path | str) -> Iterator[Runtime]:
-    """Yield the runtime; one that is opened here is closed again."""
-    if isinstance(runtime_or_bundle, Runtime):
-        yield runtime_or_bundle
-        return
-    with Runtime.open(runtime_or_bundle) as runtime:
-        yield runtime
-
-
-def measure_latency(runtime_or_bundle: Runtime | Path | str, **options: Any) -> dict[int, Latency]:
-    """Return latency quantiles per degree; the options are those of :func:`run_latency`."""
-    return run_latency(runtime_or_bundle, **options).latency
-
-
 def run_latency(
-    runtime_or_bundle: Runtime | Path | str,
+    runtime: Runtime,
     *,
     samples: int = 400,
     tolerance: float = 0.03,
@@ -92,7 +73,7 @@ def run_latency(
     degrees: Sequence[int] | None = None,
     seed: int = 0,
     reader: StateReader | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LatencyRun:
     """Measure the latency of every degree.
 
@@ -100,7 +81,7 @@ def run_latency(
     Rounds go on until every p50, p90 and p95 has a 95 % interval within ``± tolerance``, or ``samples`` are kept.
 
     Args:
-        runtime_or_bundle: A warm runtime, or a bundle to open for this.
+        runtime: A warm runtime.
         samples: Most timed inferences per degree after the warm-up.
         tolerance: Half-width of the intervals that is narrow enough, as a share of the quantile.
         batch: Images per inference; None takes the bundle's optimal batch.
@@ -117,26 +98,24 @@ def run_latency(
         raise RequestError(f"The 'samples' parameter must be an integer >= 1. Got {samples!r} instead.")
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")
-    with opened(runtime_or_bundle) as runtime:
-        generator = np.random.default_rng(seed)
-        chosen = tuple(runtime.degrees if degrees is None else degrees)
-        size = runtime.bundle.batch[1] if batch is None else batch
-        images = random_images(runtime.bundle.manifest["input"], size, generator)
-        recorder = StateRecorder(reader)
-        rounds: list[list[float]] = []
-        ends: list[float] = []
-        expected, stopped, begin = samples, "", time.perf_counter()
-        while not stopped:
-            rounds.append([0.0] * len(chosen))
-            for index in generator.permutation(len(chosen)):
-                result = runtime.infer(images, degree=chosen[int(index)])
-                rounds[-1][int(index)] = result.latency_ms - result.queue_ms
-            ends.append(time.perf_counter() - begin)
-            recorder.tick()
-            if len(rounds) % _JUDGE_EVERY == 0 or len(rounds) >= samples:
-                expected, stopped = _judged(chosen, np.asarray(rounds), samples, tolerance)
-            if progress is not None:
-                progress("latency", len(rounds), len(rounds) if stopped else max(expected, len(rounds) + 1))
+    generator = np.random.default_rng(seed)
+    chosen = tuple(runtime.degrees if degrees is None else degrees)
+    size = runtime.bundle.batch[1] if batch is None else batch
+    images = random_images(runtime.bundle.manifest["input"], size, generator)
+    recorder = StateRecorder(reader)
+    rounds: list[list[float]] = []
+    ends: list[float] = []
+    expected, stopped, begin = samples, "", time.perf_counter()
+    while not stopped:
+        rounds.append([0.0] * len(chosen))
+        for index in generator.permutation(len(chosen)):
+            result = runtime.infer(images, degree=chosen[int(index)])
+            rounds[-1][int(index)] = result.latency_ms - result.queue_ms
+        ends.append(time.perf_counter() - begin)
+        recorder.tick()
+        if len(rounds) % _JUDGE_EVERY == 0 or len(rounds) >= samples:
+            expected, stopped = _judged(chosen, np.asarray(rounds), samples, tolerance)
+        progress("latency", len(rounds), len(rounds) if stopped else max(expected, len(rounds) + 1))
     measured = np.asarray(rounds)
     steadiness = judge(measured)
     state = recorder.finish(_marks(steadiness, ends))

@@ -16,9 +16,8 @@ from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bun
 
 from tocom.calibration import (
     calibrate,
+    collect_answers,
     images_needed,
-    measure_accuracy,
-    measure_latency,
     run_latency,
     wilson_interval,
 )
@@ -61,7 +60,8 @@ def test_wilson_interval_refuses_nonsense() -> None:
 def test_latency_orders_degrees_by_their_work(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "b", width=512, layers=[16, 8, 2])
     rounds: list[tuple[str, int, int]] = []
-    latency = measure_latency(bundle.path, samples=20, progress=lambda *step: rounds.append(step))
+    with Runtime.open(bundle.path) as runtime:
+        latency = run_latency(runtime, samples=20, progress=lambda *step: rounds.append(step)).latency
     assert list(latency) == [0, 4, 8]
     assert latency[0].p50_ms > latency[4].p50_ms > latency[8].p50_ms > 0
     assert all(20 <= entry.count <= 30 for entry in latency.values())
@@ -78,7 +78,7 @@ def test_bad_sample_counts(bundle: SmallBundle, argument: dict[str, Any]) -> Non
         Runtime.open(bundle.path) as runtime,
         pytest.raises(RequestError, match=r"must be an integer >=|must be a share"),
     ):
-        measure_latency(runtime, **argument)
+        run_latency(runtime, **argument)
 
 
 def test_measuring_stops_when_the_intervals_are_narrow_and_all_samples_are_kept(bundle: SmallBundle) -> None:
@@ -108,7 +108,7 @@ def test_another_batch_is_measured_beside_the_usual_one(bundle: SmallBundle) -> 
 
 def test_an_absent_degree(bundle: SmallBundle) -> None:
     with Runtime.open(bundle.path) as runtime, pytest.raises(DegreeError, match="Got 5"):
-        measure_latency(runtime, degrees=[0, 5], samples=1)
+        run_latency(runtime, degrees=[0, 5], samples=1)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -117,7 +117,7 @@ def test_accuracy_equals_the_reference(bundle: SmallBundle, batch: int) -> None:
     labels = [int(label) for label in bundle.reference(images, 4).argmax(-1)]
     labels[:5] = [(label + 1) % CLASSES for label in labels[:5]]
     with Runtime.open(bundle.path) as runtime:
-        accuracy = measure_accuracy(runtime, zip(images, labels, strict=True), batch=batch)
+        accuracy = collect_answers(runtime, zip(images, labels, strict=True), batch=batch).accuracy()
     for degree, entry in accuracy.items():
         expected = float((bundle.reference(images, degree).argmax(-1) == labels).mean())
         assert (entry.kind, entry.count) == ("top1", 20)
@@ -154,7 +154,7 @@ def test_too_few_images_for_the_interval(bundle: SmallBundle) -> None:
 def test_one_class_only(bundle: SmallBundle, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images", classes=1)
     with Runtime.open(bundle.path) as runtime, pytest.raises(DataError, match="All 4 images are of one class, 0"):
-        measure_accuracy(runtime, folder)
+        collect_answers(runtime, folder)
 
 
 def test_images_of_any_size_and_mode(bundle: SmallBundle, tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_images_of_any_size_and_mode(bundle: SmallBundle, tmp_path: Path) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         Image.new(mode, size, 1).save(folder / f"{index}.png")
     with Runtime.open(bundle.path) as runtime:
-        assert measure_accuracy(runtime, tmp_path / "images", degrees=[0])[0].count == 4
+        assert collect_answers(runtime, tmp_path / "images", degrees=[0]).accuracy()[0].count == 4
 
 
 def test_agreement_without_labels(bundle: SmallBundle) -> None:
     images = images_of(30, seed=1)
     with Runtime.open(bundle.path) as runtime:
-        accuracy = measure_accuracy(runtime, ((image, None) for image in images))
+        accuracy = collect_answers(runtime, ((image, None) for image in images)).accuracy()
     dense = bundle.reference(images, 0).argmax(-1)
     assert accuracy[0].value == 1.0
     for degree in (4, 8):
@@ -182,8 +182,8 @@ def test_agreement_without_labels(bundle: SmallBundle) -> None:
 def test_folders_with_and_without_classes(bundle: SmallBundle, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images")
     with Runtime.open(bundle.path) as runtime:
-        assert measure_accuracy(runtime, folder)[0].kind == "top1"
-        flat = measure_accuracy(runtime, folder / "0")
+        assert collect_answers(runtime, folder).accuracy()[0].kind == "top1"
+        flat = collect_answers(runtime, folder / "0").accuracy()
     assert (flat[0].kind, flat[0].count) == ("agreement", 4)
 
 
@@ -197,7 +197,7 @@ def test_bad_samples(bundle: SmallBundle, tmp_path: Path) -> None:
             (tmp_path / "none", "No image folder"),
         ):
             with pytest.raises(DataError, match=message):
-                measure_accuracy(runtime, samples)  # type: ignore[arg-type]
+                collect_answers(runtime, samples)  # type: ignore[arg-type]
 
 
 def test_a_bundle_without_logits_has_no_accuracy(bundle: SmallBundle) -> None:
@@ -206,7 +206,7 @@ def test_a_bundle_without_logits_has_no_accuracy(bundle: SmallBundle) -> None:
     with Runtime.open(bundle.path) as runtime:
         runtime.bundle.manifest = manifest
         with pytest.raises(DataError, match="gives features, no logits"):
-            measure_accuracy(runtime, [(images_of(1)[0], 0)])
+            collect_answers(runtime, [(images_of(1)[0], 0)])
 
 
 def test_calibrate_saves_what_the_runtime_then_uses(bundle: SmallBundle, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tocom.errors import DataError
 from tocom.formats.manifest import CROP_MODES
-from tocom.images import batches, class_folders, image_files, preprocess, read_image
+from tocom.images import class_folders, image_files, preprocess, read_image
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -113,14 +113,6 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "ant" / "1.png").unlink()
     with pytest.raises(DataError, match="ant holds no image"):
         class_folders(tmp_path)
-
-
-def test_batches(tmp_path: Path) -> None:
-    for index in range(5):
-        noise(32, 32, seed=index).save(tmp_path / f"{index}.png")
-    groups = list(batches(image_files(tmp_path), entry(), 2))
-    assert [len(paths) for paths, _ in groups] == [2, 2, 1]
-    assert [images.shape for _, images in groups] == [(2, 3, 32, 32), (2, 3, 32, 32), (1, 3, 32, 32)]
 
 
 def plain(size: int = 32) -> dict[str, object]:

@@ -209,8 +209,7 @@ def _blocks(profile: Profile, bundle: Bundle, progress: Callable[[str, int, int]
 
     if profile.backend != "onnxruntime":
         return []
-    p50_ms = {degree: entry.latency.p50_ms for degree, entry in profile.degrees.items()}
-    return block_times(bundle, list(p50_ms), threads=profile.threads, p50_ms=p50_ms, progress=progress)
+    return block_times(bundle, list(profile.degrees), threads=profile.threads, progress=progress)
 
 
 def _table(profile: Profile) -> Table:

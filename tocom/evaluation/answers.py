@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tocom.errors import DataError
+from tocom.images import check_labels
 
 __all__ = ["WAYS", "WITHOUT", "Answers", "Scores", "answers_of"]
 
@@ -91,10 +91,6 @@ def answers_of(features: Tensor, head: nn.Module, dense: Tensor, labels: Tensor)
         return Answers(gap, labels.numpy())
     with torch.no_grad():
         logits = head(features.to(next(head.parameters()))).double().cpu()
-    if int(labels.max()) >= logits.shape[-1]:
-        raise DataError(
-            f"An image has the class index {int(labels.max())}, the model has {logits.shape[-1]} classes. Give the "
-            "class folders the names of the model's labels."
-        )
+    check_labels(labels.numpy(), logits.shape[-1])
     losses = F.cross_entropy(logits, labels, reduction="none").numpy()
     return Answers(gap, labels.numpy(), logits.argmax(-1).numpy(), losses)

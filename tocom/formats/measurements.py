@@ -19,12 +19,14 @@ __all__ = [
     "Latency",
     "PrecisionCandidate",
     "PrecisionComparison",
+    "State",
     "StateLog",
     "check_count",
     "is_number",
 ]
 
 ACCURACY_KINDS = ("top1", "agreement")
+State = dict[str, float | str]
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["normalise", "random_images", "to_input"]
+__all__ = ["full_batches", "normalise", "random_images", "to_input"]
 
 
 def to_input(pixels: NDArray[np.uint8], input_entry: Mapping[str, Any]) -> NDArray[Any]:
@@ -40,3 +40,15 @@ def random_images(input_entry: Mapping[str, Any], batch: int, generator: np.rand
     if input_entry["dtype"] == "uint8":
         return generator.integers(0, 256, shape, np.uint8)
     return generator.standard_normal(shape, np.float32)
+
+
+def full_batches(images: NDArray[Any], size: int) -> Iterator[tuple[NDArray[Any], int]]:
+    """Yield batches of exactly ``size`` images, the last one filled up with copies, and how many each holds without.
+
+    Args:
+        images: [count, …].
+        size: Images of a batch.
+    """
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield part if len(part) == size else np.resize(part, (size, *part.shape[1:])), len(part)

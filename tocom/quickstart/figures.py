@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tocom.alignment.ridge import feature_gaps
-from tocom.calibration import measure_accuracy, wilson_interval
+from tocom.calibration import collect_answers, wilson_interval
 from tocom.formats.bundle import Bundle
 from tocom.formats.measurements import Accuracy
 from tocom.formats.profile import Profile
@@ -51,7 +51,7 @@ def measured(runtime: Runtime, cells: list[Cell], progress: Callable[..., None])
         latencies[result.degree].append(result.latency_ms)
 
     runtime.add_hook(keep)
-    accuracy = measure_accuracy(runtime, [(cell.path, cell.label) for cell in cells], progress=progress)
+    accuracy = collect_answers(runtime, [(cell.path, cell.label) for cell in cells], progress=progress).accuracy()
     return Measured(
         {degree: np.concatenate(parts) for degree, parts in features.items()},
         accuracy,

@@ -182,14 +182,8 @@ def quickstart(
     )
     p50_ms = {degree: entry.latency.p50_ms for degree, entry in profile.degrees.items()}
     # At once: a device changes its speed within minutes, and the report shows both side by side.
-    blocks = block_times(
-        bundles["bundle"],
-        config.degrees,
-        threads=profile.threads,
-        runs=5,
-        p50_ms=p50_ms,
-        progress=stage("where the time goes"),
-    )
+    advance = stage("where the time goes")
+    blocks = block_times(bundles["bundle"], config.degrees, threads=profile.threads, runs=5, progress=advance)
     advance = stage("test cells with the compensator")
     with Runtime.open(bundles["bundle"].path, degrees=[degree for degree in config.degrees if degree]) as runtime:
         compensated = measured(runtime, test, advance)

@@ -14,8 +14,7 @@ from tocom.calibration import calibrate
 from tocom.calibration.device_state.energy import EnergyMeter, measure_energy
 from tocom.calibration.device_state.linux import LinuxReader
 from tocom.calibration.device_state.nvidia import NvmlReader
-from tocom.calibration.device_state.opening import open_reader
-from tocom.calibration.device_state.reader import CombinedReader, StateReader
+from tocom.calibration.device_state.reader import CombinedReader, StateReader, open_reader
 from tocom.calibration.device_state.recorder import StateRecorder
 from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
@@ -88,12 +87,9 @@ class ScriptedNvml:
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
     def __init__(self, names: tuple[str, ...] = ("NVIDIA A", "NVIDIA B", "NVIDIA B")) -> None:
-        self.names, self.shut, self.energy, self.reasons = names, 0, 1000, 0x1
+        self.names, self.energy, self.reasons = names, 1000, 0x1
 
     def nvmlInit(self) -> None: ...
-
-    def nvmlShutdown(self) -> None:
-        self.shut += 1
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.names)
@@ -154,8 +150,6 @@ def test_every_reader_keeps_the_contract(name: str, tmp_path: Path) -> None:
             assert not isinstance(value, bool)
     energy = [reader.energy_mj(), reader.energy_mj()]
     assert energy == [None, None] or (energy[0] is not None and energy[1] is not None and energy[1] >= energy[0])
-    reader.close()
-    reader.close()
 
 
 def test_a_desktop(tmp_path: Path) -> None:
@@ -199,9 +193,7 @@ def test_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_that_nvml_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
-    nvml = ScriptedNvml()
-    assert NvmlReader.open("Orin (nvgpu)", nvml) is None
-    assert nvml.shut == 1
+    assert NvmlReader.open("Orin (nvgpu)", ScriptedNvml()) is None
     assert "no GPU named 'Orin (nvgpu)'" in caplog.text
 
 
@@ -232,8 +224,6 @@ class Scripted:
 
     def energy_mj(self) -> float | None:
         return None if self.energy is None else self.energy.pop(0) if len(self.energy) > 1 else self.energy[0]
-
-    def close(self) -> None: ...
 
 
 def test_a_mode_that_changes_in_the_middle_is_marked_and_time_is_kept() -> None:
