@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -54,26 +54,18 @@ def bench(
     images = random_images(runtime.bundle.manifest["input"], batch, np.random.default_rng(seed))
     runtime.infer(images, budget_ms, degree=degree)  # a bad argument shows here, on the caller's thread
     rows: list[tuple[float, float, int, bool]] = []
-    failures: list[BaseException] = []
     begin = time.monotonic() + warmup_s
     end = begin + duration_s
 
     def send() -> None:
-        try:
-            while (now := time.monotonic()) < end:
-                result = runtime.infer(images, budget_ms, degree=degree)
-                if now >= begin:
-                    rows.append((result.latency_ms, result.queue_ms, result.degree, result.met_budget))
-        except BaseException as error:  # raised again on the caller's thread
-            failures.append(error)
+        while (now := time.monotonic()) < end:
+            result = runtime.infer(images, budget_ms, degree=degree)
+            if now >= begin:
+                rows.append((result.latency_ms, result.queue_ms, result.degree, result.met_budget))
 
-    threads = [threading.Thread(target=send) for _ in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(concurrency) as threads:
+        for sent in [threads.submit(send) for _ in range(concurrency)]:
+            sent.result()  # an error of a thread is raised here
     if not rows:
         raise RequestError(f"No request ended within 'duration_s'={duration_s}. Measure for longer.")
     total = np.array([row[0] for row in rows])
