@@ -8,7 +8,7 @@ from tocom.system.dependencies import lazy_names
 
 if TYPE_CHECKING:
     from tocom.calibration.accuracy.answers import collect_answers
-    from tocom.calibration.accuracy.intervals import wilson_interval
+    from tocom.calibration.accuracy.intervals import check_interval, images_needed, wilson_interval
     from tocom.calibration.accuracy.ranking import expected_accuracies, mcnemar
     from tocom.calibration.agreement.check import check
     from tocom.calibration.alignment import align_engines
@@ -26,8 +26,10 @@ __all__ = [
     "block_times",
     "calibrate",
     "check",
+    "check_interval",
     "collect_answers",
     "expected_accuracies",
+    "images_needed",
     "mcnemar",
     "run_latency",
     "saved_profile",
@@ -40,7 +42,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "tocom.calibration.accuracy.answers": ("collect_answers",),
-        "tocom.calibration.accuracy.intervals": ("wilson_interval",),
+        "tocom.calibration.accuracy.intervals": ("check_interval", "images_needed", "wilson_interval"),
         "tocom.calibration.accuracy.ranking": ("expected_accuracies", "mcnemar"),
         "tocom.calibration.agreement.check": ("check",),
         "tocom.calibration.alignment": ("align_engines",),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.calibration.accuracy.answers import collect_answers, read_samples
-from tocom.calibration.accuracy.intervals import check_above_chance
+from tocom.calibration.accuracy.intervals import check_above_chance, check_interval
 from tocom.calibration.accuracy.precisions import compare_precisions
 from tocom.calibration.device_state.energy import measure_energy
 from tocom.calibration.device_state.reader import open_reader
@@ -40,6 +40,7 @@ def calibrate(
     threads: int | None = None,
     degrees: Sequence[int] | None = None,
     batch: int | None = None,
+    interval_points: float | None = None,
     against: Path | str | None = None,
     seed: int = 0,
     save: bool = True,
@@ -58,6 +59,8 @@ def calibrate(
         degrees: Degrees to measure; None takes all.
         batch: Images per inference; None takes the bundle's optimal batch. Of other sizes :meth:`Runtime.streams`
             makes use, where they are measured beside it.
+        interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
+            percentage points; None takes what they give.
         against: Bundle of the same model at another precision, such as the float32 one that an INT8 bundle was made
             from: both are timed in turn, and the profile notes the winner per degree.
         seed: Seed of the order of measurement.
@@ -67,7 +70,7 @@ def calibrate(
 
     Raises:
         BundleError: The bundle is missing or was changed.
-        DataError: The images cannot be read or used.
+        DataError: The images cannot be read or used, or are too few for ``interval_points``.
         CalibrationError: No degree is shown to be more accurate than chance, on 30 labelled images or more.
         EngineError: A degree cannot be loaded or run.
         RequestError: ``against`` is of another model, or of the same precision; or ``batch`` is out of range.
@@ -93,6 +96,8 @@ def calibrate(
         agreement = {} if answers is None or answers.labels is None else answers.agreement()
         if accuracy and (classes := runtime.bundle.classes) is not None and classes > 1:
             check_above_chance(accuracy, classes)
+        if interval_points is not None and accuracy:
+            check_interval(accuracy, interval_points)
         identity = identity_of(runtime.bundle, runtime.backend, batch)
         reader = open_reader(identity["device"])
         run = run_latency(

@@ -1,4 +1,4 @@
-"""Intervals of measured accuracies."""
+"""Intervals of measured accuracies, and the images that they need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.errors import CalibrationError, RequestError
+from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.profile import Accuracy
 
-__all__ = ["check_above_chance", "share_of", "wilson_interval"]
+__all__ = ["check_above_chance", "check_interval", "images_needed", "share_of", "wilson_interval"]
 
 _Z_95 = 1.959963984540054
 _TELLING_IMAGES = 30
@@ -41,6 +41,21 @@ def share_of(right: NDArray[np.bool_], kind: str, expected: float | None = None)
     return Accuracy(kind, float(right.mean()), len(right), *wilson_interval(int(right.sum()), len(right)), expected)
 
 
+def images_needed(share: float, half_width: float) -> int:
+    """Return how many images make the 95 % interval of a share at most ``half_width`` to either side.
+
+    Raises:
+        RequestError: ``share`` is not in 0…1, or ``half_width`` not above 0 and at most 0.5.
+    """
+    if not 0 <= share <= 1 or not 0 < half_width <= 0.5:
+        raise RequestError(f"Expected a share in 0…1 and a half width in 0…0.5. Got {share!r} and {half_width!r}.")
+
+    # Where the half width, squared, is a quadratic in the count: its positive root.
+    variance, square = share * (1 - share), half_width * half_width
+    root = math.sqrt(variance * variance - 4 * square * variance + square)
+    return max(math.ceil(_Z_95 * _Z_95 / (2 * square) * (variance - 2 * square + root)), 1)
+
+
 def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:
     """Raise CalibrationError when no degree is shown to be better than guessing one of ``classes`` classes.
 
@@ -54,4 +69,20 @@ def check_above_chance(accuracy: Mapping[int, Accuracy], classes: int) -> None:
             f"{entry.low:.1%} … {entry.high:.1%}), and guessing one of {classes} classes on {1 / classes:.1%}: that is "
             "not an accuracy. The weights are random, the folders' names stand for other classes, or the images are of "
             "another task. Compare with 'tocom inspect', or calibrate latency alone (no --images)."
+        )
+
+
+def check_interval(accuracy: Mapping[int, Accuracy], points: float) -> None:
+    """Raise DataError when the 95 % interval of a degree is wider than ``points`` percentage points to either side.
+
+    The message says how many images are needed.
+    """
+    needed = {degree: images_needed(entry.value, points / 100) for degree, entry in accuracy.items()}
+    worst = max(needed, key=needed.__getitem__)
+    entry = accuracy[worst]
+    if needed[worst] > entry.count:
+        raise DataError(
+            f"{entry.count} images give the accuracy of degree {worst} to ±{50 * (entry.high - entry.low):.1f} points; "
+            f"±{points:g} needs about {needed[worst]}. Add {needed[worst] - entry.count} images, or ask for a wider "
+            "interval."
         )

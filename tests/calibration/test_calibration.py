@@ -17,6 +17,7 @@ from small_bundles import CLASSES, SIZE, SmallBundle, images_of, write_small_bun
 from tocom.calibration import (
     calibrate,
     collect_answers,
+    images_needed,
     run_latency,
     wilson_interval,
 )
@@ -125,10 +126,24 @@ def test_accuracy_equals_the_reference(bundle: SmallBundle, batch: int) -> None:
     assert accuracy[4].value == 0.75
 
 
-def test_an_accuracy_has_the_agreement_with_the_lowest_degree_beside_it(bundle: SmallBundle) -> None:
+@given(st.floats(0, 1), st.floats(0.005, 0.5))
+def test_images_needed_is_the_least_that_suffices(share: float, half_width: float) -> None:
+    def half(count: int) -> float:
+        z = 1.959963984540054
+        return z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+
+    needed = images_needed(share, half_width)
+    assert half(needed) <= half_width
+    assert needed == 1 or half(needed - 1) > half_width
+
+
+def test_too_few_images_for_the_interval(bundle: SmallBundle) -> None:
     images = images_of(20, seed=7)
     samples = list(zip(images, (int(label) for label in bundle.reference(images, 4).argmax(-1)), strict=True))
-    profile = calibrate(bundle.path, samples, samples=2)
+    with pytest.raises(DataError, match=r"20 images give the accuracy of degree \d+ to ±[\d.]+ points; ±2 needs about"):
+        calibrate(bundle.path, samples, interval_points=2.0, samples=2)
+    assert not list((bundle.path / "profiles").glob("*"))
+    profile = calibrate(bundle.path, samples, interval_points=50, samples=2)
     assert profile.degrees[4].accuracy is not None
     assert profile.degrees[4].accuracy.value == 1.0
     dense = profile.degrees[0].agreement

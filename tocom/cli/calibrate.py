@@ -39,6 +39,10 @@ def calibrate(
     batch: Annotated[
         int | None, typer.Option(help="Images per inference, in the bundle's range; default: its optimal batch.")
     ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Refuse images too few for a 95 % interval of at most ± this many points of accuracy."),
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(help="The same model at another precision (INT8: float32): note the winner, or align to it."),
@@ -101,6 +105,7 @@ def calibrate(
                     backend=backend,
                     threads=threads,
                     batch=batch,
+                    interval_points=interval,
                     against=against,
                     seed=seed,
                     trusted_keys=trusted_key or None,

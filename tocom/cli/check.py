@@ -35,6 +35,7 @@ def check(
     ] = None,
     degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: the usable physical cores.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it, as PNG.")] = None,
     polygraphy: Annotated[
         Path | None, typer.Option(help="Folder for the references as inputs and outputs for 'polygraphy run'.")
     ] = None,
@@ -42,6 +43,7 @@ def check(
 ) -> None:
     """Compare every degree with the bundle's reference answers, on all backends at once; exit 1 where one is wrong."""
     from tocom.calibration.agreement.check import check as run
+    from tocom.calibration.agreement.picture import draw_agreement
     from tocom.calibration.agreement.polygraphy import write_polygraphy
     from tocom.formats.bundle import Bundle
 
@@ -57,6 +59,9 @@ def check(
     wanted = None if degrees is None else parse_degrees(degrees)
     with steps() as progress:
         found = run(opened, backend or None, degrees=wanted, images=others, threads=threads, progress=progress)
+    if picture is not None:
+        source = "the reference answers" if images is None else "ONNX Runtime's answers"
+        draw_agreement(found, f"{opened.model_name}, {opened.precision}: against {source}", picture)
     if polygraphy is not None:
         write_polygraphy(opened, polygraphy)
     wrong = [(each, row) for each in found for row in each.degrees if not row.is_right]

@@ -122,10 +122,11 @@ def evaluate(
     origin["input"] = {**first.input_entry, "sources": first.origins}
     result = dataclasses.replace(result, provenance={**result.provenance, **origin})
     if out is not None:
-        from tocom.evaluation.chart import draw
+        from tocom.evaluation.chart import draw_chart
+        from tocom.evaluation.heat_map import draw
 
         write_json(out / "evaluation.json", result.to_json())
-        draw(result, out / "evaluation.png")
+        (draw_chart if len(files) == 1 else draw)(result, out / "evaluation.png")
     if answers is not None:
         _write_answers(answers, result, [path for path, _ in test])
     carried = _carry_scale(part, compensator, result) if kept and not keep_scale else None

@@ -1,18 +1,15 @@
-"""A picture of an evaluation: what each target degree costs, with intervals, a row of panels per source degree."""
+"""A picture of an evaluation with one source degree: what each target degree costs, with intervals."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tocom.evaluation.answers import Answers
 from tocom.evaluation.pairs import Evaluation
 from tocom.system.drawing import picture
 
-__all__ = ["draw"]
+__all__ = ["draw_chart"]
 
 _Z_95 = 1.96
 _SERIES = {
@@ -24,62 +21,55 @@ _SERIES = {
 _APART = 0.18  # of the distance between two degrees, between two ways
 
 
-def draw(evaluation: Evaluation, path: Path) -> None:
+def draw_chart(evaluation: Evaluation, path: Path) -> None:
     """Write one PNG: the errors that each target degree adds to the source degree's, and its feature gap.
 
     Intervals are of the paired differences over the test images, 95 %.
 
     Args:
-        evaluation: The evaluation.
+        evaluation: With one source degree.
         path: The file.
 
     Raises:
         RequestError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    sources = list(dict.fromkeys(pair.source for pair in evaluation.pairs))
-    # Errors are compared with the source degree's, where that is among the targets.
-    dense = {source: evaluation.answers.get((source, source, "without")) for source in sources}
-    compared = [source for source, each in dense.items() if each is not None and each.answer is not None]
-    columns = 2 if compared else 1
-    with picture(path, 4.6 * columns + 0.4, 3.2 * len(sources) + 0.4) as figure:
-        grid = figure.subplots(len(sources), columns, squeeze=False)
-        for row, source in zip(grid, sources, strict=True):
-            known = {key[1:]: each for key, each in evaluation.answers.items() if key[0] == source != key[1]}
-            gaps = {key: 1000 * each.gap for key, each in known.items()}
-            _panel(row[-1], gaps, f"feature gap · 1000, source {source}")
-            if source in compared:
-                lost = {key: _points(each, dense[source]) for key, each in known.items()}
-                row[0].axhline(100 * evaluation.allowed, color="#b03a2e", lw=1, ls="--", label="allowed")
-                _panel(row[0], lost, f"accuracy lost, points, source {source}")
+    source = evaluation.pairs[0].source
+    targets = [pair.target for pair in evaluation.pairs if pair.target != source]
+    has_classes = evaluation.pairs[0].without.accuracy is not None
+    panels = [("feature gap · 1000", lambda answers, _: 1000 * answers.gap)]
+    if has_classes:
+        panels.insert(0, ("accuracy lost, points", lambda answers, dense: 100 * (answers.error - dense.error)))
+    dense = next((each for (_, target, _), each in evaluation.answers.items() if target == source), None)
+    if dense is None:  # without the source degree among the targets there is nothing to compare errors with
+        panels = panels[-1:]
+    with picture(path, 4.6 * len(panels) + 0.4, 3.6) as figure:
+        for index, (label, differences) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), index + 1)
+            axes.axhline(0, color="#8a8a8a", lw=1)
+            if label.startswith("accuracy"):
+                axes.axhline(100 * evaluation.allowed, color="#b03a2e", lw=1, ls="--", label="allowed")
+            measured = [
+                way for way in _SERIES if any((source, target, way) in evaluation.answers for target in targets)
+            ]
+            for index, way in enumerate(measured):
+                name, colour = _SERIES[way]
+                shift = _APART * (index - (len(measured) - 1) / 2)
+                known = [target for target in targets if (source, target, way) in evaluation.answers]
+                values = [differences(evaluation.answers[source, target, way], dense) for target in known]
+                means = [float(each.mean()) for each in values]
+                halves = [
+                    _Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values
+                ]
+                positions = [targets.index(target) + shift for target in known]
+                axes.errorbar(positions, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
+            axes.set(xlabel="target degree", ylabel=label, xticks=range(len(targets)))
+            axes.set_xticklabels([str(target) for target in targets])
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", alpha=0.25)
+            axes.legend(fontsize=8)
         count = evaluation.images["test"]
-        title = f"{evaluation.provenance['model']}, {evaluation.method}, scale {evaluation.scale}"
-        figure.suptitle(f"{title}: {count} test images, 95 % intervals", fontsize=10)
-
-
-def _points(answers: Answers, dense: Answers | None) -> NDArray[np.float64]:
-    return 100 * (answers.error - (0 if dense is None else dense.error))
-
-
-def _panel(axes: Any, values: dict[tuple[int, str], NDArray[np.float64]], label: str) -> None:
-    """Draw the mean of the values [images] of each target degree and way, with its interval."""
-    targets = list(dict.fromkeys(target for target, _ in values))
-    ways = [way for way in _SERIES if any(way == measured for _, measured in values)]
-    for index, way in enumerate(ways):
-        name, colour = _SERIES[way]
-        known = [target for target in targets if (target, way) in values]
-        means = [float(values[target, way].mean()) for target in known]
-        halves = [_half_interval(values[target, way]) for target in known]
-        positions = [targets.index(target) + _APART * (index - (len(ways) - 1) / 2) for target in known]
-        axes.errorbar(positions, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
-    axes.axhline(0, color="#8a8a8a", lw=1)
-    axes.set_xticks(range(len(targets)), [str(target) for target in targets])
-    axes.set(xlabel="target degree", ylabel=label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    if ways:
-        axes.legend(fontsize=8)
-
-
-def _half_interval(values: NDArray[np.float64]) -> float:
-    return _Z_95 * float(values.std()) / max(len(values) - 1, 1) ** 0.5
+        title = (
+            f"{evaluation.provenance['model']}, {evaluation.method}, scale {evaluation.scale}: against degree {source}"
+        )
+        figure.suptitle(f"{title}, {count} test images, 95 % intervals", fontsize=10)

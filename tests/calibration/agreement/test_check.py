@@ -59,10 +59,10 @@ def test_every_installed_backend_is_right_and_the_others_say_why(bundle: SmallBu
             assert (row.agreement.cosine, row.agreement.same_top, row.agreement.images) == (pytest.approx(1), 1.0, 4)
 
 
-def test_one_wrong_degree_is_told_and_the_command_fails(app: typer.Typer, bundle: SmallBundle) -> None:
+def test_one_wrong_degree_is_told_and_the_command_fails(app: typer.Typer, bundle: SmallBundle, tmp_path: Path) -> None:
     make_wrong(bundle.path, "classes permuted", degrees=(4,))
     arguments = ["check", str(bundle.path), *(part for name in BOTH for part in ("--backend", name)), "--threads", "1"]
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--json", "--picture", str(tmp_path / "picture.png")])
     content = json.loads(done.stdout)
     assert content["right"] is False
     for backend in content["backends"]:
@@ -72,6 +72,8 @@ def test_one_wrong_degree_is_told_and_the_command_fails(app: typer.Typer, bundle
         assert rows[4]["difference"] > rows[4]["allowed"]
     assert isinstance(done.exception, EngineError)
     assert "answers wrongly at degree 4" in str(done.exception)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, EngineError)
     assert (done.stdout.count(" right "), done.stdout.count(" wrong ")) == (4, 2)
