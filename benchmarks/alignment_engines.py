@@ -95,7 +95,7 @@ def merged() -> tuple[Bundle, Bundle, VisionTransformer, Compensator, Alignment]
 
 def nearest_tie(net: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
     """Return by how little, and in which block, the least similar pair that merges beats the next one, as cosines."""
-    margins, merge = [], merging.token_merge
+    margins, merge = [], merging.token_merge_mapped
 
     def watched(x: Any, keys: torch.Tensor, size: Any, r: int, prefix: int) -> Any:
         unit = torch.nn.functional.normalize(merging.key_metric(keys).double(), dim=-1)[0, prefix:]
@@ -104,7 +104,7 @@ def nearest_tie(net: torch.nn.Module, image: torch.Tensor) -> dict[str, Any]:
         margins.append(float(best[r - 1] - best[r]))
         return merge(x, keys, size, r, prefix)
 
-    with mock.patch.object(merging, "token_merge", watched), torch.inference_mode():
+    with mock.patch.object(merging, "token_merge_mapped", watched), torch.inference_mode():
         net(image[None])
     block = int(np.argmin(margins))
     return {"block": block, "margin": margins[block]}

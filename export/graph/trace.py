@@ -137,6 +137,7 @@ def trace(model: VisionTransformer, how: Tracing) -> onnx.ModelProto:
         node.input[:] = [name.removeprefix(wrapper) for name in node.input]
     if how.pixels is not None:
         _cast_first(proto.graph)
+    _name_mapped(proto.graph)
     return proto
 
 
@@ -153,6 +154,16 @@ def _cast_first(graph: onnx.GraphProto) -> None:
     ordered.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(ordered.node)
+
+
+def _name_mapped(graph: onnx.GraphProto) -> None:
+    """Name the nodes ``…Mapped`` where it is read where every token went; leave that output out where it is not."""
+    read = {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        if node.domain == DOMAIN and node.output[-1] in read:
+            node.op_type += "Mapped"
+        elif node.domain == DOMAIN:
+            del node.output[-1]
 
 
 class _Normalised(nn.Module):
@@ -255,12 +266,8 @@ def _op(name: str, inputs: list[str], outputs: list[str], attributes: list[str])
 
 
 _TYPES = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(int32)"]
-_MERGE = _op("TokenMerge", ["x", "keys", "size"], ["y", "size_out", "log_size"], ["r", "prefix"])
-_PRUNE = _op("TokenPrune", ["x", "score"], ["y"], ["r", "prefix", "fuse"])
-_MERGE_MAPPED = _op(
-    "TokenMergeMapped", ["x", "keys", "size"], ["y", "size_out", "log_size", "destination"], ["r", "prefix"]
-)
-_PRUNE_MAPPED = _op("TokenPruneMapped", ["x", "score"], ["y", "destination"], ["r", "prefix", "fuse"])
+_MERGE = _op("TokenMerge", ["x", "keys", "size"], ["y", "size_out", "log_size", "destination"], ["r", "prefix"])
+_PRUNE = _op("TokenPrune", ["x", "score"], ["y", "destination"], ["r", "prefix", "fuse"])
 _ONNX = values.Opset("", OPSET)
 
 
@@ -272,14 +279,6 @@ def _translate_prune(x, score, r, prefix, fuse):  # type: ignore[no-untyped-def]
     return _PRUNE(x, score, r=r, prefix=prefix, fuse=int(fuse))
 
 
-def _translate_merge_mapped(x, keys, size, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    return _MERGE_MAPPED(x, keys, size, r=r, prefix=prefix)
-
-
-def _translate_prune_mapped(x, score, r, prefix):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    return _PRUNE_MAPPED(x, score, r=r, prefix=prefix, fuse=1)
-
-
 def _translate_gather(x, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     indices = _ONNX.Unsqueeze(_ONNX.Cast(index, to=onnx.TensorProto.INT64), _ONNX.Constant(value_ints=[2]))
     return _ONNX.GatherND(x, indices, batch_dims=1)
@@ -288,8 +287,6 @@ def _translate_gather(x, index):  # type: ignore[no-untyped-def]  # noqa: ANN001
 _TRANSLATIONS = {
     torch.ops.tocom.token_merge.default: _translate_merge,
     torch.ops.tocom.token_prune.default: _translate_prune,
-    torch.ops.tocom.token_merge_mapped.default: _translate_merge_mapped,
-    torch.ops.tocom.token_prune_mapped.default: _translate_prune_mapped,
     torch.ops.tocom.gather_tokens.default: _translate_gather,
 }
 assert ops  # imported for its registrations

@@ -72,7 +72,7 @@ def test_patches_have_the_token_that_they_became_part_of(
 
 def test_pruning_says_where_tokens_went() -> None:
     x, score = torch.randn(2, 12, 4), torch.rand(2, 12)
-    y, destination = token_prune_mapped(x, score, 3, 2)
+    y, destination = token_prune_mapped(x, score, 3, 2, True)
     assert torch.equal(y, token_prune(x, score, 3, 2, True))
     for image in range(2):
         worst = set((2 + score[image, 2:].argsort()[:4]).tolist())

@@ -40,7 +40,7 @@ class _Carried(NamedTuple):
     Attributes:
         sizes: Sizes of the tokens.
         positions: Positions of the tokens: :class:`tocom.compression.rotary.Rotation`; None without rotary positions.
-        home: Where each patch is among the tokens, [batch, patches]; None while patches are tokens, or not followed.
+        home: Where each patch is among the tokens, [batch, patches]; None while patches are tokens.
     """
 
     sizes: Sizes
@@ -111,29 +111,26 @@ class CompressedBlocks(nn.Module):
         """Return the tokens behind the last block, [batch, remaining tokens, channels]; see :meth:`run`."""
         return self.run(x, rotation)[0]
 
-    def run(self, x: Tensor, rotation: Rotation | None = None, *, mapped: bool = False) -> tuple[Tensor, Tensor | None]:
+    def run(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor | None]:
         """Run all blocks.
 
         Args:
             x: [batch, tokens, channels].
             rotation: How the blocks turn queries and keys; None for models without rotary positions.
-            mapped: Follow the patches, too.
 
         Returns:
-            [batch, remaining tokens, channels], and with ``mapped`` where each patch is among them, [batch, patches];
-            None where every patch is a token still.
+            [batch, remaining tokens, channels], and where each patch is among them, [batch, patches]; None where every
+            patch is a token still. Where pruning fuses nothing, it means nothing.
         """
         carried = _Carried(None, None if rotation is None else rotation.positions, None)
         for index in range(len(self)):
             if self.checkpointing and torch.is_grad_enabled():
-                x, carried = checkpoint(self._block, index, x, rotation, carried, mapped, use_reentrant=False)
+                x, carried = checkpoint(self._block, index, x, rotation, carried, use_reentrant=False)
             else:
-                x, carried = self._block(index, x, rotation, carried, mapped)
+                x, carried = self._block(index, x, rotation, carried)
         return x, carried.home
 
-    def _block(
-        self, index: int, x: Tensor, rotation: Rotation | None, carried: _Carried, mapped: bool
-    ) -> tuple[Tensor, _Carried]:
+    def _block(self, index: int, x: Tensor, rotation: Rotation | None, carried: _Carried) -> tuple[Tensor, _Carried]:
         block, r, adapters, (sizes, positions, home) = self[index], self.removed[index], self._adapters[index], carried
         whole = sizes is None and (rotation is None or positions is rotation.positions)
         if r == 0 and whole and adapters is None and not torch.compiler.is_exporting():
@@ -152,40 +149,35 @@ class CompressedBlocks(nn.Module):
             if positions is not None:
                 # Positions are merged as the tokens are, by the same op: as more channels of them.
                 x = torch.cat([x, positions.to(x.dtype).expand(x.shape[0], -1, -1)], dim=-1)
-            x, sizes, destination = self._remove(x, q, k, sizes, r, block.attn.scale, mapped)
+            x, sizes, destination = self._remove(x, q, k, sizes, r, block.attn.scale)
             if positions is not None:
                 x, positions = x[..., :width], x[..., width:]
-            if destination is not None:
-                home = destination[:, self.prefix :] if home is None else destination.gather(1, home.long())
+            home = destination[:, self.prefix :] if home is None else destination.gather(1, home.long())
         mlp = block.mlp(x if post_norm else block.norm2(x))
         x = x + block.drop_path2(block.norm2(mlp) if post_norm else _scaled(block, 2, mlp))
         return x, _Carried(sizes, positions, home)
 
     def _remove(
-        self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float, mapped: bool
-    ) -> tuple[Tensor, Sizes, Tensor | None]:
+        self, x: Tensor, q: Tensor, k: Tensor, sizes: Sizes, r: int, scale: float
+    ) -> tuple[Tensor, Sizes, Tensor]:
         if torch.is_autocast_enabled(x.device.type):
             # Which tokens go is decided in float32 whatever the products around it are computed in.
             with torch.autocast(x.device.type, enabled=False):
-                return self._remove(x, q.float(), k.float(), sizes, r, scale, mapped)
+                return self._remove(x, q.float(), k.float(), sizes, r, scale)
         # As an op the step stays one node in a traced graph; everywhere else plain functions are faster.
         exporting = torch.compiler.is_exporting()
         if self.method == "prune":
             score = pruning.attention_score(q * scale, k, self.prefix)
-            if mapped:
-                x, destination = (ops if exporting else pruning).token_prune_mapped(x, score, r, self.prefix)
-                return x, None, destination
-            return (ops if exporting else pruning).token_prune(x, score, r, self.prefix, self.fuse), None, None
+            x, destination = (ops if exporting else pruning).token_prune_mapped(x, score, r, self.prefix, self.fuse)
+            return x, None, destination
         if sizes is None:
             size = torch.ones(x.shape[0], x.shape[1], 1, dtype=torch.float32, device=x.device)
         else:
             size = sizes[0]
         k = k.to(x.dtype)  # of another type where the sum alone is wide
-        if mapped:
-            x, *merged, destination = (ops if exporting else merging).token_merge_mapped(x, k, size, r, self.prefix)
-            return x, (merged[0], merged[1]), destination
-        x, *merged = (ops if exporting else merging).token_merge(x, k, size, r, self.prefix)
-        return x, (merged[0], merged[1]), None
+        merge = (ops if exporting else merging).token_merge_mapped
+        x, size, log_size, destination = merge(x, k, size, r, self.prefix)
+        return x, (size, log_size), destination
 
 
 class CompressedEva(Eva):

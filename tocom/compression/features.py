@@ -47,7 +47,7 @@ def tokens_and_patches(model: VisionTransformer, images: Tensor) -> tuple[Tensor
     if not isinstance(blocks, CompressedBlocks):
         x: Tensor = model.forward_features(images)
         return x, x[:, prefix:]
-    x, home = blocks.run(*embed(model, images), mapped=True)
+    x, home = blocks.run(*embed(model, images))
     x = model.norm(x)
     if home is None:
         return x, x[:, prefix:]

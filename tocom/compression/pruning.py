@@ -47,28 +47,15 @@ def token_prune(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> Te
         DegreeError: ``r`` is out of range.
     """
     check_count("r", r, x.shape[1], prefix)
-    return x if r == 0 else _pruned(x, score, r, prefix, fuse)[0]
+    return x if r == 0 else token_prune_mapped(x, score, r, prefix, fuse)[0]
 
 
-def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
-    """Do what :func:`token_prune` does with ``fuse``, for ``r`` of 1 or more.
+def token_prune_mapped(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[Tensor, Tensor]:
+    """Do what :func:`token_prune` does, for ``r`` of 1 or more, and return where every token went as well.
 
-    Returns:
-        Tokens [batch, tokens - r, channels], and where every token went, [batch, tokens], int32: those that were
-        removed went to the fused one, the last.
-
-    Raises:
-        DegreeError: ``r`` is out of range.
+    That is [batch, tokens], int32. Those that were removed went to the fused token, the last; without ``fuse`` what is
+    said of them means nothing.
     """
-    check_count("r", r, x.shape[1], prefix)
-    y, index = _pruned(x, score, r, prefix, True)
-    destination = torch.full(score.shape, y.shape[1] - 1, dtype=torch.int32, device=x.device)
-    rows = torch.arange(index.shape[1], dtype=torch.int32, device=x.device).expand_as(index)
-    return y, destination.scatter(1, index, rows)
-
-
-def _pruned(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[Tensor, Tensor]:
-    """Return the tokens that are left, and the index of those that were kept as they are."""
     batch = len(x)
     removed = r + 1 if fuse else r
     order = prefix + score[:, prefix:].argsort(dim=-1, stable=True)
@@ -77,12 +64,15 @@ def _pruned(x: Tensor, score: Tensor, r: int, prefix: int, fuse: bool) -> tuple[
     prefix_index = torch.arange(prefix, device=x.device).expand(batch, prefix)
     index = torch.cat([prefix_index, kept], dim=1)
     survivors = gather_tokens(x, index)
+    destination = torch.full(score.shape, x.shape[1] - r - 1, dtype=torch.int32, device=x.device)
+    rows = torch.arange(index.shape[1], dtype=torch.int32, device=x.device).expand_as(index)
+    destination = destination.scatter(1, index, rows)
     if not fuse:
-        return survivors, index
+        return survivors, destination
     weight = score.gather(1, dropped)
     total = weight.sum(dim=-1, keepdim=True)
     weight = torch.where(total > 0, weight / total, 1.0 / removed)
     parts = gather_tokens(x, dropped)
     parts = parts.to(torch.promote_types(x.dtype, torch.float32))
     fused = (weight.unsqueeze(-1) * parts).sum(dim=1, keepdim=True)
-    return torch.cat([survivors, fused.to(x.dtype)], dim=1), index
+    return torch.cat([survivors, fused.to(x.dtype)], dim=1), destination
