@@ -184,11 +184,11 @@ DAMAGES: dict[str, tuple[Callable[[SmallBundle], None], str]] = {
     ),
     "none conclusive": (
         change_entry(lambda manifest: manifest["references"]["degrees"][0].update(conclusive=[])),
-        r"conclusive references must be some of 0 … 3\. Got \[\]",
+        r"'references\.degrees\[0\]\.conclusive' must be a list of at least 1\. Got \[\] instead",
     ),
     "too many": (
         change_entry(lambda manifest: manifest["references"].update(images=1 << 19)),
-        r"must have from 1 to 1024 images",
+        r"'references\.images' must be at most 1024\. Got 524288 instead",
     ),
     "a file that is not there": (
         change_entry(lambda manifest: manifest["references"].update(file="other.bin")),
@@ -196,7 +196,7 @@ DAMAGES: dict[str, tuple[Callable[[SmallBundle], None], str]] = {
     ),
     "a tolerance of everything": (
         change_entry(lambda manifest: manifest["references"]["degrees"][0].update(tolerance=1e9)),
-        r"tolerance must be above 0, at most 1",
+        r"'references\.degrees\[0\]\.tolerance' must be at most 1\. Got 1000000000\.0 instead",
     ),
     "cut off": (cut, r"references\.bin has \d+ bytes; 4 images"),
     "not finite": (not_finite, r"holds answers that are not finite"),

@@ -201,7 +201,7 @@ def test_names_that_point_out_of_the_bundle(folder: Path, name: str) -> None:
         (sealed_bytes(b'{"schema_version": NaN'), "NaN is not a JSON number"),
         (sealed_bytes(b'{"a": ' * 33 + b"1" + b"}" * 32), "nests more than 32 levels deep"),
         (sealed_bytes(b'{"schema_version": "1"'), "has schema version '1'"),
-        (sealed_bytes(b'{"schema_version": 1'), "'model' must be of type dict. Got None instead"),
+        (sealed_bytes(b'{"schema_version": 1'), "'created_by' is missing"),
     ],
 )
 @pytest.mark.fault(

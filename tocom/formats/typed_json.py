@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tocom.formats.schema import shown
+
 __all__ = ["as_dataclass"]
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ def as_dataclass(kind: type[T], content: Any, where: str = "it") -> T:
         ValueError: A member is missing, unknown, or of another type; it is named.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must be an object, not {_shown(content)}")
+        raise ValueError(f"{where} must be an object, not {shown(content)}")
     types_of = get_type_hints(kind)
     members = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(content.keys() - set(members)):
@@ -54,13 +56,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
         return value
-    raise ValueError(f"{where} must be {_name(kind)}, not {_shown(value)}")
+    raise ValueError(f"{where} must be {_name(kind)}, not {shown(value)}")
 
 
 def _name(kind: Any) -> str:
     return getattr(kind, "__name__", None) or str(kind)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
