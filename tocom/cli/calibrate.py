@@ -263,7 +263,12 @@ def _references(profile: Profile) -> str | None:
 def _quantile(latency: Any, name: str) -> str:
     interval = latency.intervals_ms.get(name)
     value = f"{getattr(latency, f'{name}_ms'):.2f}"
-    return f"{value}\ntoo few" if interval is None else f"{value}\n{interval[0]:.2f}–{interval[1]:.2f}"
+    return f"{value}\ntoo few" if interval is None else f"{value}\n{_short(interval[0])}–{_short(interval[1])}"
+
+
+def _short(ms: float) -> str:
+    """Write milliseconds so that both ends of an interval fit a column: 84.27, 111.8, 1240."""
+    return f"{ms:.{2 if ms < 100 else 1 if ms < 1000 else 0}f}"
 
 
 def _suggestion_table(suggestion: Suggestion, bundle: Bundle) -> Table:
