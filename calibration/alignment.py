@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.alignment.ridge import check_counts, fit_first
-from tocom.calibration.accuracy.answers import as_input
+from tocom.calibration.accuracy.answers import stacked
 from tocom.errors import AlignmentError, DegreeError
 from tocom.formats.bundle import Bundle
 from tocom.formats.device_alignment import ALIGNMENTS_FOLDER, DeviceAlignment, Linear
@@ -152,13 +152,10 @@ def _features(
     runtime: Runtime, samples: Sequence[Any], stage: str, progress: Progress
 ) -> dict[int, NDArray[np.float32]]:
     """Return the features of all images [count, channels] per resident degree."""
-    size, entry = runtime.bundle.batch[1], runtime.bundle.manifest["input"]
     found: dict[int, list[NDArray[np.float32]]] = {degree: [] for degree in runtime.degrees}
-    for start in range(0, len(samples), size):
-        batch = np.stack([as_input(image, entry) for image in samples[start : start + size]])
+    for batch in stacked(runtime, samples, runtime.bundle.batch[1], stage, progress):
         for degree, parts in found.items():
             parts.append(np.asarray(runtime.infer(batch, degree=degree).outputs["features"], np.float32))
-        progress(stage, start + len(batch), len(samples))
     return {degree: np.concatenate(parts) for degree, parts in found.items()}
 
 

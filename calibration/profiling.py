@@ -7,6 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tocom.calibration.accuracy.answers import collect_answers, read_samples
 from tocom.calibration.accuracy.intervals import check_above_chance, check_interval
 from tocom.calibration.accuracy.precisions import compare_precisions
@@ -38,7 +40,6 @@ def calibrate(
     tolerance: float = 0.03,
     backend: str = "auto",
     threads: int | None = None,
-    degrees: Sequence[int] | None = None,
     batch: int | None = None,
     interval_points: float | None = None,
     against: Path | str | None = None,
@@ -56,7 +57,6 @@ def calibrate(
         tolerance: Half-width of the quantiles' 95 % intervals that is narrow enough to stop before, as a share.
         backend: A backend's name, or ``auto``.
         threads: CPU threads of one inference; None takes the usable physical cores.
-        degrees: Degrees to measure; None takes all.
         batch: Images per inference; None takes the bundle's optimal batch. Of other sizes :meth:`Runtime.streams`
             makes use, where they are measured beside it.
         interval_points: Refuse images that give an accuracy's 95 % interval wider than this to either side, in
@@ -76,9 +76,7 @@ def calibrate(
         RequestError: ``against`` is of another model, or of the same precision; or ``batch`` is out of range.
         OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.
     """
-    with Runtime.open(
-        bundle, backend, degrees=degrees, threads=threads, warm=False, trusted_keys=trusted_keys
-    ) as runtime:
+    with Runtime.open(bundle, backend, threads=threads, warm=False, trusted_keys=trusted_keys) as runtime:
         if save:
             check_writable(runtime.bundle.path / PROFILES_FOLDER)
         least, _, most = runtime.bundle.batch
@@ -122,12 +120,8 @@ def calibrate(
                     progress=progress,
                 )
         profile = Profile(
-            device=identity["device"],
-            backend=identity["backend"],
-            precision=identity["precision"],
-            batch=identity["batch"],
-            threads=identity["threads"],
-            bundle_fingerprint=identity["bundle"],
+            bundle_fingerprint=identity.pop("bundle"),
+            **identity,
             model=runtime.bundle.model_name,
             degrees={
                 degree: DegreeProfile(
@@ -163,12 +157,11 @@ def calibrate(
 def _save_samples(run: LatencyRun, path: Path) -> None:
     """Write every sample in the order of the rounds, warm-up included: outliers are to be looked at, not dropped."""
     header = ",".join(["round", "seconds", "warmup", *(f"degree_{degree}_ms" for degree in run.degrees)])
-    lines = [header]
-    for index, (seconds, row) in enumerate(zip(run.seconds, run.rounds_ms, strict=True)):
-        warmup = int(index < run.steadiness.warmup_rounds)
-        lines.append(",".join([str(index), f"{seconds:.3f}", str(warmup), *(f"{ms:.4f}" for ms in row)]))
+    rounds = np.arange(len(run.rounds_ms))
+    table = np.column_stack([rounds, run.seconds, rounds < run.steadiness.warmup_rounds, run.rounds_ms])
+    formats = ["%d", "%.3f", "%d", *["%.4f"] * len(run.degrees)]
     with atomic_path(path) as beside:
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        np.savetxt(beside, table, formats, delimiter=",", header=header, comments="")
 
 
 def saved_profile(bundle: Path | str, *, backend: str = "auto", threads: int | None = None) -> Profile:

@@ -39,11 +39,9 @@ class Suggestion:
 
     def to_json(self) -> dict[str, Any]:
         """Return the suggestion as plain JSON content."""
-        content = asdict(self)
-        content["degrees"] = list(self.degrees)
-        content["budgets_ms"] = list(self.budgets_ms)
-        content["reasons"] = [{"degree": degree, "reason": reason} for degree, reason in self.reasons.items()]
-        return content
+        reasons = [{"degree": degree, "reason": reason} for degree, reason in self.reasons.items()]
+        lists = {"degrees": list(self.degrees), "budgets_ms": list(self.budgets_ms), "reasons": reasons}
+        return {**asdict(self), **lists}
 
 
 def candidates_of(profile: Profile, exported: Mapping[int, float | None] | None = None) -> tuple[list[Candidate], str]:
@@ -114,7 +112,7 @@ def suggest_degrees(
         tuple(sorted(chosen)),
         _reasons(candidates, stairs, chosen, kind),
         lost / span,
-        max((stairs[k].accuracy - stairs[_next(kept, k)].accuracy for k in range(len(stairs))), default=0.0),
+        max(stair.accuracy - stairs[min(k for k in kept if k >= at)].accuracy for at, stair in enumerate(stairs)),
         (stairs[-1].latency_ms, stairs[0].latency_ms * _HEADROOM),
         kind,
     )
@@ -154,10 +152,6 @@ def _gap_loss(stairs: Sequence[Candidate], before: int, after: int) -> float:
         (stairs[k - 1].latency_ms - stairs[k].latency_ms) * (stairs[k].accuracy - stairs[after].accuracy)
         for k in range(before + 1, after)
     )
-
-
-def _next(kept: Sequence[int], index: int) -> int:
-    return min(k for k in kept if k >= index)
 
 
 def _reasons(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tocom.images import check_labels, class_folders, image_files, preprocess, r
 from tocom.runtime import Runtime
 from tocom.system.progress import Progress, silent
 
-__all__ = ["Answers", "as_input", "collect_answers", "read_samples"]
+__all__ = ["Answers", "as_input", "collect_answers", "read_samples", "stacked"]
 
 Samples = Path | str | Iterable[tuple[Any, int | None]]
 """A folder with one subfolder per class; a folder of images; or pairs of an image and its class index or None."""
@@ -61,7 +61,6 @@ def collect_answers(
     runtime: Runtime,
     samples: Samples,
     *,
-    degrees: Sequence[int] | None = None,
     batch: int | None = None,
     progress: Progress = silent,
 ) -> Answers:
@@ -71,7 +70,6 @@ def collect_answers(
         runtime: A warm runtime whose bundle gives logits.
         samples: A folder with one subfolder per class; a folder of images, without labels; or pairs of an image (path,
             PIL image, or [channels, height, width] float32) and its class index, None without labels.
-        degrees: Degrees to run; None takes the resident ones.
         batch: Images per inference; None takes the bundle's optimal batch.
         progress: Called after every batch.
 
@@ -86,16 +84,14 @@ def collect_answers(
         )
     pairs = read_samples(samples, runtime.bundle.labels, classes=runtime.bundle.classes)
     labels = None if pairs[0][1] is None else np.array([label for _, label in pairs], np.int64)
-    chosen = sorted(runtime.degrees if degrees is None else degrees)
-    size, entry = runtime.bundle.batch[1] if batch is None else batch, runtime.bundle.manifest["input"]
+    chosen = sorted(runtime.degrees)
+    size = runtime.bundle.batch[1] if batch is None else batch
     found: dict[int, list[NDArray[np.int64]]] = {degree: [] for degree in chosen}
-    for start in range(0, len(pairs), size):
-        images = np.stack([as_input(image, entry) for image, _ in pairs[start : start + size]])
+    for images in stacked(runtime, [image for image, _ in pairs], size, "accuracy", progress):
         for degree in chosen:
             logits = runtime.infer(images, degree=degree).outputs["logits"]
             check_labels(labels, logits.shape[-1])
             found[degree].append(logits.argmax(-1))
-        progress("accuracy", start + len(images), len(pairs))
     return Answers({degree: np.concatenate(parts) for degree, parts in found.items()}, labels)
 
 
@@ -140,6 +136,17 @@ def _folder_samples(folder: Path, labels: Sequence[str] | None, classes: int | N
     if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
         return list(class_folders(folder, labels, classes=classes))
     return [(path, None) for path in image_files(folder)]
+
+
+def stacked(
+    runtime: Runtime, images: Sequence[Any], size: int, stage: str, progress: Progress
+) -> Iterator[NDArray[Any]]:
+    """Yield images as the model takes them, ``size`` at a time: [batch, channels, height, width]; report each batch."""
+    entry = runtime.bundle.manifest["input"]
+    for start in range(0, len(images), size):
+        batch = np.stack([as_input(image, entry) for image in images[start : start + size]])
+        yield batch
+        progress(stage, start + len(batch), len(images))
 
 
 def as_input(image: Any, entry: Mapping[str, Any]) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from tocom.system.progress import Progress, silent
 __all__ = ["compare_precisions"]
 
 _LEVEL = 0.05
+_WARM_UP = 5
 
 
 def compare_precisions(
@@ -30,7 +31,6 @@ def compare_precisions(
     other: Runtime,
     *,
     samples: int = 60,
-    warmup: int = 5,
     seed: int = 0,
     answers: Answers | None = None,
     other_answers: Answers | None = None,
@@ -42,7 +42,6 @@ def compare_precisions(
         runtime: Runtime of the bundle in question, such as INT8.
         other: Runtime of the same model at a higher precision, such as float32, on the same backend.
         samples: Timed inferences per degree and precision.
-        warmup: Inferences before them.
         seed: Seed of the order and of the images' values.
         answers: Answers of ``runtime`` to some images; their accuracy is noted.
         other_answers: Answers of ``other`` to the same images.
@@ -58,13 +57,13 @@ def compare_precisions(
     images = [random_images(bundle.manifest["input"], first.batch[1], generator) for bundle in (first, second)]
     turns = [(degree, which) for degree in shared for which in (0, 1)]
     times: dict[tuple[int, int], list[float]] = {turn: [] for turn in turns}
-    for index in range(warmup + samples):
+    for index in range(_WARM_UP + samples):
         for which in generator.permutation(len(turns)):
             turn = turns[int(which)]
             result = (runtime, other)[turn[1]].infer(images[turn[1]], degree=turn[0])
-            if index >= warmup:
+            if index >= _WARM_UP:
                 times[turn].append(result.latency_ms - result.queue_ms)
-        progress("precisions", index + 1, warmup + samples)
+        progress("precisions", index + 1, _WARM_UP + samples)
     found = {}
     for degree in shared:
         candidates = {}

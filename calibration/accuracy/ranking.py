@@ -13,11 +13,14 @@ answers say otherwise:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tocom.system.statistics import holm
 
 __all__ = ["expected_accuracies", "mcnemar", "told_apart"]
 
@@ -50,20 +53,13 @@ def told_apart(right: Mapping[int, NDArray[np.bool_]], level: float = _LEVEL) ->
         right: Per degree whether each image was answered right; the same images in the same order.
         level: Most chance that any pair at all is told apart wrongly.
     """
-    degrees = sorted(right)
-    tests = []
-    for index, first in enumerate(degrees):
-        for second in degrees[index + 1 :]:
-            first_only = int((right[first] & ~right[second]).sum())
-            second_only = int((right[second] & ~right[first]).sum())
-            pair = (first, second) if first_only > second_only else (second, first)
-            tests.append((mcnemar(first_only, second_only), pair))
-    found = set()
-    for index, (chance, pair) in enumerate(sorted(tests)):
-        if chance > level / (len(tests) - index):
-            break
-        found.add(pair)
-    return found
+    chances = {}
+    for first, second in itertools.combinations(sorted(right), 2):
+        first_only = int((right[first] & ~right[second]).sum())
+        second_only = int((right[second] & ~right[first]).sum())
+        pair = (first, second) if first_only > second_only else (second, first)
+        chances[pair] = mcnemar(first_only, second_only)
+    return {pair for pair, chance in holm(chances).items() if chance <= level}
 
 
 def expected_accuracies(right: Mapping[int, NDArray[np.bool_]], level: float = _LEVEL) -> dict[int, float]:

@@ -43,17 +43,12 @@ class DegreeAgreement:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON content; what is not finite is null."""
-        measured = self.agreement
-        return {
-            "degree": self.degree,
-            "right": self.is_right,
-            "difference": None if measured is None or not np.isfinite(measured.difference) else measured.difference,
-            "allowed": None if measured is None else measured.allowed,
-            "cosine": None if measured is None else measured.cosine,
-            "same_top": None if measured is None else measured.same_top,
-            "images": 0 if measured is None else measured.images,
-            "found": self.found,
-        }
+        names = ("difference", "allowed", "cosine", "same_top")
+        measured = {name: getattr(self.agreement, name, None) for name in names}
+        if measured["difference"] is not None and not np.isfinite(measured["difference"]):
+            measured["difference"] = None
+        images = 0 if self.agreement is None else self.agreement.images
+        return {"degree": self.degree, "right": self.is_right, **measured, "images": images, "found": self.found}
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,8 @@ def draw_agreement(found: Sequence[BackendAgreement], title: str, path: Path) ->
             axes.plot(
                 [], [], "o", color="black", markerfacecolor="none", label="hollow: wrong; at the upper edge: not finite"
             )
-            axes.set(
-                yscale="log",
-                xlabel="degree",
-                ylabel=label,
-                xticks=range(len(degrees)),
-                ylim=(_LEAST / 3, _MOST[panel] * 3),
-            )
-            axes.set_xticklabels([str(degree) for degree in degrees])
+            axes.set(yscale="log", xlabel="degree", ylabel=label, ylim=(_LEAST / 3, _MOST[panel] * 3))
+            axes.set_xticks(range(len(degrees)), [str(degree) for degree in degrees])
             axes.margins(x=0.2)
             axes.grid(visible=True, axis="y", alpha=0.3)
             if panel == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -73,7 +73,6 @@ def measure_energy(
     block_s: float = 1.0,
     blocks: int = 3,
     batch: int | None = None,
-    degrees: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[int, Energy]:
@@ -88,7 +87,6 @@ def measure_energy(
         block_s: Least seconds of a block.
         blocks: Blocks per degree.
         batch: Images per inference; None takes the bundle's optimal batch.
-        degrees: Degrees to measure; None takes the resident ones.
         seed: Seed of the order and the images' values.
         progress: Called after every block.
 
@@ -100,7 +98,7 @@ def measure_energy(
     if source is None:
         return {}
     generator = np.random.default_rng(seed)
-    chosen = list(runtime.degrees if degrees is None else degrees)
+    chosen = list(runtime.degrees)
     size = runtime.bundle.batch[1] if batch is None else batch
     images = random_images(runtime.bundle.manifest["input"], size, generator)
     used = dict.fromkeys(chosen, 0.0)

@@ -5,8 +5,10 @@ The files are those that ``tegrastats`` and jetson-stats read too, so neither ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tocom.formats.measurements import State
@@ -50,31 +52,25 @@ class LinuxReader:
     def read(self) -> State:
         """Return what these files say now."""
         state: State = {}
-        clocks = [khz / 1e3 for folder in self._policies if (khz := _number(folder / "scaling_cur_freq")) is not None]
+        clocks = [khz / 1e3 for khz in _numbers(folder / "scaling_cur_freq" for folder in self._policies)]
         if not clocks:  # as in virtual machines on x86
             found = re.findall(r"^cpu MHz\s*: ([\d.]+)$", _text(self._proc / "cpuinfo") or "", re.MULTILINE)
             clocks = [float(mhz) for mhz in found]
         if clocks:
             state["cpu_clock_mhz"] = round(sum(clocks) / len(clocks), 1)
-        limits = [khz / 1e3 for folder in self._policies if (khz := _number(folder / "scaling_max_freq")) is not None]
-        if limits:
-            state["cpu_max_clock_mhz"] = round(min(limits), 1)
+        if limits := _numbers(folder / "scaling_max_freq" for folder in self._policies):
+            state["cpu_max_clock_mhz"] = round(min(limits) / 1e3, 1)
         for name, folder in self._zones.items():
-            celsius = _number(folder / "temp")
-            # Sensors that are off tell absurd values.
-            if celsius is not None and -40_000 < celsius < 200_000:
-                state[f"{name}_temperature_c"] = round(celsius / 1e3, 1)
-        mode = power_mode(self._root)
-        if mode:
+            for celsius in _numbers([folder / "temp"]):
+                if -40_000 < celsius < 200_000:  # sensors that are off give absurd values
+                    state[f"{name}_temperature_c"] = round(celsius / 1e3, 1)
+        if mode := power_mode(self._root):
             state["power_mode"] = mode
-        online = [value for path in self._mains if (value := _number(path)) is not None]
-        if online:
+        if online := _numbers(self._mains):
             state["power_supply"] = "mains" if any(online) else "battery"
-        for folder in self._gpu_clocks:
-            if (hertz := _number(folder / "cur_freq")) is not None:
-                state["gpu_clock_mhz"] = round(hertz / 1e6, 1)
-            if (hertz := _number(folder / "max_freq")) is not None:
-                state["gpu_max_clock_mhz"] = round(hertz / 1e6, 1)
+        for name, file in (("gpu_clock_mhz", "cur_freq"), ("gpu_max_clock_mhz", "max_freq")):
+            if hertz := _numbers(folder / file for folder in self._gpu_clocks):
+                state[name] = round(hertz[-1] / 1e6, 1)
         if (watts := self._board_watts()) is not None:
             state["board_power_w"] = round(watts, 3)
         state.update(self._load())
@@ -87,16 +83,14 @@ class LinuxReader:
         """
         if self._gpu or not self._packages:
             return None
-        counters = [_number(path / "energy_uj") for path in self._packages]
-        known = [counter for counter in counters if counter is not None]
-        return sum(known) / 1e3 if len(known) == len(counters) else None
+        counters = _numbers(path / "energy_uj" for path in self._packages)
+        return sum(counters) / 1e3 if len(counters) == len(self._packages) else None
 
     def _board_watts(self) -> float | None:
         watts = {}
         for label, (volts, amperes) in self._rails.items():
-            millivolts, milliamperes = _number(volts), _number(amperes)
-            if millivolts is not None and milliamperes is not None:
-                watts[label] = millivolts * milliamperes / 1e6
+            if len(measured := _numbers((volts, amperes))) == 2:
+                watts[label] = measured[0] * measured[1] / 1e6  # millivolts, milliamperes
         whole = next((watts[label] for label in _WHOLE_RAILS if label in watts), None)
         return whole if whole is not None else (sum(watts.values()) if watts else None)
 
@@ -157,8 +151,10 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _number(path: Path) -> float | None:
-    try:
-        return float(_text(path) or "")
-    except ValueError:
-        return None
+def _numbers(paths: Iterable[Path]) -> list[float]:
+    """Return the numbers in these files; one that cannot be read is left out."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            found.append(float(_text(path) or ""))
+    return found

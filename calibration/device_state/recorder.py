@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tocom.calibration.device_state.reader import StateReader
 from tocom.formats.measurements import State, StateLog
@@ -75,7 +74,7 @@ class StateRecorder:
         if throttled:
             reasons = ", ".join(sorted({reason for text in throttled for reason in text.split(", ")}))
             marks.append(f"the GPU was throttled ({reasons}) in {len(throttled)} of {len(self._readings)} readings")
-        shares = sorted(_numbers(self._readings, "other_cpu_share"))
+        shares = sorted(float(state["other_cpu_share"]) for state in self._readings if "other_cpu_share" in state)
         if shares and shares[len(shares) // 2] > _OTHER_CPU_SHARE:
             marks.append(
                 f"other programs used {shares[len(shares) // 2]:.0%} of the CPUs (median of {len(shares)} readings)"
@@ -85,7 +84,3 @@ class StateRecorder:
                 f"other programs used more than {_OTHER_CPU_SHARE:.0%} of the CPUs in {busy} of {len(shares)} readings"
             )
         return marks
-
-
-def _numbers(readings: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [float(state[key]) for state in readings if isinstance(state.get(key), (int, float))]

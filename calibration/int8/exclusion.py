@@ -29,7 +29,7 @@ def search_exclusions(
     *,
     seconds: float,
     progress: Callable[[str], None],
-) -> tuple[Trial, str]:
+) -> tuple[Trial, dict[str, float], str]:
     """Look for the layers that have to stay in float32.
 
     Args:
@@ -41,7 +41,8 @@ def search_exclusions(
         progress: Called with what is being measured.
 
     Returns:
-        The first trial that is above the floor, else the best; and how the search ended, in words.
+        The first trial that is above the floor, else the best; per part what the divergence falls by when it stays in
+        float32, the most sensitive first; and how the search ended, in words.
     """
     end = time.monotonic() + seconds
     base = model.trial(ranges, (), _IMAGES).divergence
@@ -64,21 +65,23 @@ def search_exclusions(
 
     by_block = measure(blocks)
     detail = {group: [group] for name in list(by_block)[:_BLOCKS_IN_DETAIL] for group in blocks[name]}
+    by_layer = measure(detail)
+    sensitivity = {**by_block, **by_layer}
     best, chosen, total = start, list[str](), sum(weights.values())
-    for group, gain in measure(detail).items():
+    for group, gain in by_layer.items():
         if gain <= 0:
-            return best, "no further layer helps"
+            return best, sensitivity, "no further layer helps"
         if sum(weights[each] for each in [*chosen, group]) > _MOST_FLOAT_SHARE * total:
             continue
         if time.monotonic() > end:
-            return best, f"out of time after {seconds:g} s"
+            return best, sensitivity, f"out of time after {seconds:g} s"
         chosen.append(group)
         progress(f"held-out accuracy with {len(chosen)} layers in float32")
         trial = model.trial(ranges, chosen)
         if (trial.loss_points, trial.divergence) < (best.loss_points, best.divergence):
             best = trial
         if trial.loss_points <= floor_points:
-            return trial, f"{len(chosen)} layers in float32 suffice"
+            return trial, sensitivity, f"{len(chosen)} layers in float32 suffice"
     if time.monotonic() > end and not chosen:
-        return best, f"out of time after {seconds:g} s"
-    return best, f"not more than {_MOST_FLOAT_SHARE:.0%} of the weights may stay in float32"
+        return best, sensitivity, f"out of time after {seconds:g} s"
+    return best, sensitivity, f"not more than {_MOST_FLOAT_SHARE:.0%} of the weights may stay in float32"

@@ -17,7 +17,7 @@ from tocom.calibration.accuracy.intervals import share_of
 from tocom.calibration.int8.exclusion import search_exclusions
 from tocom.calibration.int8.qdq import Scheme, default_scheme
 from tocom.calibration.int8.references import carry_references, int8_tolerance
-from tocom.calibration.int8.trial import DegreeModel, Trial
+from tocom.calibration.int8.trial import DegreeModel
 from tocom.errors import CalibrationError, DataError, RequestError
 from tocom.formats.bundle import MANIFEST_NAME, WEIGHTS_NAME, Bundle
 from tocom.formats.manifest import SCHEMA_VERSION
@@ -38,6 +38,7 @@ def quantize(
     out: Path | str,
     images: Samples,
     *,
+    held_out: Samples | None = None,
     degrees: Sequence[int] | None = None,
     floor_points: float = 1.0,
     scheme: Scheme | None = None,
@@ -57,6 +58,7 @@ def quantize(
         out: Folder to write. It appears whole or not at all.
         images: What :func:`tocom.calibration.collect_answers` takes. A part makes the ranges, the rest is held out to
             hold the floor; without labels, by the answers that equal float32's.
+        held_out: Other images for the second purpose; then all of ``images`` may make ranges.
         degrees: Degrees to write; None takes all.
         floor_points: Most accuracy that a degree may lose to float32 at the same degree, in percentage points.
         scheme: How numbers become eight bits; None takes what fits this processor.
@@ -85,6 +87,7 @@ def quantize(
     entry = bundle.manifest["input"]
     for_ranges, for_choice = _split_images(
         read_samples(images, bundle.labels),
+        None if held_out is None else read_samples(held_out, bundle.labels),
         range_images=range_images,
         held_out_images=held_out_images,
         floor_points=floor_points,
@@ -93,6 +96,7 @@ def quantize(
     pixels = np.stack([as_input(image, entry) for image, _ in for_ranges])
     chosen_on = np.stack([as_input(image, entry) for image, _ in for_choice])
     labels = None if for_choice[0][1] is None else np.array([label for _, label in for_choice], np.int64)
+    kind = "agreement" if labels is None else "top1"
     entries: dict[int, dict[str, Any]] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         tolerances: dict[int, float] = {}
@@ -107,9 +111,9 @@ def quantize(
                 say(f"ranges of {len(pixels)} images", 1)
                 ranges = model.ranges(pixels)
                 say(f"INT8 answers of {len(chosen_on)} images", 2)
-                best, note = model.trial(ranges), ""
+                best, sensitivity, note = model.trial(ranges), dict[str, float](), ""
                 if best.loss_points > floor_points:
-                    best, note = search_exclusions(
+                    best, sensitivity, note = search_exclusions(
                         model, best, ranges, floor_points, seconds=seconds_per_degree, progress=say
                     )
                 is_kept = best.loss_points <= floor_points
@@ -119,7 +123,19 @@ def quantize(
                 for tensor in proto.graph.initializer:
                     store.take(tensor)
                 onnx.save(proto, folder / bundle.degrees[degree].onnx)
-                entries[degree] = _entry(model, best, note, floor_points, "agreement" if labels is None else "top1")
+                lost = f"INT8 loses {best.loss_points:.2f} points, the floor is {floor_points:g} ({note})"
+                entries[degree] = {
+                    "precision": "int8" if is_kept else "fp32",
+                    "quantization": {
+                        "excluded": list(best.exclude),
+                        "loss_points": round(best.loss_points, 4),
+                        "divergence": best.divergence,
+                        "accuracy": vars(share_of(best.right, kind)),
+                        "accuracy_float32": vars(share_of(model.right, kind)),
+                        "sensitivity": {name: round(gain, 6) for name, gain in sensitivity.items()},
+                        "kept_out": None if is_kept else lost,
+                    },
+                }
         if not any(found["precision"] == "int8" for found in entries.values()):
             reasons = "; ".join(f"{degree}: {found['quantization']['kept_out']}" for degree, found in entries.items())
             raise CalibrationError(
@@ -162,6 +178,7 @@ def quantize(
 
 def _split_images(
     images: Sequence[tuple[Any, int | None]],
+    held_out: Sequence[tuple[Any, int | None]] | None,
     *,
     range_images: int,
     held_out_images: int,
@@ -176,15 +193,16 @@ def _split_images(
     order = np.random.default_rng(seed).permutation(len(images))
     shuffled = [images[int(index)] for index in order]
     # Ranges settle with few images; a floor is held by many.
-    count = min(range_images, max(1, len(shuffled) // 4))
-    held_out, least = shuffled[count : count + held_out_images], math.ceil(100 / floor_points)
-    if len(held_out) < least:
+    count = min(range_images, max(1, len(shuffled) // 4) if held_out is None else len(shuffled))
+    rest = (shuffled[count:] if held_out is None else held_out)[:held_out_images]
+    least = math.ceil(100 / floor_points)
+    if len(rest) < least:
         raise DataError(
             f"A floor of {floor_points:g} points needs at least {least} held-out images, so that one image is not more "
-            f"than it. Got {len(held_out)} of {len(images)} images. Add about "
-            f"{math.ceil((least - len(held_out)) * 4 / 3)} images, or give a wider --floor."
+            f"than it. Got {len(rest)} of {len(images)} images. Add about "
+            f"{math.ceil((least - len(rest)) * 4 / 3)} images, or give a wider --floor."
         )
-    return shuffled[:count], held_out
+    return shuffled[:count], list(rest)
 
 
 def _check_request(
@@ -208,21 +226,3 @@ def _check_request(
     largest = max(bundle.degree_bytes(degree) for degree in bundle.degrees)
     if largest > _MOST_BYTES:
         raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
-
-
-def _entry(model: DegreeModel, best: Trial, note: str, floor: float, kind: str) -> dict[str, Any]:
-    """Return what the manifest says about a degree; ``note`` is how the search for layers to leave out ended."""
-    reason = None
-    if best.loss_points > floor:
-        reason = f"INT8 loses {best.loss_points:.2f} points, the floor is {floor:g} ({note})"
-    return {
-        "precision": "int8" if reason is None else "fp32",
-        "quantization": {
-            "excluded": list(best.exclude),
-            "loss_points": round(best.loss_points, 4),
-            "divergence": best.divergence,
-            "accuracy": vars(share_of(best.right, kind)),
-            "accuracy_float32": vars(share_of(model.right, kind)),
-            "kept_out": reason,
-        },
-    }

@@ -70,7 +70,6 @@ def run_latency(
     samples: int = 400,
     tolerance: float = 0.03,
     batch: int | None = None,
-    degrees: Sequence[int] | None = None,
     seed: int = 0,
     reader: StateReader | None = None,
     progress: Progress = silent,
@@ -85,7 +84,6 @@ def run_latency(
         samples: Most timed inferences per degree after the warm-up.
         tolerance: Half-width of the intervals that is narrow enough, as a share of the quantile.
         batch: Images per inference; None takes the bundle's optimal batch.
-        degrees: Degrees to measure; None takes the resident ones.
         seed: Seed of the order and the images' values.
         reader: Reads the device's state between rounds; None reads nothing.
         progress: Called after every round; the steps in all are what the intervals let expect.
@@ -99,7 +97,7 @@ def run_latency(
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")
     generator = np.random.default_rng(seed)
-    chosen = tuple(runtime.degrees if degrees is None else degrees)
+    chosen = tuple(runtime.degrees)
     size = runtime.bundle.batch[1] if batch is None else batch
     images = random_images(runtime.bundle.manifest["input"], size, generator)
     recorder = StateRecorder(reader)

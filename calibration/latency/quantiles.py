@@ -76,12 +76,10 @@ def summarize(samples_ms: Sequence[float]) -> Latency:
 
 def widest_interval(latency: Latency, names: Sequence[str] = ("p50", "p90", "p95")) -> float:
     """Return the largest half-width of these quantiles' intervals, as a share of the quantile; infinite without one."""
-    widths = [math.inf]
-    if all(name in latency.intervals_ms for name in names):
-        widths = [
-            (latency.intervals_ms[name][1] - latency.intervals_ms[name][0]) / 2 / getattr(latency, f"{name}_ms")
-            for name in names
-        ]
+    if not all(name in latency.intervals_ms for name in names):
+        return math.inf
+    intervals = {name: latency.intervals_ms[name] for name in names}
+    widths: list[float] = [(high - low) / 2 / getattr(latency, f"{name}_ms") for name, (low, high) in intervals.items()]
     return max(widths)
 
 

@@ -25,7 +25,6 @@ def bench(
     warmup_s: float = 0.2,
     batch: int = 1,
     concurrency: int = 1,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Send requests one after another for a while and return what they took.
 
@@ -37,7 +36,6 @@ def bench(
         warmup_s: Seconds before that, not counted.
         batch: Images per request.
         concurrency: Threads that send requests; with more than one, requests wait for each other.
-        seed: Seed of the images' values.
 
     Returns:
         Plain JSON content: requests, images per second, misses, degrees taken, and per part of the latency (``total``,
@@ -51,7 +49,7 @@ def bench(
             raise RequestError(f"The {name!r} parameter must be a number of seconds. Got {value!r} instead.")
     if not is_integer(concurrency, 1):
         raise RequestError(f"The 'concurrency' parameter must be an integer >= 1. Got {concurrency!r} instead.")
-    images = random_images(runtime.bundle.manifest["input"], batch, np.random.default_rng(seed))
+    images = random_images(runtime.bundle.manifest["input"], batch, np.random.default_rng(0))
     runtime.infer(images, budget_ms, degree=degree)  # a bad argument shows here, on the caller's thread
     rows: list[tuple[float, float, int, bool]] = []
     begin = time.monotonic() + warmup_s

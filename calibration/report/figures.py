@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tocom.calibration.latency.block_times import KINDS, SUM_TOLERANCE, BlockTimes
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
@@ -120,10 +122,6 @@ def _inline(svg: str, name: str, title: str) -> str:
     return f"{head}>{rest}"
 
 
-def _error(value: float, low: float, high: float) -> list[list[float]]:
-    return [[value - low], [high - value]]
-
-
 def _accuracy(axes: Any, profile: Profile) -> None:
     front = []
     for degree, entry in profile.degrees.items():
@@ -135,7 +133,7 @@ def _accuracy(axes: Any, profile: Profile) -> None:
         if used:
             front.append((x, y))
         axes.errorbar(
-            [x], [y], xerr=_error(x, low, high), yerr=_error(y, 100 * entry.accuracy.low, 100 * entry.accuracy.high),
+            x, y, xerr=[[x - low], [high - x]], yerr=[[y - 100 * entry.accuracy.low], [100 * entry.accuracy.high - y]],
             fmt="o" if used else "x", color=_BLUE if used else _GREY, elinewidth=0.8, capsize=2, ms=5,
         )  # fmt: skip
         axes.annotate(str(degree), (x, y), textcoords="offset points", xytext=(5, 5), fontsize=9)
@@ -153,12 +151,9 @@ def _staircase(axes: Any, profile: Profile, bundle: Bundle) -> None:
     for used, style, colour, label in ((True, "o", _BLUE, "median"), (False, "x", _GREY, "brings nothing")):
         part = [(t, e.latency) for t, _, e in known if (e.dominated_by is None) == used]
         if part:
-            low, high = zip(*(x.intervals_ms.get("p50", (x.p50_ms, x.p50_ms)) for _, x in part), strict=True)
-            middle = [x.p50_ms for _, x in part]
-            errors = [
-                [m - v for m, v in zip(middle, low, strict=True)],
-                [v - m for m, v in zip(middle, high, strict=True)],
-            ]
+            middle = np.array([x.p50_ms for _, x in part])
+            ends = np.array([x.intervals_ms.get("p50", (x.p50_ms, x.p50_ms)) for _, x in part])
+            errors = np.abs(ends.T - middle)
             axes.errorbar(
                 [t for t, _ in part], middle, yerr=errors, fmt=style, color=colour, ms=5, capsize=2, label=label
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +57,17 @@ def write_report(
     drawings = draw(profile, bundle, blocks=blocks, feature_gap=feature_gap)
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     # Names of models and devices come from files: escaped, every one of them.
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    state = profile.device_state
-    html = page.render(
-        profile={
-            **{
-                name: getattr(profile, name)
-                for name in ("model", "backend", "precision", "batch", "threads", "interval")
-            },
-            "device": {"power_mode": profile.device.get("power_mode")},
-            "measured": {"when": _readable(profile.measured.get("when", "at an unknown time"))},
-        },
-        device=profile.device.get("gpu") or profile.device.get("processor") or "an unknown device",
-        random=bundle.manifest["model"].get("weights") == "random",
-        marks=None if state is None else list(state.marks),
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"readable": _readable, "share": _share, "quantile": _quantile}
+    entries = profile.degrees.values()
+    html = environment.from_string(source).render(
+        profile=profile,
+        bundle=bundle,
+        marks=None if profile.device_state is None else profile.device_state.marks,
         suggestion=suggestion,
         drawings=drawings,
-        rows=_rows(profile, bundle, suggestion),
-        precisions=_precision_rows(profile),
         missing=_missing(profile, blocks, feature_gap),
-        columns=_columns(profile),
+        has={name: any(map(attrgetter(name), entries)) for name in ("energy", "accuracy", "agreement", "precisions")},
         facts=_facts(profile),
     )
     for drawing in drawings:
@@ -84,51 +76,6 @@ def write_report(
     with atomic_path(out / "report.html") as beside:
         beside.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")  # a path may not be UTF-8
     return out / "report.html"
-
-
-def _rows(profile: Profile, bundle: Bundle, suggestion: Suggestion | None) -> list[dict[str, Any]]:
-    rows = []
-    for degree, entry in profile.degrees.items():
-        known = bundle.degrees.get(degree)
-        note = "" if entry.dominated_by is None else f"brings nothing: degree {entry.dominated_by} is not worse"
-        rows.append(
-            {
-                "degree": degree,
-                "out": entry.dominated_by is not None,
-                "tokens": "–" if known is None else f"{known.token_counts[0]} … {known.token_counts[-1]}",
-                "gmacs": "–" if known is None else f"{known.macs / 1e9:.2f}",
-                "p50": _quantile(entry.latency, "p50"),
-                "p95": _quantile(entry.latency, "p95"),
-                "p99": f"{entry.latency.p99_ms:.2f}",
-                "energy": "–" if entry.energy is None else f"{entry.energy.millijoules:.1f}",
-                "accuracy": _share(entry.accuracy),
-                "agreement": _share(entry.agreement),
-                "note": note if suggestion is None else suggestion.reasons.get(degree, note),
-            }
-        )
-    return rows
-
-
-def _precision_rows(profile: Profile) -> list[dict[str, Any]]:
-    rows = []
-    for degree, entry in profile.degrees.items():
-        if entry.precisions is None:
-            continue
-        for name, candidate in entry.precisions.candidates.items():
-            wins = name == entry.precisions.winner
-            rows.append(
-                {
-                    "degree": degree,
-                    "name": name,
-                    "out": not wins,
-                    "p50": f"{candidate.p50_ms:.2f}",
-                    "p95": f"{candidate.p95_ms:.2f}",
-                    "size": f"{candidate.bytes / 2**20:.1f}",
-                    "accuracy": _share(candidate.accuracy),
-                    "note": f"use this: {entry.precisions.reason}" if wins else candidate.excluded or "",
-                }
-            )
-    return rows
 
 
 def _missing(
@@ -163,12 +110,6 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
             before = start.get(name, after)  # shares of the processor's time are known at the end alone
             facts.append((name.replace("_", " "), str(before) if before == after else f"{before} … {after}"))
     return facts
-
-
-def _columns(profile: Profile) -> dict[str, bool]:
-    """Return which columns of the table have anything to show."""
-    entries = profile.degrees.values()
-    return {name: any(getattr(e, name) for e in entries) for name in ("energy", "accuracy", "agreement")}
 
 
 def _readable(value: Any) -> str:

@@ -21,7 +21,7 @@ from tocom.calibration import (
     run_latency,
     wilson_interval,
 )
-from tocom.errors import BundleError, DataError, DegreeError, OutputError, RequestError
+from tocom.errors import BundleError, DataError, OutputError, RequestError
 from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
 
@@ -106,11 +106,6 @@ def test_another_batch_is_measured_beside_the_usual_one(bundle: SmallBundle) -> 
             calibrate(bundle.path, batch=batch)
 
 
-def test_an_absent_degree(bundle: SmallBundle) -> None:
-    with Runtime.open(bundle.path) as runtime, pytest.raises(DegreeError, match="Got 5"):
-        run_latency(runtime, degrees=[0, 5], samples=1)
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_accuracy_equals_the_reference(bundle: SmallBundle, batch: int) -> None:
     images = images_of(20, seed=7)
@@ -163,7 +158,7 @@ def test_images_of_any_size_and_mode(bundle: SmallBundle, tmp_path: Path) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         Image.new(mode, size, 1).save(folder / f"{index}.png")
     with Runtime.open(bundle.path) as runtime:
-        assert collect_answers(runtime, tmp_path / "images", degrees=[0]).accuracy()[0].count == 4
+        assert collect_answers(runtime, tmp_path / "images").accuracy()[0].count == 4
 
 
 def test_agreement_without_labels(bundle: SmallBundle) -> None:

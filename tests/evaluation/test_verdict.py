@@ -7,8 +7,9 @@ import pytest
 
 from tocom.errors import RequestError
 from tocom.evaluation.answers import Answers
-from tocom.evaluation.paired import cost_interval, holm, images_to_tell, sign_flip_p
+from tocom.evaluation.paired import cost_interval, images_to_tell, sign_flip_p
 from tocom.evaluation.verdict import ALONE, AVOID, UNDECIDED, USE, Verdict, give_verdicts
+from tocom.system.statistics import holm
 
 IMAGES, CASES, DEGREES = 100, 40, (4, 8, 12)
 

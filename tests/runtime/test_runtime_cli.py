@@ -107,7 +107,8 @@ def test_the_live_view_fits_the_terminal(width: int, encoding: str) -> None:
     screen = io.TextIOWrapper(io.BytesIO(), encoding)
     console = Console(file=screen, force_terminal=True, width=width, markup=False)
     outputs = {"logits": np.zeros((1, 5), np.float32)}
-    with LiveView(["left [red]", "right"], 10.0, console=console, enabled=True) as view:
+    view = LiveView(["left [red]", "right"], 10.0, console=console, enabled=True)
+    with view.shown:
         for count in range(200):
             # The last one is the slowest: its bar, the highest, stands rightmost.
             view.add("right", Result(outputs, 4, 1.0 + 19 * (count == 199), 0.0, count < 199, 1.0, 10.0, True), 3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tocom.errors import DataError, TrainingError
+from tocom.training.config import TrainingConfig
 from tocom.training.image_order import batches
 
 forked_from_here = False
@@ -29,10 +30,10 @@ class Images(Dataset[Tensor]):
 
 
 def test_readers_are_not_forks_and_read_what_this_process_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = {"batch_size": 2, "steps": 4, "flip": False, "seed": 3}
-    here = [images for _, _, images in batches(Images(), **plan)]  # type: ignore[arg-type]
+    plan = TrainingConfig(batch_size=2, steps=4, flip=False, seed=3)
+    here = [images for _, _, images in batches(Images(), plan)]
     monkeypatch.setattr(f"{__name__}.forked_from_here", True)
-    there = [images for _, _, images in batches(Images(), **plan, workers=2)]  # type: ignore[arg-type]
+    there = [images for _, _, images in batches(Images(), plan, workers=2)]
     assert torch.equal(torch.stack(there), torch.stack(here))
 
 
@@ -40,7 +41,7 @@ def test_a_dataset_that_cannot_be_sent_is_named_with_the_cure() -> None:
     class Local(Images):
         pass
 
-    feed = batches(Local(), batch_size=2, steps=1, flip=False, seed=0, workers=1)
+    feed = batches(Local(), TrainingConfig(batch_size=2, steps=1, flip=False), workers=1)
     with pytest.raises(DataError, match=r"The Local cannot be sent to processes.*Local.*or pass workers=0"):
         next(feed)
 
@@ -56,6 +57,7 @@ def test_little_shared_memory_is_told_before_the_work(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     images: Any = [torch.zeros(3, 64, 64)] * 8
+    plan = TrainingConfig(batch_size=4, steps=3, flip=False)
     with pytest.raises(TrainingError, match=r"shared memory .* --shm-size=1g\), or pass --workers 0"):
-        next(iter(batches(images, batch_size=4, steps=3, flip=False, seed=0, workers=2)))
-    assert len(next(iter(batches(images, batch_size=4, steps=3, flip=False, seed=0, workers=0)))[2]) == 4
+        next(iter(batches(images, plan, workers=2)))
+    assert len(next(iter(batches(images, plan)))[2]) == 4

@@ -52,7 +52,7 @@ def main() -> None:
         # Imported here: typer and rich may be what is missing.
         app = import_module("tocom.cli.app").app
         add_verbs(app, *VERBS)
-        with _cleaning_up_when_told_to_end():
+        with _unwinding_on_signals():
             app()
     except TocomError as error:
         _fail(f"{type(error).__name__}: {error}")
@@ -95,7 +95,7 @@ def _fail(message: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _cleaning_up_when_told_to_end() -> Iterator[None]:
+def _unwinding_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind as Ctrl-C does: as they come they end the process where it stands.
 
     A second one ends it at once.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tocom.cli.alignment_table import alignment_table
-from tocom.cli.app import output, print_json
+from tocom.cli.app import show
 from tocom.cli.model_options import ModelOptions, with_model_options
 from tocom.cli.options import CheckFolder, MergeBlocks, Spacing, parse_degrees, parse_family
 from tocom.cli.progress import steps
@@ -62,10 +62,7 @@ def align(
             fuse=fuse,
             batch_size=batch_size,
             seed=seed,
-            progress=lambda done, count: progress("features of every degree", done, count),
+            progress=progress,
         )
     found.save(out)
-    if as_json:
-        print_json(found.describe())
-    else:
-        output.print(alignment_table(str(out), found.images, found.checked_on, found.maps))
+    show(found.describe() if as_json else alignment_table(str(out), found.images, found.checked_on, found.maps))

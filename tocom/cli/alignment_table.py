@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
+
+from tocom.cli.app import table_of
 
 if TYPE_CHECKING:
     from tocom.formats.device_alignment import FittedDegree
@@ -19,15 +22,13 @@ _FEW_DIRECTIONS = 24
 def alignment_table(what: str, images: int, checked_on: int, degrees: Mapping[int, FittedDegree]) -> Table:
     """Return a row per degree, and below them what is to be said of the images."""
     judged = f"judged on {checked_on} others" if checked_on else "each fifth judged by a map of the others"
-    table = Table(title=f"{what}: {images} images; {judged}")
-    for column in ("degree", "feature gap", "aligned", "closed", "strength"):
-        table.add_column(column, justify="right")
+    rows = []
     for degree, each in degrees.items():
-        refused = "" if each.used else " [red](no help shown: left out)[/]"
-        table.add_row(
-            str(degree), f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", f"{100 * each.closed:.0f} %{refused}",
-            f"{each.strength:g}",
-        )  # fmt: skip
+        refused = "" if each.used else " (no help shown: left out)"
+        closed = Text.assemble(f"{100 * each.closed:.0f} %", (refused, "red"))
+        rows.append((degree, f"{each.gap:.5f}", f"{each.aligned_gap:.5f}", closed, f"{each.strength:g}"))
+    columns = ("degree", "feature gap", "aligned", "closed", "strength")
+    table = table_of(columns, rows, title=f"{what}: {images} images; {judged}")
     fewest = min((each.directions for each in degrees.values()), default=_FEW_DIRECTIONS)
     if fewest < _FEW_DIRECTIONS:
         table.caption = (

@@ -7,7 +7,6 @@ import json
 from array import array
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tocom.errors import OutputError, RequestError
@@ -15,7 +14,7 @@ from tocom.errors import OutputError, RequestError
 if TYPE_CHECKING:
     from tocom.runtime import Result
 
-__all__ = ["AnswerFile", "Row", "Summary", "failed_row", "row_of", "text_of"]
+__all__ = ["AnswerFile", "Row", "Summary", "row_of", "text_of"]
 
 _COLUMNS = ("source", "image", "class", "label", "probability", "degree", "latency_ms", "met_budget", "top", "error")
 
@@ -39,11 +38,6 @@ def row_of(source: str, name: str, result: Result, topk: int) -> Row:
         "latency_ms": round(result.latency_ms, 3),
         "met_budget": result.met_budget,
     }
-
-
-def failed_row(source: str, name: str, error: Exception) -> Row:
-    """Return the entry of an image that could not be answered."""
-    return {"source": source, "image": name, "error": str(error)}
 
 
 def text_of(row: Row) -> str:
@@ -92,12 +86,8 @@ class AnswerFile:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def __enter__(self) -> AnswerFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close it."""
         self._file.close()
 
     def _unwritable(self, error: OSError) -> OutputError:

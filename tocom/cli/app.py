@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tocom.version import __version__
 
-__all__ = ["app", "console", "output", "print_json"]
+__all__ = ["app", "console", "output", "print_json", "show", "table_of"]
 
 app = typer.Typer(
     name="tocom",
@@ -31,6 +34,26 @@ output = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji
 def print_json(content: Any) -> None:
     """Print ``content`` as JSON on stdout, for machines."""
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def show(what: Any) -> None:
+    """Print a table, or anything else as JSON, on stdout."""
+    if isinstance(what, Table):
+        output.print(what)
+    else:
+        print_json(what)
+
+
+def table_of(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, left: Collection[str] = ()
+) -> Table:
+    """Return a table of these rows; its columns end at the right, those named in ``left`` begin at the left."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+    return table
 
 
 def _show_version(value: bool) -> None:

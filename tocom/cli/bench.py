@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import show, table_of
 from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_degrees, parse_seconds
 from tocom.cli.progress import steps
 
@@ -36,17 +36,15 @@ def bench(
     from tocom.runtime import Runtime
     from tocom.runtime.checks import check_budget
 
-    chosen = None if degrees is None else parse_degrees(degrees)
     if budget_ms is not None:
         check_budget(budget_ms)
-    limit_s = "auto" if timeout_s is None else parse_seconds(timeout_s)
     with (
         Runtime.open(
             bundle,
             backend,
-            degrees=chosen,
+            degrees=None if degrees is None else parse_degrees(degrees),
             threads=threads,
-            timeout_s=limit_s,
+            timeout_s="auto" if timeout_s is None else parse_seconds(timeout_s),
             trusted_keys=trusted_key or None,
         ) as runtime,
         steps() as progress,
@@ -75,29 +73,25 @@ def bench(
             "interval": "total: call to answer, images in host memory; queue: waiting for its turn; compute: the rest",
             "results": rows,
         }
-    if as_json:
-        print_json(report)
-    else:
-        output.print(_table(report))
+    show(report if as_json else _table(report))
 
 
 def _table(report: dict[str, Any]) -> Table:
     # Timing with random weights is sound, an accuracy with them is not: say so wherever figures stand.
     weights = ", random weights" if report["weights"] == "random" else ""
     setting = f"{report['backend']}, {report['precision']}, {report['threads']} threads"
-    table = Table(title=f"{report['model']}{weights}, {setting}")
     columns = ("degree", "requests", "images/s", "median ms", "p90 ms", "p95 ms", "p99 ms", "queue p95 ms", "misses")
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = []
     for row in report["results"]:
-        total = row["total_ms"]
         taken = ", ".join(f"{degree}: {count}" for degree, count in row["degrees"].items())
-        table.add_row(
-            taken if row["degree"] is None else str(row["degree"]),
-            str(row["requests"]),
-            f"{row['images_per_second']:.1f}",
-            *(f"{total[name]:.2f}" for name in ("median", "p90", "p95", "p99")),
-            f"{row['queue_ms']['p95']:.2f}",
-            "–" if row["budget_ms"] is None else str(row["misses"]),
+        rows.append(
+            (
+                taken if row["degree"] is None else row["degree"],
+                row["requests"],
+                f"{row['images_per_second']:.1f}",
+                *(f"{row['total_ms'][name]:.2f}" for name in ("median", "p90", "p95", "p99")),
+                f"{row['queue_ms']['p95']:.2f}",
+                "–" if row["budget_ms"] is None else row["misses"],
+            )
         )
-    return table
+    return table_of(columns, rows, title=f"{report['model']}{weights}, {setting}")

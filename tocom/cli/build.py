@@ -61,15 +61,13 @@ def build(
     from tocom.formats.signatures import load_public_keys
 
     keys = load_public_keys(trusted_key) if trusted_key else None
-    limit_s = parse_seconds(timeout_s)
-    sizes = None if batch is None else parse_batch(batch)
     with steps() as progress:
         engines = run(
             Bundle(bundle, trusted_keys=keys),
             backend=backend,
             lowering=lowering,
             degrees=None if degrees is None else parse_degrees(degrees),
-            batch=sizes,
+            batch=None if batch is None else parse_batch(batch),
             workspace_mib=workspace_mib,
             optimization_level=optimization_level,
             version_compatible=version_compatible,
@@ -78,7 +76,7 @@ def build(
             compact=compact,
             timing_cache=timing_cache,
             op_plugin=op_plugin,
-            timeout_s=limit_s,
+            timeout_s=parse_seconds(timeout_s),
             memory_limit_mib=memory_limit_mib,
             progress=progress,
             say=lambda line: console.print(line, soft_wrap=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.alignment_table import alignment_table
-from tocom.cli.app import console, output, print_json
+from tocom.cli.app import console, output, print_json, table_of
 from tocom.cli.options import BackendName, CheckFolder, TrustedKeys
 from tocom.cli.progress import steps
 from tocom.errors import OutputError, RequestError
@@ -77,20 +76,27 @@ def calibrate(
 ) -> None:
     """Measure latency (and accuracy, with --images) per degree, and save the profile beside the bundle."""
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
+    from tocom.calibration import block_times, saved_profile, suggest_degrees, write_report
     from tocom.calibration import calibrate as measure
-    from tocom.calibration import saved_profile, suggest_degrees, write_report
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
     from tocom.runtime.backends.select import compare_measured
+    from tocom.system.files import check_writable
 
+    options: dict[str, Any] = {"against": against, "backend": backend, "threads": threads, "seed": seed}
+    options["trusted_keys"] = trusted_key or None
     if align:
-        _align(bundle, images, check, against, backend, threads, seed, trusted_key, as_json)
+        _align(bundle, images, check, as_json, **options)
         return
-    unsaved = None if reuse else _why_nothing_can_be_saved(bundle)
-    if unsaved is not None:
-        if report:
-            raise unsaved
-        console.print(f"the figures are shown, not saved: {unsaved}", style="yellow", soft_wrap=True)
+    unsaved: OutputError | None = None
+    if not reuse and bundle.is_dir():  # found before minutes of measuring; without a folder, opening it says more
+        try:
+            check_writable(bundle / PROFILES_FOLDER)
+        except OutputError as error:
+            if report:
+                raise
+            unsaved = error
+            console.print(f"the figures are shown, not saved: {unsaved}", style="yellow", soft_wrap=True)
     if reuse:
         profile = saved_profile(bundle, backend=backend, threads=threads)
     else:
@@ -102,14 +108,10 @@ def calibrate(
                     save=unsaved is None,
                     samples=samples,
                     tolerance=tolerance,
-                    backend=backend,
-                    threads=threads,
                     batch=batch,
                     interval_points=interval,
-                    against=against,
-                    seed=seed,
-                    trusted_keys=trusted_key or None,
                     progress=progress,
+                    **options,
                 )
         except OutputError as error:
             if not isinstance(error.unsaved, Profile):
@@ -122,8 +124,12 @@ def calibrate(
         suggestion = suggest_degrees(profile, exported, max_loss=max_loss / 100, most=most)
     page = None
     if report:
-        with steps() as progress:
-            page = write_report(profile, opened, suggestion=suggestion, blocks=_blocks(profile, opened, progress))
+        blocks: list[BlockTimes] = []
+        if profile.backend == "onnxruntime":  # the times of each block are known there alone
+            p50_ms = {degree: entry.latency.p50_ms for degree, entry in profile.degrees.items()}
+            with steps() as progress:
+                blocks = block_times(opened, list(p50_ms), threads=profile.threads, p50_ms=p50_ms, progress=progress)
+        page = write_report(profile, opened, suggestion=suggestion, blocks=blocks)
     if as_json:
         content: dict[str, Any] = profile.to_json()
         print_json(
@@ -151,17 +157,7 @@ def calibrate(
         console.print(f"wrote {page}", soft_wrap=True)
 
 
-def _align(
-    bundle: Path,
-    images: Path | None,
-    check: Path | None,
-    against: Path | None,
-    backend: str,
-    threads: int | None,
-    seed: int,
-    trusted_key: list[Path] | None,
-    as_json: bool,
-) -> None:
+def _align(bundle: Path, images: Path | None, check: Path | None, as_json: bool, **options: Any) -> None:
     """Fit the on-device alignment, and say what the images said of it."""
     from tocom.calibration import align_engines
     from tocom.formats.device_alignment import ALIGNMENTS_FOLDER
@@ -169,17 +165,7 @@ def _align(
     if images is None:
         raise RequestError("The '--align' option needs --images FOLDER: 25 images or more, no labels.")
     with steps() as progress:
-        found = align_engines(
-            bundle,
-            images,
-            check=check,
-            against=against,
-            backend=backend,
-            threads=threads,
-            seed=seed,
-            trusted_keys=trusted_key or None,
-            progress=progress,
-        )
+        found = align_engines(bundle, images, check=check, progress=progress, **options)
     if as_json:
         print_json(found.describe())
         return
@@ -191,59 +177,35 @@ def _align(
     )
 
 
-def _why_nothing_can_be_saved(bundle: Path) -> OutputError | None:
-    """Return what keeps a profile from being saved: found before minutes of measuring."""
-    from tocom.system.files import check_writable
-
-    if bundle.is_dir():  # else opening it says more
-        try:
-            check_writable(bundle / PROFILES_FOLDER)
-        except OutputError as error:
-            return error
-    return None
-
-
-def _blocks(profile: Profile, bundle: Bundle, progress: Callable[[str, int, int], None]) -> list[BlockTimes]:
-    """Return the times per block of every degree, where ONNX Runtime on the CPU measured them."""
-    from tocom.calibration import block_times
-
-    if profile.backend != "onnxruntime":
-        return []
-    return block_times(bundle, list(profile.degrees), threads=profile.threads, progress=progress)
-
-
 def _table(profile: Profile) -> Table:
     setting = f"{profile.backend}, {profile.precision}, batch {profile.batch}, {profile.threads} threads"
     mode = profile.device.get("power_mode")
-    table = Table(title=f"{profile.model}, {setting}{f', {mode}' if mode else ''}")
     entries = profile.degrees.values()
     energy = any(entry.energy for entry in entries)
     measured = next((entry.accuracy for entry in entries if entry.accuracy), None)
-    for column in (
+    columns = (
         *("degree", "p50 ms\n95 % interval", "p90 ms", "p95 ms\n95 % interval", "p99 ms", "samples", "outliers"),
         *(["mJ"] if energy else []),
         *([f"{measured.kind} of {measured.count}\n95 % interval", "same as\nlowest degree"] if measured else []),
         "beaten by",
-    ):
-        table.add_column(column, justify="right")
+    )
+    rows = []
     for degree, entry in profile.degrees.items():
         latency, accuracy = entry.latency, entry.accuracy
         shares = [
             "–" if accuracy is None else f"{accuracy.value:.1%}\n{accuracy.low:.1%}–{accuracy.high:.1%}",
             "–" if entry.agreement is None else f"{entry.agreement.value:.1%}",
         ]
-        table.add_row(
-            str(degree),
-            _quantile(latency, "p50"),
-            f"{latency.p90_ms:.2f}",
-            _quantile(latency, "p95"),
-            f"{latency.p99_ms:.2f}",
-            str(latency.count),
-            str(latency.outliers),
-            *([f"{entry.energy.millijoules:.1f}" if entry.energy else "–"] if energy else []),
-            *(shares if measured else []),
-            "–" if entry.dominated_by is None else str(entry.dominated_by),
+        p50, p95 = _quantile(latency, "p50"), _quantile(latency, "p95")
+        rows.append(
+            (
+                *(degree, p50, f"{latency.p90_ms:.2f}", p95, f"{latency.p99_ms:.2f}", latency.count, latency.outliers),
+                *([f"{entry.energy.millijoules:.1f}" if entry.energy else "–"] if energy else []),
+                *(shares if measured else []),
+                "–" if entry.dominated_by is None else entry.dominated_by,
+            )
         )
+    table = table_of(columns, rows, title=f"{profile.model}, {setting}{f', {mode}' if mode else ''}")
     table.caption = _references(profile)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tocom.cli.app import console, output, print_json
+from tocom.cli.app import console, output, print_json, table_of
 from tocom.cli.options import parse_degrees
 from tocom.cli.progress import steps
 from tocom.errors import EngineError
@@ -56,9 +57,15 @@ def check(
 
         paths = image_files(images)[:_MOST_IMAGES]
         others = np.stack([read_image(path, opened.manifest["input"]) for path in paths])
-    wanted = None if degrees is None else parse_degrees(degrees)
     with steps() as progress:
-        found = run(opened, backend or None, degrees=wanted, images=others, threads=threads, progress=progress)
+        found = run(
+            opened,
+            backend or None,
+            degrees=None if degrees is None else parse_degrees(degrees),
+            images=others,
+            threads=threads,
+            progress=progress,
+        )
     if picture is not None:
         source = "the reference answers" if images is None else "ONNX Runtime's answers"
         draw_agreement(found, f"{opened.model_name}, {opened.precision}: against {source}", picture)
@@ -83,25 +90,14 @@ def check(
 
 
 def _table(path: Path, found: list[BackendAgreement]) -> Table:
-    table = Table(title=f"{path}: against the reference answers")
-    for column in ("backend", "degree", "largest difference", "allowed", "cosine", "same top class", "images", ""):
-        table.add_column(column, justify="left" if column in ("backend", "") else "right")
+    rows = []
     for each in found:
         for row in each.degrees:
             verdict = Text("right", "green") if row.is_right else Text("wrong", "red")
-            measured = row.agreement
-            name = f"{each.name} {each.version}"
-            if measured is None:
-                table.add_row(name, str(row.degree), "", "", "", "", "", Text.assemble(verdict, f": {row.found}"))
-            else:
-                table.add_row(
-                    name,
-                    str(row.degree),
-                    f"{measured.difference:.2g}",
-                    f"{measured.allowed:.2g}",
-                    f"{measured.cosine:.6f}",
-                    f"{measured.same_top:.0%}",
-                    str(measured.images),
-                    verdict,
-                )
-    return table
+            cells: Sequence[str | Text] = ("", "", "", "", "", Text.assemble(verdict, f": {row.found}"))
+            if (measured := row.agreement) is not None:
+                differences = f"{measured.difference:.2g}", f"{measured.allowed:.2g}", f"{measured.cosine:.6f}"
+                cells = (*differences, f"{measured.same_top:.0%}", str(measured.images), verdict)
+            rows.append((f"{each.name} {each.version}", row.degree, *cells))
+    columns = ("backend", "degree", "largest difference", "allowed", "cosine", "same top class", "images", "")
+    return table_of(columns, rows, title=f"{path}: against the reference answers", left=("backend", ""))

@@ -6,17 +6,15 @@ import contextlib
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import show, table_of
 from tocom.errors import TocomError
 from tocom.system.dependencies import installed, requirements
 from tocom.version import __version__
@@ -46,20 +44,13 @@ class Finding:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
     """Explain what this machine can do: packages, driver, compiler, power mode, disk. No missing extra is an error."""
     findings = diagnose()
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-        return
-    table = Table(title=f"tocom {__version__} on {platform.machine()}")
-    for column in ("", "what", "found", "to do"):
-        table.add_column(column)
-    for finding in findings:
-        table.add_row(
-            Text("yes", "green") if finding.ok else Text("no", "yellow"),
-            finding.what,
-            finding.found,
-            finding.cure,
-        )
-    output.print(table)
+    columns = ("", "what", "found", "to do")
+    rows = [
+        (Text("yes", "green") if each.ok else Text("no", "yellow"), each.what, each.found, each.cure)
+        for each in findings
+    ]
+    table = table_of(columns, rows, title=f"tocom {__version__} on {platform.machine()}", left=columns)
+    show([asdict(finding) for finding in findings] if as_json else table)
 
 
 def diagnose() -> list[Finding]:
@@ -68,9 +59,7 @@ def diagnose() -> list[Finding]:
 
 
 def _python() -> Finding:
-    version = platform.python_version()
-    ok = sys.version_info >= (3, 10)
-    return Finding("Python", ok, version, "" if ok else "install Python 3.10 or newer")
+    return Finding("Python", True, platform.python_version())
 
 
 def _packages(what: str, names: tuple[str, ...], extra: str) -> Callable[[], Finding]:
@@ -93,11 +82,9 @@ def _packages(what: str, names: tuple[str, ...], extra: str) -> Callable[[], Fin
 
 def _driver() -> Finding:
     # The driver itself says it, without a subprocess: present with the kernel module, absent without.
-    note = Path("/proc/driver/nvidia/version")
-    if note.exists():
-        return Finding("NVIDIA driver", True, note.read_text().splitlines()[0])
-    if Path("/etc/nv_tegra_release").exists():
-        return Finding("NVIDIA driver", True, Path("/etc/nv_tegra_release").read_text().splitlines()[0])
+    for note in (Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release")):
+        if note.exists():
+            return Finding("NVIDIA driver", True, note.read_text().splitlines()[0])
     return Finding(
         "NVIDIA driver", False, "none", "only ONNX Runtime on the CPU will serve; install a driver for a GPU"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import output, print_json, table_of
 from tocom.cli.model_options import ModelOptions, print_loaded, with_model_options
 from tocom.cli.options import parse_degrees
 from tocom.cli.progress import steps
@@ -222,20 +222,22 @@ def _compare(
     if as_json:
         print_json(content)
         return
-    table = Table(title=f"families of schedules, {method}, {len(files)} images, no compensator")
-    for column in ("family", "degree", "GMACs", "removing blocks", "feature gap", "more than every", "p50 ms"):
-        table.add_column(column, justify="right")
+    shown = []
     for row in rows:
         mean, low, high = row.difference
-        table.add_row(
-            row.family,
-            str(row.degree),
-            f"{row.macs / 1e9:.2f}",
-            str(row.removing_blocks),
-            f"{row.gap:.5f}",
-            f"{mean:+.5f} ({low:+.5f} to {high:+.5f})",
-            "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
+        shown.append(
+            (
+                row.family,
+                row.degree,
+                f"{row.macs / 1e9:.2f}",
+                row.removing_blocks,
+                f"{row.gap:.5f}",
+                f"{mean:+.5f} ({low:+.5f} to {high:+.5f})",
+                "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
+            )
         )
+    columns = ("family", "degree", "GMACs", "removing blocks", "feature gap", "more than every", "p50 ms")
+    table = table_of(columns, shown, title=f"families of schedules, {method}, {len(files)} images, no compensator")
     output.print(table)
     output.print(f"suggested: {best}")
 
@@ -256,17 +258,15 @@ def _by_source(options: list[str]) -> dict[int, str]:
 
 def _table(result: Evaluation) -> Table:
     names = ("feature gap",) if result.pairs[0].without.accuracy is None else ("accuracy", "log-loss", "feature gap")
-    table = Table(title=f"{result.provenance['model']}, {result.method}, {result.images['test']} test images")
-    for column in ("source", "target", "way", *names):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    table.add_column("verdict")
+    title = f"{result.provenance['model']}, {result.method}, {result.images['test']} test images"
+    table = table_of(("source", "target", "way", *names, "verdict"), (), title=title, left=("way", "verdict"))
     for pair in result.pairs:
         ways = pair.ways() if pair.source != pair.target else {"without": pair.without}
+        first = (str(pair.source), str(pair.target), pair.verdict.words if pair.verdict else "–")
         for way, scores in ways.items():
-            first = way == "without"
-            words = pair.verdict.words if pair.verdict and first else "–" if first else ""
-            named = (str(pair.source), str(pair.target)) if first else ("", "")
-            table.add_row(*named, _WAYS[way], *_cells(scores), words, end_section=way == list(ways)[-1])
+            source, target, words = first if way == "without" else ("", "", "")
+            end = way == list(ways)[-1]
+            table.add_row(source, target, _WAYS[way], *_cells(scores), words, end_section=end)
     return table
 
 

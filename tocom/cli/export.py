@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import show, table_of
 from tocom.cli.model_options import ModelOptions, print_loaded, read_labels, with_model_options
 from tocom.cli.options import MergeBlocks, Spacing, parse_batch, parse_degrees, parse_family
 from tocom.cli.progress import steps
@@ -87,10 +87,8 @@ def export(
             overwrite=overwrite,
             progress=progress,
         )
-    if as_json:
-        print_json(bundle.manifest)
-    else:
-        output.print(bundle_table(bundle))
+    show(bundle.manifest if as_json else bundle_table(bundle))
+    if not as_json:
         print_loaded(loaded)
 
 
@@ -99,18 +97,20 @@ def bundle_table(bundle: Bundle) -> Table:
     manifest: dict[str, Any] = bundle.manifest
     random = " (random weights: for timing only)" if manifest["model"]["weights"] == "random" else ""
     along = f"{manifest['method']}, {manifest['family']}"
-    table = Table(title=f"{bundle.path}: {bundle.model_name}{random}, {along}, {bundle.precision}")
-    for column in ("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"):
-        table.add_column(column, justify="right")
+    rows = []
     for entry in manifest["degrees"]:
         counts, check = entry["token_counts"], entry.get("check")
-        table.add_row(
-            str(entry["degree"]),
-            f"{counts[0]} … {counts[-1]}",
-            f"{entry['macs'] / 1e9:.2f}",
-            f"{manifest['files'][entry['onnx']]['size'] / 1024:.0f}",
-            "not checked" if check is None else f"{check['max_abs_difference']:.1e}",
+        rows.append(
+            (
+                entry["degree"],
+                f"{counts[0]} … {counts[-1]}",
+                f"{entry['macs'] / 1e9:.2f}",
+                f"{manifest['files'][entry['onnx']]['size'] / 1024:.0f}",
+                "not checked" if check is None else f"{check['max_abs_difference']:.1e}",
+            )
         )
+    title = f"{bundle.path}: {bundle.model_name}{random}, {along}, {bundle.precision}"
+    table = table_of(("degree", "tokens", "GMACs", "ONNX KiB", "largest difference to torch"), rows, title=title)
     total = sum(file["size"] for file in manifest["files"].values())
     table.caption = f"{total / 2**20:.1f} MiB in all; weights stand once"
     for kept in manifest.get("kept_in_float32", []):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import output, show
 from tocom.cli.model_options import describe_input
 from tocom.errors import RequestError
 
@@ -25,10 +25,8 @@ def inspect(
         from tocom.formats.bundle import Bundle
 
         bundle = Bundle(path)
-        if as_json:
-            print_json(bundle.manifest)
-        else:
-            output.print(bundle_table(bundle))
+        show(bundle.manifest if as_json else bundle_table(bundle))
+        if not as_json:
             entry = bundle.manifest["input"]
             for line in describe_input(entry, entry.get("sources", {})):
                 output.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -50,10 +48,7 @@ def inspect(
         facts = DeviceAlignment.load(path)[0].describe() if is_aligned else Profile.load(path).to_json()
     else:
         raise RequestError(f"The 'path' argument must be a folder, a .safetensors or a .json file. Got {path} instead.")
-    if as_json:
-        print_json(facts)
-        return
     table = Table(title=str(path), show_header=False)
     for key, value in facts.items():
         table.add_row(key, str(value))
-    output.print(table)
+    show(facts if as_json else table)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tocom.cli.app import output
+from tocom.cli.options import reading
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -118,13 +119,14 @@ def parse_size(text: str) -> int | tuple[int, int]:
     Raises:
         RequestError: It is neither.
     """
-    try:
+    with reading("image-size", text, "a side or height,width in pixels (224,448)"):
         sides = [int(part) for part in text.split(",")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise RequestError(f"The 'image-size' option must be a side or height,width in pixels (224,448). Got {text!r}.")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+        if min(sides) < 1:
+            raise ValueError(text)
+        if len(sides) == 1:
+            return sides[0]
+        height, width = sides
+        return height, width
 
 
 def print_loaded(loaded: LoadedModel) -> None:
@@ -185,10 +187,8 @@ def _json_labels(text: str) -> list[str]:
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
+    with reading(name, text, "numbers, one per channel (0.5,0.5)"):
         return tuple(float(part) for part in text.replace(",", " ").split())
-    except ValueError as error:
-        raise RequestError(f"The {name!r} option must be numbers, one per channel (0.5,0.5). Got {text!r}.") from error
 
 
 def _pair(text: str) -> tuple[str, Any]:

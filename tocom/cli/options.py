@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ __all__ = [
     "parse_degrees",
     "parse_family",
     "parse_seconds",
+    "reading",
 ]
 
 CheckFolder = Annotated[
@@ -35,27 +37,19 @@ TrustedKeys = Annotated[
     list[Path] | None,
     typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
 ]
-
-
 BackendName = Annotated[
     str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime, or openvino (on the CPU).")
 ]
-
-
 TimeoutS = Annotated[
     str | None,
     typer.Option(
         help="Seconds until a device that does not answer is given up, or 'none'; default: 60 on a GPU, none on a CPU."
     ),
 ]
-
-
 MergeBlocks = Annotated[
     str | None,
     typer.Option(help="Blocks that remove tokens, from 0: 1,4,7,10; they take over what the others would remove."),
 ]
-
-
 Spacing = Annotated[
     int | None, typer.Option("--every", help="Remove tokens in every N-th block: 3 is blocks 1,4,7,10 of 12.")
 ]
@@ -76,13 +70,18 @@ def parse_family(merge_blocks: str | None, spacing: int | None, depth: int) -> s
         return every_nth(spacing, depth)
     if merge_blocks is None:
         return None
-    try:
+    with reading("merge-blocks", merge_blocks, "numbers of blocks (1,4,7,10)"):
         blocks = [int(part) for part in merge_blocks.split(",")]
-    except ValueError as error:
-        raise RequestError(
-            f"The 'merge-blocks' option must be numbers of blocks (1,4,7,10). Got {merge_blocks!r} instead."
-        ) from error
     return spaced_family(blocks, depth)
+
+
+@contextlib.contextmanager
+def reading(option: str, text: str, expected: str) -> Iterator[None]:
+    """Turn a ValueError while an option's text is read into a RequestError that says what was expected."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(f"The {option!r} option must be {expected}. Got {text!r} instead.") from error
 
 
 def parse_degrees(text: str) -> list[int]:
@@ -91,15 +90,11 @@ def parse_degrees(text: str) -> list[int]:
     Raises:
         RequestError: It is neither.
     """
-    try:
+    with reading("degrees", text, "numbers (0,4,8) or first:last:step (0:16:4)"):
         if ":" in text:
             first, last, step = (int(part) for part in text.split(":"))
             return list(range(first, last + 1, step))
         return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise RequestError(
-            f"The 'degrees' option must be numbers (0,4,8) or first:last:step (0:16:4). Got {text!r} instead."
-        ) from error
 
 
 def parse_batch(text: str) -> int | tuple[int, int, int]:
@@ -108,14 +103,12 @@ def parse_batch(text: str) -> int | tuple[int, int, int]:
     Raises:
         RequestError: It is neither.
     """
-    try:
+    with reading("batch", text, "N or min:opt:max (1:4:8)"):
         sizes = [int(part) for part in text.split(":")]
         if len(sizes) == 1:
             return sizes[0]
         smallest, optimal, largest = sizes
         return smallest, optimal, largest
-    except ValueError as error:
-        raise RequestError(f"The 'batch' option must be N or min:opt:max (1:4:8). Got {text!r} instead.") from error
 
 
 def parse_seconds(text: str) -> float | None:
@@ -126,7 +119,7 @@ def parse_seconds(text: str) -> float | None:
     """
     if text == "none":
         return None
-    with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < 1e6:
-            return seconds
-    raise RequestError(f"The 'timeout-s' option must be a number of seconds greater than 0, or none. Got {text!r}.")
+    with reading("timeout-s", text, "a number of seconds greater than 0, or none"):
+        if not 0 < (seconds := float(text)) < 1e6:
+            raise ValueError(text)
+        return seconds

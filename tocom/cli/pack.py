@@ -43,14 +43,13 @@ def pack(
     from tocom.formats.signatures import load_public_keys
 
     keys = load_public_keys(trusted_key) if trusted_key else None
-    chosen = None if degrees is None else parse_degrees(degrees)
     with steps() as progress:
         repository = write_triton_repository(
             Bundle(bundle, trusted_keys=keys),
             out,
             backend=backend,
             engines=engines,
-            degrees=chosen,
+            degrees=None if degrees is None else parse_degrees(degrees),
             name=name,
             dynamic_batching=dynamic_batching,
             overwrite=overwrite,

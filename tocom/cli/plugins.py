@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tocom.cli.app import console, print_json
-from tocom.errors import RequestError
+from tocom.cli.options import reading
 
 __all__ = ["plugins"]
 
@@ -28,11 +28,11 @@ def build(
     """Compile the op plugin library, or take it from the cache."""
     from tocom.export.op_plugin.library import build_library
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
     library = build_library(
-        architectures=parse_architectures(arch), tensorrt_include=tensorrt_include, nvcc=nvcc, say=say
+        architectures=parse_architectures(arch),
+        tensorrt_include=tensorrt_include,
+        nvcc=nvcc,
+        say=lambda line: console.print(line, soft_wrap=True),
     )
     _show(library, as_json)
 
@@ -56,10 +56,11 @@ def parse_architectures(text: str | None) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    parts = [part.strip().removeprefix("sm_") for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise RequestError(f"The '--arch' option must be numbers such as 87 or 80,86. Got {text!r} instead.")
-    return tuple(int(part) for part in parts)
+    with reading("--arch", text, "numbers such as 87 or 80,86"):
+        parts = [part.strip().removeprefix("sm_") for part in text.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(text)
+        return tuple(map(int, parts))
 
 
 def _show(library: Any, as_json: bool) -> None:

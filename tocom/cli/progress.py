@@ -19,30 +19,32 @@ from tocom.cli.app import console
 
 __all__ = ["steps"]
 
-_LOG_EVERY_S = 60.0
-
 
 @contextlib.contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress and the time left: one moving line on a terminal; in a log a line per stage, and every minute.
+def steps(log_every_s: float = 60.0) -> Iterator[Callable[..., None]]:
+    """Show progress and the time left: one moving line on a terminal; in a log a line per stage, and now and then.
+
+    Args:
+        log_every_s: Seconds between two lines of one stage in a log.
 
     Yields:
-        A function that takes what is being done, the steps done, and all steps.
+        A function that takes what is being done, the steps done, all steps, and what else there is to say of the last
+        step; with that, the last step has a line of its own.
     """
     begin = staged = said = time.perf_counter()
     shown = ""
 
-    def log(what: str, done: int, total: int) -> None:
+    def log(what: str, done: int, total: int, more: str = "") -> None:
         nonlocal shown, staged, said
         now, left = time.perf_counter(), ""
-        if what == shown:
-            if now - said < _LOG_EVERY_S or not 0 < done < total:
-                return
-            left = f": {done} of {total}, about {(now - staged) / done * (total - done):.0f} s left"
-        else:
+        if what != shown:
             shown, staged = what, now
+        elif not 0 < done <= total or (done == total and not more) or (done < total and now - said < log_every_s):
+            return
+        else:
+            left = f": {done} of {total}, about {(now - staged) / done * (total - done):.0f} s left"
         said = now
-        console.print(f"{now - begin:7.1f} s  {what}{left}", soft_wrap=True)
+        console.print(f"{now - begin:7.1f} s  {what}{left}{more}", soft_wrap=True)
 
     if not console.is_terminal:
         yield log
@@ -57,4 +59,6 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total, more="": bar.update(
+            task, description=f"{what}{more}", completed=done, total=total
+        )

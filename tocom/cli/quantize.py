@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import show, table_of
 from tocom.cli.options import parse_degrees
 from tocom.cli.progress import steps
 
@@ -73,18 +73,13 @@ def quantize(
         profile = None
         if samples:
             profile = calibrate(out, samples=samples, against=bundle, backend="onnxruntime", progress=progress)
-    if as_json:
-        print_json({"manifest": made.manifest, "profile": None if profile is None else profile.to_json()})
-    else:
-        output.print(_table(made, profile))
+    facts = {"manifest": made.manifest, "profile": None if profile is None else profile.to_json()}
+    show(facts if as_json else _table(made, profile))
 
 
 def _table(bundle: Bundle, profile: Profile | None) -> Table:
     facts: dict[str, Any] = bundle.manifest["quantization"]
-    table = Table(title=f"{bundle.path}: {bundle.model_name}, {facts['held_out_images']} held-out images")
-    for column in ("degree", "precision", "float layers", "points lost", "divergence", "of fp32", "use here"):
-        table.add_column(column, justify="right")
-    notes = []
+    rows, notes = [], []
     for entry in bundle.manifest["degrees"]:
         found, degree = entry["quantization"], entry["degree"]
         measured = None if profile is None else profile.degrees.get(degree)  # what answers wrongly is not measured
@@ -93,16 +88,12 @@ def _table(bundle: Bundle, profile: Profile | None) -> Table:
         if comparison is not None:
             int8, fp32 = comparison.candidates["int8"], comparison.candidates["fp32"]
             ratio, winner = f"{int8.p50_ms / fp32.p50_ms:.2f} × time", comparison.winner
-        table.add_row(
-            str(degree),
-            entry["precision"],
-            str(len(found["excluded"])),
-            f"{found['loss_points']:.2f}",
-            f"{found['divergence']:.4f}",
-            ratio,
-            winner,
-        )
+        lost = f"{found['loss_points']:.2f}", f"{found['divergence']:.4f}"
+        rows.append((degree, entry["precision"], len(found["excluded"]), *lost, ratio, winner))
         if found["kept_out"] is not None:
             notes.append(f"degree {degree} stays in float32: {found['kept_out']}")
+    columns = ("degree", "precision", "float layers", "points lost", "divergence", "of fp32", "use here")
+    title = f"{bundle.path}: {bundle.model_name}, {facts['held_out_images']} held-out images"
+    table = table_of(columns, rows, title=title)
     table.caption = "; ".join(notes) or None
     return table

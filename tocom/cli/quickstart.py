@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tocom.cli.app import output, print_json
+from tocom.cli.app import output, print_json, table_of
 from tocom.cli.progress import steps
 
 __all__ = ["quickstart"]
@@ -49,64 +49,51 @@ def quickstart(
 
 
 def _first_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Merging alone, before any training; medians of single runs")
-    for column in ("degree", "tokens", "GMACs", "found again", "accuracy", "median ms"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["degree"]),
-            f"{row['token_counts'][0]} … {row['token_counts'][-1]}",
-            f"{row['macs'] / 1e9:.2f}",
-            f"{row['found']['value']:.1%}",
-            f"{row['accuracy']['value']:.1%}",
-            f"{row['median_ms']:.1f}",
-        )
-    return table
+    return table_of(
+        ("degree", "tokens", "GMACs", "found again", "accuracy", "median ms"),
+        [
+            (
+                row["degree"],
+                f"{row['token_counts'][0]} … {row['token_counts'][-1]}",
+                f"{row['macs'] / 1e9:.2f}",
+                f"{row['found']['value']:.1%}",
+                f"{row['accuracy']['value']:.1%}",
+                f"{row['median_ms']:.1f}",
+            )
+            for row in rows
+        ],
+        title="Merging alone, before any training; medians of single runs",
+    )
 
 
 def _degree_table(figures: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"Per degree, with and without the compensator ({figures['cells']['test']} test cells, batch 1; found "
-        f"again: among {figures['gallery']} dense features)"
-    )
     columns = (
-        "degree",
-        "GMACs",
-        "found again",
-        "without",
-        "accuracy",
-        "without",
-        "gap closed",
-        "p50 ms",
-        "p95 ms",
-        "MiB alone",
-        "ONNX − torch",
+        *("degree", "GMACs", "found again", "without", "accuracy", "without", "gap closed", "p50 ms", "p95 ms"),
+        *("MiB alone", "ONNX − torch"),
     )
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = []
     for row in figures["degrees"]:
         gap = row["feature_gap"]
-        closed = "" if gap is None else f"{1 - gap['with_compensator'] / gap['without_compensator']:.0%}"
-        table.add_row(
-            str(row["degree"]),
-            f"{row['macs'] / 1e9:.2f}",
-            f"{row['found']['value']:.1%}",
-            f"{row['found_without_compensator']['value']:.1%}",
-            f"{row['accuracy']['value']:.1%}",
-            f"{row['accuracy_without_compensator']['value']:.1%}",
-            closed,
-            f"{row['p50_ms']:.1f}",
-            f"{row['p95_ms']:.1f}",
-            f"{row['bytes'] / 2**20:.0f}",
-            f"{row['largest_difference_to_torch']:.0e}",
+        shares = [row[f"{name}{way}"] for name in ("found", "accuracy") for way in ("", "_without_compensator")]
+        rows.append(
+            (
+                row["degree"],
+                f"{row['macs'] / 1e9:.2f}",
+                *(f"{share['value']:.1%}" for share in shares),
+                "" if gap is None else f"{1 - gap['with_compensator'] / gap['without_compensator']:.0%}",
+                f"{row['p50_ms']:.1f}",
+                f"{row['p95_ms']:.1f}",
+                f"{row['bytes'] / 2**20:.0f}",
+                f"{row['largest_difference_to_torch']:.0e}",
+            )
         )
-    return table
+    what = f"{figures['cells']['test']} test cells, batch 1; found again: among {figures['gallery']} dense features"
+    return table_of(columns, rows, title=f"Per degree, with and without the compensator ({what})")
 
 
 def _budget_table(figures: dict[str, Any]) -> Table:
-    table = Table(title="Per budget")
-    for column in ("budget ms", "degree taken", "p95 ms", "met"):
-        table.add_column(column, justify="right")
-    for row in figures["budgets"]:
-        table.add_row(f"{row['budget_ms']:.1f}", str(row["degree"]), f"{row['p95_ms']:.1f}", f"{row['met']:.0%}")
-    return table
+    rows = [
+        (f"{row['budget_ms']:.1f}", row["degree"], f"{row['p95_ms']:.1f}", f"{row['met']:.0%}")
+        for row in figures["budgets"]
+    ]
+    return table_of(("budget ms", "degree taken", "p95 ms", "met"), rows, title="Per budget")

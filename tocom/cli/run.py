@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from tocom.cli.answers import AnswerFile, Row, Summary, failed_row, row_of, text_of
-from tocom.cli.app import console, output, print_json
+from tocom.cli.answers import AnswerFile, Row, Summary, row_of, text_of
+from tocom.cli.app import console, output, show
 from tocom.cli.live import LiveView
 from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_seconds
 from tocom.cli.sources import Source, folder_source, video_source
@@ -91,7 +91,7 @@ def run(
     sources = [folder_source(images)] if images is not None else _videos(video or [])
     rows: list[Row] = []
     with (
-        nullcontext() if out is None else AnswerFile(out) as file,
+        nullcontext() if out is None else closing(AnswerFile(out)) as file,
         Runtime.open(
             bundle,
             backend,
@@ -106,10 +106,11 @@ def run(
         summary = Summary(budget_ms)
         names = [source.name for source in sources]
         try:
-            with LiveView(names, budget_ms, console=console, enabled=live and not as_json) as view:
+            view = LiveView(names, budget_ms, console=console, enabled=live and not as_json)
+            with view.shown:
                 for source, name, answer, dropped in _answers(runtime, sources, budget_ms, fps, degree):
                     if isinstance(answer, DataError):
-                        row = failed_row(source, name, answer)
+                        row = {"source": source, "image": name, "error": str(answer)}
                     else:
                         row = row_of(source, name, answer, topk)
                         view.add(source, answer, dropped)
@@ -148,7 +149,8 @@ def _answers(
         for source in sources:
             for name, image in source.items:
                 try:
-                    yield source.name, name, runtime.infer(_prepared(runtime, image), budget_ms, degree=degree), 0
+                    pixels = runtime.preprocess(image, order="bgr")  # OpenCV's, which a file does not ask for
+                    yield source.name, name, runtime.infer(pixels, budget_ms, degree=degree), 0
                 except DataError as error:
                     yield source.name, name, error, 0
         return
@@ -172,10 +174,6 @@ def _answers(
         yield frame.source, names.pop((frame.source, frame.index)), frame.result, frame.dropped
 
 
-def _prepared(runtime: Runtime, image: Any) -> Any:
-    return runtime.preprocess(image, order="bgr")  # OpenCV's, which a file does not ask for
-
-
 def _conclude(runtime: Runtime, summary: Summary, rows: Sequence[Row], *, as_json: bool) -> None:
     stats = runtime.stats()
     content = {
@@ -189,10 +187,7 @@ def _conclude(runtime: Runtime, summary: Summary, rows: Sequence[Row], *, as_jso
     }
     if not summary.answered:
         return
-    if as_json:
-        print_json({"answers": rows, "summary": content})
-    else:
-        output.print(_table(content, output.width))
+    show({"answers": rows, "summary": content} if as_json else _table(content, output.width))
 
 
 def _table(summary: Row, width: int) -> Table:

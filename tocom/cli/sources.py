@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,20 @@ def video_source(address: str, *, shown_in_names: bool = False) -> Source:
     is_file = Path(address).is_file()
     fps = capture.get(cv2.CAP_PROP_FPS) if is_file else 0
     prefix = f"{name} " if shown_in_names else ""
-    items = _frames(capture.read, capture.release, prefix)
-    return Source(name, items, is_camera=not is_file, fps=fps if 0 < fps < 1e4 else None)
+    return Source(name, _frames(capture, prefix), is_camera=not is_file, fps=fps if 0 < fps < 1e4 else None)
 
 
-def _frames(read: Callable[[], Any], release: Callable[[], None], prefix: str) -> Iterator[tuple[str, Any]]:
+def _frames(capture: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     index = 0
     try:
         while True:
-            there, pixels = read()
+            there, pixels = capture.read()
             if not there:
                 return
             yield f"{prefix}frame {index}", pixels
             index += 1
     finally:
-        release()
+        capture.release()
 
 
 def _without_secrets(address: str) -> str:

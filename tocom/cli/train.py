@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tocom.cli.app import console, output, print_json
 from tocom.cli.model_options import ModelOptions, with_model_options
 from tocom.cli.options import MergeBlocks, Spacing, parse_family
+from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
-if TYPE_CHECKING:
-    from tocom.training.trainer import StepReport
-
 __all__ = ["train"]
-
-_LOG_EVERY_S = 10.0
 
 
 @with_model_options
@@ -73,6 +66,7 @@ def train(
     """
     from tocom.formats.families import EVERY
     from tocom.system.files import check_writable
+    from tocom.system.progress import silent
     from tocom.training.config import TrainingConfig
     from tocom.training.distributed import choose_device, joined
     from tocom.training.image_files import ImageFiles
@@ -103,7 +97,10 @@ def train(
     )
     files = ImageFiles(images, loaded.input_entry)
     torch_device = choose_device(device)
-    with joined(torch_device) as processes, _progress(shown=processes.first) as progress:
+    with (
+        joined(torch_device) as processes,
+        steps(log_every_s=10) if processes.first else contextlib.nullcontext(silent) as progress,
+    ):
         compensator = run(
             loaded.model.to(torch_device),
             files,
@@ -114,7 +111,9 @@ def train(
             skip_unreadable=unreadable == "skip",
             workers=workers,
             scalars=scalars,
-            progress=progress,
+            progress=lambda step: progress(
+                "training", step.step, step.steps, f", loss {step.loss:.4g}, {step.images_per_second:.1f} images/s"
+            ),
         )
         if not processes.first:
             return
@@ -126,37 +125,3 @@ def train(
     passed = int(compensator.metadata["unreadable_images"])
     if passed:
         console.print(f"{passed} of {len(files)} images could not be read and were passed over")
-
-
-@contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[StepReport], None] | None]:
-    """Yield what shows a step: a moving line on a terminal, a line every ten seconds in a log; None to show nothing."""
-    if not shown:
-        yield None
-        return
-    last = -_LOG_EVERY_S
-
-    def log(step: StepReport) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last >= _LOG_EVERY_S or step.step == step.steps:
-            last = now
-            console.print(
-                f"{step.seconds:7.1f} s  step {step.step} of {step.steps}, {_tell(step)}",
-                soft_wrap=True,
-            )
-
-    if not console.is_terminal:
-        yield log
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None)
-        yield lambda step: bar.update(task, description=_tell(step), completed=step.step, total=step.steps)
-
-
-def _tell(step: StepReport) -> str:
-    minutes, seconds = divmod(round(step.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02}:{seconds:02}"
-    return f"loss {step.loss:.4g}, {step.images_per_second:.1f} images/s, {left} left"

@@ -14,9 +14,14 @@ from tocom.images import check_labels
 
 __all__ = ["WAYS", "WITHOUT", "Answers", "Scores", "answers_of"]
 
-# The ways of running a degree: compression alone, then with the one, the other, or both.
+# The ways of running a degree, and their names in pictures.
 WITHOUT = "without"
-WAYS = (WITHOUT, "compensated", "aligned", "both")
+WAYS = {
+    WITHOUT: "compression alone",
+    "compensated": "with the compensator",
+    "aligned": "with an alignment",
+    "both": "with both",
+}
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from tocom.evaluation.answers import WAYS, WITHOUT
 from tocom.evaluation.pairs import Evaluation
 from tocom.system.drawing import picture
 
 __all__ = ["draw_chart"]
 
 _Z_95 = 1.96
-_SERIES = {
-    "without": ("compression alone", "#d9822b"),
-    "compensated": ("with the compensator", "#3b8fc4"),
-    "aligned": ("with an alignment", "#4f9d5d"),
-    "both": ("with both", "#7a5195"),
-}
+_COLOURS = dict(zip(WAYS, ("#d9822b", "#3b8fc4", "#4f9d5d", "#7a5195"), strict=True))
 _APART = 0.18  # of the distance between two degrees, between two ways
 
 
@@ -35,36 +29,29 @@ def draw_chart(evaluation: Evaluation, path: Path) -> None:
         OutputError: The file cannot be written.
     """
     source = evaluation.pairs[0].source
-    targets = [pair.target for pair in evaluation.pairs if pair.target != source]
-    has_classes = evaluation.pairs[0].without.accuracy is not None
-    panels = [("feature gap · 1000", lambda answers, _: 1000 * answers.gap)]
-    if has_classes:
-        panels.insert(0, ("accuracy lost, points", lambda answers, dense: 100 * (answers.error - dense.error)))
-    dense = next((each for (_, target, _), each in evaluation.answers.items() if target == source), None)
-    if dense is None:  # without the source degree among the targets there is nothing to compare errors with
-        panels = panels[-1:]
+    known = {(way, target): each for (_, target, way), each in evaluation.answers.items() if target != source}
+    targets = list(dict.fromkeys(target for _, target in known))
+    # Without the source degree among the targets there is nothing to compare errors with.
+    dense = evaluation.answers.get((source, source, WITHOUT))
+    panels = {"feature gap · 1000": {key: 1000 * each.gap for key, each in known.items()}}
+    if dense is not None and dense.answer is not None:
+        lost = {key: 100 * (each.error - dense.error) for key, each in known.items()}
+        panels = {"accuracy lost, points": lost, **panels}
     with picture(path, 4.6 * len(panels) + 0.4, 3.6) as figure:
-        for index, (label, differences) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), index + 1)
+        for number, (label, values) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), number + 1)
             axes.axhline(0, color="#8a8a8a", lw=1)
             if label.startswith("accuracy"):
                 axes.axhline(100 * evaluation.allowed, color="#b03a2e", lw=1, ls="--", label="allowed")
-            measured = [
-                way for way in _SERIES if any((source, target, way) in evaluation.answers for target in targets)
-            ]
-            for index, way in enumerate(measured):
-                name, colour = _SERIES[way]
-                shift = _APART * (index - (len(measured) - 1) / 2)
-                known = [target for target in targets if (source, target, way) in evaluation.answers]
-                values = [differences(evaluation.answers[source, target, way], dense) for target in known]
-                means = [float(each.mean()) for each in values]
-                halves = [
-                    _Z_95 * float(each.std(ddof=1)) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for each in values
-                ]
-                positions = [targets.index(target) + shift for target in known]
-                axes.errorbar(positions, means, yerr=halves, fmt="o", color=colour, capsize=3, label=name)
-            axes.set(xlabel="target degree", ylabel=label, xticks=range(len(targets)))
-            axes.set_xticklabels([str(target) for target in targets])
+            ways = [way for way in WAYS if any(way == measured for measured, _ in known)]
+            for index, way in enumerate(ways):
+                own = {target: each for (measured, target), each in values.items() if measured == way}
+                halves = [_Z_95 * each.std() / max(len(each) - 1, 1) ** 0.5 for each in own.values()]
+                positions = [targets.index(target) + _APART * (index - (len(ways) - 1) / 2) for target in own]
+                means, style = [each.mean() for each in own.values()], {"color": _COLOURS[way], "label": WAYS[way]}
+                axes.errorbar(positions, means, yerr=halves, fmt="o", capsize=3, **style)
+            axes.set_xticks(range(len(targets)), [str(target) for target in targets])
+            axes.set(xlabel="target degree", ylabel=label)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", alpha=0.25)
             axes.legend(fontsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from tocom.compression.surgery import check_supported, compress, input_tokens
 from tocom.compression.tokens import largest_degree, removal_schedule
 from tocom.errors import DataError, DegreeError
 from tocom.formats.families import EVERY, every_nth, named_family
+from tocom.system.progress import Progress, silent
 
 __all__ = ["FamilyRow", "compare_families", "spacings", "suggest_family"]
 
@@ -61,7 +62,7 @@ def compare_families(
     method: str = "merge",
     latencies: Mapping[str, Mapping[int, float]] | None = None,
     batch_size: int = 8,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> list[FamilyRow]:
     """Measure families of schedules without a compensator, on images of which no label is needed.
 
@@ -97,8 +98,7 @@ def compare_families(
         return count_macs(model, removal_schedule(tokens, depth, degree, prefix, family), method=method)
 
     def features(family: str, degree: int, done: int) -> Tensor:
-        if progress is not None:
-            progress(f"{family}, degree {degree}", done, 1 + len(wanted))
+        progress(f"{family}, degree {degree}", done, 1 + len(wanted))
         return pooled_features(
             compress(model, degree, method=method, family=family), images, batch_size=batch_size
         ).double()

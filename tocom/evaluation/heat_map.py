@@ -10,12 +10,6 @@ from tocom.system.drawing import picture
 
 __all__ = ["draw"]
 
-_TITLES = {
-    "without": "compression alone",
-    "compensated": "with compensator",
-    "aligned": "with alignment",
-    "both": "with both",
-}
 _BEHIND = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
 
 
@@ -50,14 +44,14 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         everything = [number for values in shown.values() for row in values for number in row]
         widest = max(max(abs(number) for row in gain for number in row), 1e-9)
         what = "accuracy, %" if has_accuracy else "feature gap · 1000"
-        panels = [(_TITLES[way], shown[way], "viridis", (min(everything), max(everything))) for way in ways]
+        panels = [(WAYS[way], shown[way], "viridis", (min(everything), max(everything))) for way in ways]
         panels.append(("gain", gain, "RdBu", (-widest, widest)))
         for index, (title, values, colours, (least, most)) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
             axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
-            axes.set(title=title, xlabel="target degree", xticks=range(len(targets)), yticks=range(len(sources)))
-            axes.set_xticklabels([str(target) for target in targets])
-            axes.set_yticklabels([str(source) for source in sources])
+            axes.set_xticks(range(len(targets)), [str(target) for target in targets])
+            axes.set_yticks(range(len(sources)), [str(source) for source in sources])
+            axes.set(title=title, xlabel="target degree")
             if index == 0:
                 axes.set_ylabel("source degree")
             for y, row in enumerate(values):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cost_interval", "holm", "images_to_tell", "sign_flip_p"]
+__all__ = ["cost_interval", "images_to_tell", "sign_flip_p"]
 
 _FLIPS = 4000
 _POWER = 0.8
@@ -32,15 +30,6 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
     flips = 1.0 - 2.0 * (np.random.default_rng(seed).random((_FLIPS, len(moved)), np.float32) < 0.5)
     reached = int((flips @ moved >= moved.sum() - 1e-9 * np.abs(moved).sum()).sum())
     return (reached + 1) / (_FLIPS + 1)
-
-
-def holm(values: Mapping[Any, float]) -> dict[Any, float]:
-    """Return p values corrected for their number (S. Holm, 1979)."""
-    corrected, worst = {}, 0.0
-    for index, key in enumerate(sorted(values, key=lambda each: values[each])):
-        worst = max(worst, min(1.0, (len(values) - index) * values[key]))
-        corrected[key] = worst
-    return corrected
 
 
 def cost_interval(differences: NDArray[np.float64], level: float, *, counts: bool) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from tocom.evaluation.answers import WAYS, WITHOUT, Answers, Scores, answers_of
 from tocom.evaluation.held_out import Samples, check_apart
 from tocom.evaluation.verdict import FEWEST_IMAGES, Verdict, give_verdicts
 from tocom.formats.families import EVERY
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 from tocom.training.image_files import ImageFiles
 
 __all__ = ["SCALES", "Evaluation", "Pair", "evaluate"]
@@ -101,13 +101,9 @@ class Evaluation:
         return {
             "format": "tocom-evaluation",
             "version": 1,
-            "method": self.method,
-            "family": self.family,
-            "scale": self.scale,
-            "scale_chosen_by": self.scale_chosen_by,
+            **{name: getattr(self, name) for name in ("method", "family", "scale", "scale_chosen_by", "allowed")},
             "held_out": [{"scale": scale, **asdict(scores)} for scale, scores in self.held_out.items()],
             "images": dict(self.images),
-            "allowed": self.allowed,
             "pairs": [asdict(pair) for pair in self.pairs],
             "confusions": self.confusions(),
             "provenance": dict(self.provenance),
@@ -129,7 +125,7 @@ def evaluate(
     family: str = EVERY,
     align: bool = False,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure every (source, target) pair with and without the compensator, and say what to do at each.
 
@@ -189,8 +185,7 @@ def evaluate(
         def advance() -> None:
             nonlocal done
             done += 1
-            if progress is not None:
-                progress(stage, done, total)
+            progress(stage, done, total)
 
         return _Measured(sources, compensator, along, samples, input_entry, batch_size, advance)
 

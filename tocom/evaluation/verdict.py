@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from tocom.errors import RequestError
 from tocom.evaluation.answers import WITHOUT, Answers
-from tocom.evaluation.paired import cost_interval, holm, images_to_tell, sign_flip_p
+from tocom.evaluation.paired import cost_interval, images_to_tell, sign_flip_p
+from tocom.system.statistics import holm
 
 __all__ = ["ALONE", "AVOID", "FEWEST_IMAGES", "UNDECIDED", "USE", "Verdict", "give_verdicts"]
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import timm
-import torch
 from numpy.typing import NDArray
 
 from tocom.alignment.ridge import feature_gaps
@@ -22,6 +19,7 @@ from tocom.formats.profile import Profile
 from tocom.quickstart.cells import Cell
 from tocom.runtime import Runtime
 from tocom.system.cpu import cpu_identity
+from tocom.system.dependencies import installed
 
 __all__ = ["Measured", "all_figures", "first_rows", "found_again", "is_found", "measured", "share"]
 
@@ -147,9 +145,7 @@ def all_figures(
             "cores": str(len(os.sched_getaffinity(0))),
             "backend": backend,
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "onnxruntime": onnxruntime.__version__,
+            **{name: installed(name) for name in ("torch", "timm", "onnxruntime")},
         },
         "scale": scale,
         "gallery": len(alone.features[0]) + len(gallery),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tocom.system.drawing import picture
 
 __all__ = ["draw"]
@@ -22,20 +24,10 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     cells, gallery, machine = figures["cells"]["test"], figures["gallery"], figures["machine"]
     with picture(path, 12, 8) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=(1.2, 1))
-        _over_latency(
-            figure.add_subplot(grid[0, 0]),
-            figures,
-            "found",
-            f"The same cell found again, % ({cells} queries)",
-            f"Search in {gallery} features of the dense model",
-        )
-        _over_latency(
-            figure.add_subplot(grid[0, 1]),
-            figures,
-            "accuracy",
-            f"Accuracy, % ({cells} cells)",
-            "Classification, the dense model's head",
-        )
+        found = f"The same cell found again, % ({cells} queries)", f"Search in {gallery} features of the dense model"
+        right = f"Accuracy, % ({cells} cells)", "Classification, the dense model's head"
+        _over_latency(figure.add_subplot(grid[0, 0]), figures, "found", *found)
+        _over_latency(figure.add_subplot(grid[0, 1]), figures, "accuracy", *right)
         _stream(figure.add_subplot(grid[1, :]), figures)
         figure.suptitle(
             f"One ViT-S/14, nothing re-tuned; {machine['cores']} cores of {machine['processor']}; 95 % intervals",
@@ -50,13 +42,10 @@ def _over_latency(axes: Any, figures: dict[str, Any], key: str, label: str, titl
         (key, _WITH, "with compensator", 0.0),
         (f"{key}_without_compensator", _WITHOUT, "merging alone", 0.2),
     ):
-        shares = [row[name] for row in figures["degrees"]]
-        y = [100 * share["value"] for share in shares]
-        bars = (
-            [100 * (share["value"] - share["low"]) for share in shares],
-            [100 * (share["high"] - share["value"]) for share in shares],
+        y, low, high = (
+            100 * np.array([row[name][end] for row in figures["degrees"]]) for end in ("value", "low", "high")
         )
-        axes.errorbar([each + shift for each in x], y, yerr=bars, color=colour, label=way, **style)
+        axes.errorbar([each + shift for each in x], y, yerr=(y - low, high - y), color=colour, label=way, **style)
     for row, at in zip(figures["degrees"], x, strict=True):
         axes.annotate(
             f"r={row['degree']}",

@@ -27,7 +27,7 @@ from tocom.quickstart.stream import budget_steps, stream
 from tocom.quickstart.weights import BACKBONE, IMAGE_SIZE, read_backbone
 from tocom.runtime import Runtime
 from tocom.system.files import check_writable, write_json
-from tocom.system.progress import Progress
+from tocom.system.progress import Progress, silent
 from tocom.training.config import TrainingConfig
 from tocom.training.distillation import dense_answers
 from tocom.training.image_files import ImageFiles
@@ -77,7 +77,7 @@ def quickstart(
     out: Path | str,
     config: QuickstartConfig | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     first: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
     """Convert, fit, export, train, export, calibrate and stream; write two bundles, all figures as JSON, and a picture.
@@ -98,19 +98,18 @@ def quickstart(
         OutputError: ``out`` cannot be written.
     """
     out, config = Path(out), config or QuickstartConfig()
-    report = progress or (lambda *_: None)
     seconds: dict[str, float] = {}
     began = time.perf_counter()
 
-    def stage(name: str, total: int = 1) -> Callable[..., None]:
-        """Begin a stage; what is returned takes steps done and all, behind what is being done or without."""
+    def stage(name: str) -> Progress:
+        """Begin a stage; what is returned takes what is being done in it, steps done and all."""
         nonlocal began
         now = time.perf_counter()
         if seconds:
             seconds[list(seconds)[-1]] = round(now - began, 1)
         seconds[name], began = 0.0, now
-        report(name, 0, total)
-        return lambda *step: report(": ".join((name, *step[:-2])), *step[-2:])
+        progress(name, 0, 1)
+        return lambda what, done, total: progress(f"{name}: {what}", done, total)
 
     check_writable(out)
     stage("reading weights and images")
@@ -169,7 +168,7 @@ def quickstart(
         _files(train_cells, entry),
         config.training,
         teacher=trained_on,
-        progress=lambda step: report("training the compensator", step.step, step.steps),
+        progress=lambda step: progress("training the compensator", step.step, step.steps),
     )
     compensator.save(out / "compensator.safetensors")
     write("bundle", compensator=compensator)
@@ -183,7 +182,9 @@ def quickstart(
     p50_ms = {degree: entry.latency.p50_ms for degree, entry in profile.degrees.items()}
     # At once: a device changes its speed within minutes, and the report shows both side by side.
     advance = stage("where the time goes")
-    blocks = block_times(bundles["bundle"], config.degrees, threads=profile.threads, runs=5, progress=advance)
+    blocks = block_times(
+        bundles["bundle"], config.degrees, threads=profile.threads, runs=5, p50_ms=p50_ms, progress=advance
+    )
     advance = stage("test cells with the compensator")
     with Runtime.open(bundles["bundle"].path, degrees=[degree for degree in config.degrees if degree]) as runtime:
         compensated = measured(runtime, test, advance)

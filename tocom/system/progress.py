@@ -10,7 +10,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done, and all steps."""
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int, more: str = "") -> None:
     """Report nothing."""
 
 

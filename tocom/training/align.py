@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tocom.compression.features import pooled
 from tocom.compression.surgery import compress
 from tocom.errors import AlignmentError
 from tocom.formats.families import EVERY
+from tocom.system.progress import Progress, silent
 from tocom.version import __version__
 
 __all__ = ["align"]
@@ -36,7 +37,7 @@ def align(
     fuse: bool = False,
     batch_size: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Alignment:
     """Fit linear maps from the pooled features of degrees to those of the source degree.
 
@@ -54,7 +55,7 @@ def align(
         fuse: Whether pruning fuses the removed tokens.
         batch_size: Images per forward pass.
         seed: Seed of the fifths of the images that are held out in turn.
-        progress: Called with the images done, and all of them.
+        progress: Called with what is done, the images done, and all of them.
 
     Raises:
         ModelError: The model is not supported.
@@ -84,8 +85,7 @@ def align(
             for degree, compressed in at.items():
                 found[degree].append(pooled(compressed, inputs).float().cpu().numpy())
             done += len(batch)
-            if progress is not None:
-                progress(done, count)
+            progress("features of every degree", done, count)
     aim = np.concatenate(wanted)
     maps = {degree: fit_first(np.concatenate(each), aim, counts[0], seed=seed) for degree, each in found.items()}
     metadata = {"fitted_by": f"tocom {__version__}"}

@@ -19,6 +19,7 @@ from tocom.compensator.compensator import Compensator
 from tocom.compression.features import patch_features, pooled
 from tocom.compression.surgery import compress
 from tocom.errors import RequestError
+from tocom.system.progress import Progress, silent
 
 __all__ = ["LOSSES", "PRECISIONS", "Distillation", "TeacherAnswers", "dense_answers", "draw_degrees", "loss_for"]
 
@@ -117,7 +118,7 @@ def dense_answers(
     images: Dataset[Tensor],
     *,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> TeacherAnswers:
     """Return a model's pooled features, and its class tokens on the way there: a teacher of source degree 0.
 
@@ -125,7 +126,7 @@ def dense_answers(
         model: In evaluation mode, with a class token.
         images: Images [channels, height, width].
         batch_size: Images at a time.
-        progress: Called with the images done and all.
+        progress: Called with what is done, the images done and all.
 
     Returns:
         The answers, float32, on the CPU.
@@ -137,8 +138,7 @@ def dense_answers(
             outputs.append(pooled(model, batch.to(device)).float().cpu())
         tokens.append(torch.stack(seen).float().cpu())
         done += len(batch)
-        if progress is not None:
-            progress(done, len(images))  # type: ignore[arg-type]  # map-style datasets have a length
+        progress("the teacher's answers", done, len(images))  # type: ignore[arg-type]  # map-style datasets have one
     return TeacherAnswers(torch.cat(outputs), torch.cat(tokens, dim=1))
 
 

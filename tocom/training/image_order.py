@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tocom.errors import DataError, TrainingError
+from tocom.training.config import TrainingConfig
 from tocom.training.distributed import Processes
 
 __all__ = ["batches", "fingerprint", "unreadable_between"]
@@ -49,11 +50,8 @@ _PREFETCHED = 2
 
 def batches(
     images: Dataset[Tensor],
+    config: TrainingConfig,
     *,
-    batch_size: int,
-    steps: int,
-    flip: bool,
-    seed: int,
     start: int = 0,
     skip_unreadable: bool = True,
     workers: int = 0,
@@ -63,10 +61,7 @@ def batches(
 
     Args:
         images: Map-style, [channels, height, width] each.
-        batch_size: Images per step, over all processes; a multiple of their number.
-        steps: Steps of the whole run.
-        flip: Mirror half of the images, from left to right.
-        seed: Seed of the run.
+        config: The run's: its batches, a multiple of the number of processes, and their order.
         start: Steps already done.
         skip_unreadable: Take the next readable image in place of one that cannot be read; otherwise its error.
         workers: Processes that read images; 0 reads in this one.
@@ -81,23 +76,25 @@ def batches(
         TrainingError: The batches of the processes that read images do not fit into shared memory.
     """
     processes = processes or Processes()
-    part = batch_size // processes.count
+    part = config.batch_size // processes.count
     own = slice(processes.rank * part, (processes.rank + 1) * part)
     count = len(images)  # type: ignore[arg-type]  # map-style datasets have a length
-    every = order(count, batch_size=batch_size, steps=steps, flip=flip, seed=seed)
+    every = order(count, batch_size=config.batch_size, steps=config.steps, flip=config.flip, seed=config.seed)
     keys = (batch[own] for batch in islice(every, start, None))
     if workers and count:
         try:
             image = images[0]
         except Exception:  # a dataset may raise anything; whether the others are left out is said later
             image = torch.empty(0)
-        _check_shared_memory(image, part, workers, steps)
+        _check_shared_memory(image, part, workers, config.steps)
     loader = DataLoader(
         _Keyed(images, skip_unreadable),
         batch_sampler=keys,
         num_workers=workers,
         multiprocessing_context=_reader_context() if workers else None,
-        generator=torch.Generator().manual_seed(seed),  # else it would draw from torch's own, out of turn on resuming
+        generator=torch.Generator().manual_seed(
+            config.seed
+        ),  # else it would draw from torch's own, out of turn on resuming
     )
     try:
         with warnings.catch_warnings():
@@ -138,8 +135,6 @@ def _reader_context() -> BaseContext:
     It holds threads (of torch, of inference runtimes, of gRPC), and what they lock stays locked in a fork; CPython
     warns of it from 3.12 on.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # torch is imported once, not by every reader
     return context

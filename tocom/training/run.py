@@ -129,34 +129,14 @@ class Run:
         self._resume()
         feed = batches(
             self.images,
-            batch_size=config.batch_size,
-            steps=config.steps,
-            flip=config.flip,
-            seed=config.seed,
+            config,
             start=self._done,
             skip_unreadable=skip_unreadable,
             workers=workers,
             processes=self.processes,
         )
-        with Interrupts() as interrupts:
-            self._train(distill, feed, interrupts, count, progress)
-        if interrupts.noted is not None:  # and its handler returned: a run that was cut off has not ended
-            raise TrainingError(f"The training was interrupted at step {self._done} of {config.steps}.")
-        self.compensator.share_dropout(None)
-        self.unreadable = set().union(*self.processes.gather(self.unreadable))
-
-    def _train(
-        self,
-        distill: nn.Module,
-        feed: Iterable[tuple[Tensor, Tensor, Tensor]],
-        interrupts: Interrupts,
-        count: int,
-        progress: Callable[[StepReport], None] | None,
-    ) -> None:
-        """Make the steps, up to the last or to a signal; behind that one, too, the checkpoint is saved."""
-        config = self.config
         begin, first = time.perf_counter(), self._done
-        with scalars(self.files.scalars if self.processes.first else None, first) as record:
+        with Interrupts() as interrupts, scalars(self.files.scalars if self.processes.first else None, first) as record:
             for drawn, read, images in self._until_interrupted(feed, interrupts):
                 self.unreadable |= unreadable_between(drawn, read, count)
                 source, target = draw_degrees(
@@ -185,6 +165,10 @@ class Run:
                 record(report)
                 if progress is not None and self.processes.first:
                     progress(report)
+        if interrupts.noted is not None:  # and its handler returned: a run that was cut off has not ended
+            raise TrainingError(f"The training was interrupted at step {self._done} of {config.steps}.")
+        self.compensator.share_dropout(None)
+        self.unreadable = set().union(*self.processes.gather(self.unreadable))
 
     def _until_interrupted(
         self, feed: Iterable[tuple[Tensor, Tensor, Tensor]], interrupts: Interrupts

@@ -186,6 +186,7 @@ def test_the_layer_that_costs_the_accuracy_stays_in_float32(hard: Bundle, tmp_pa
     found = made.manifest["degrees"][0]["quantization"]
     assert found["loss_points"] <= 10
     assert found["excluded"] == ["blocks.1.attn.qkv"]
+    assert max(found["sensitivity"], key=found["sensitivity"].__getitem__) in ("blocks.1", "blocks.1.attn.qkv")
     assert any("sensitivity of blocks.1 (2 of 3)" in what for what in said)
 
 

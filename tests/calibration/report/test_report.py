@@ -158,6 +158,22 @@ def test_the_profilers_own_time_is_taken_off_every_op_alike() -> None:
     assert found.scaled(15.0).totals == pytest.approx({kind: 2 * ms for kind, ms in found.totals.items()})
 
 
+def test_blocks_are_measured_again_where_the_device_changed_its_speed(bundle: SmallBundle) -> None:
+    """No device is a thousand times faster than it was: three tries, and the nearest one is returned."""
+    opened, begun = Bundle(bundle.path), []
+
+    def tries(p50_ms: dict[int, float] | None) -> int:
+        begun.clear()
+        found = block_times(
+            opened, [0, 4], threads=1, runs=2, p50_ms=p50_ms, progress=lambda _, done, __: begun.append(done == 0)
+        )
+        assert [each.degree for each in found] == [0, 4]
+        return sum(begun)
+
+    assert tries(None) == 1
+    assert tries({0: 1e-3, 4: 1e-3}) == 3
+
+
 def test_the_chart_of_blocks_stands_on_the_pages_own_latency(
     bundle: SmallBundle, profile: Profile, tmp_path: Path
 ) -> None:
