@@ -105,11 +105,9 @@ def _check_pair(first: Bundle, second: Bundle, backend: str, other_backend: str)
 
 def _excluded(bundle: Bundle, degree: int) -> str | None:
     """Return why a degree is not in the bundle's precision, as the manifest says."""
-    for entry in bundle.manifest["degrees"]:
-        if entry["degree"] == degree:
-            reason = (entry.get("quantization") or {}).get("kept_out")
-            return None if reason is None else str(reason)
-    return None
+    entry = next(each for each in bundle.manifest["degrees"] if each["degree"] == degree)
+    reason: str | None = entry.get("quantization", {}).get("kept_out")
+    return reason
 
 
 def _accuracy(answers: Answers | None, degree: int) -> Accuracy | None:

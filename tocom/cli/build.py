@@ -60,10 +60,9 @@ def build(
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
 
-    keys = load_public_keys(trusted_key) if trusted_key else None
     with steps() as progress:
         engines = run(
-            Bundle(bundle, trusted_keys=keys),
+            Bundle(bundle, trusted_keys=load_public_keys(trusted_key) if trusted_key else None),
             backend=backend,
             lowering=lowering,
             degrees=None if degrees is None else parse_degrees(degrees),

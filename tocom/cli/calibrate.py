@@ -130,25 +130,24 @@ def calibrate(
             with steps() as progress:
                 blocks = block_times(opened, list(p50_ms), threads=profile.threads, p50_ms=p50_ms, progress=progress)
         page = write_report(profile, opened, suggestion=suggestion, blocks=blocks)
+    shown = suggestion if suggest else None
     if as_json:
-        content: dict[str, Any] = profile.to_json()
-        print_json(
-            content if not suggest or suggestion is None else {"profile": content, "suggestion": suggestion.to_json()}
-        )
-        if unsaved is not None:
-            raise unsaved
-        return
-    output.print(_table(profile))
-    for degree, entry in profile.degrees.items():
-        if entry.precisions is not None:
-            output.print(f"degree {degree}: use {entry.precisions.winner}; {entry.precisions.reason}")
-    for mark in () if profile.device_state is None else profile.device_state.marks:
-        console.print(f"doubtful: {mark}", style="yellow", soft_wrap=True)
-    if suggest and suggestion is not None:
-        output.print(_suggestion_table(suggestion, opened))
-        _conclude(suggestion)
+        content = profile.to_json()
+        print_json(content if shown is None else {"profile": content, "suggestion": shown.to_json()})
+    else:
+        output.print(_table(profile))
+        for degree, entry in profile.degrees.items():
+            if entry.precisions is not None:
+                output.print(f"degree {degree}: use {entry.precisions.winner}; {entry.precisions.reason}")
+        for mark in () if profile.device_state is None else profile.device_state.marks:
+            console.print(f"doubtful: {mark}", style="yellow", soft_wrap=True)
+        if shown is not None:
+            output.print(_suggestion_table(shown, opened))
+            _conclude(shown)
     if unsaved is not None:
         raise unsaved
+    if as_json:
+        return
     if not reuse:
         console.print(f"saved {bundle}/profiles/{profile.fingerprint}.json", soft_wrap=True)
     if compared := compare_measured(opened, profile.threads)[1]:

@@ -42,10 +42,9 @@ def pack(
     from tocom.formats.bundle import Bundle
     from tocom.formats.signatures import load_public_keys
 
-    keys = load_public_keys(trusted_key) if trusted_key else None
     with steps() as progress:
         repository = write_triton_repository(
-            Bundle(bundle, trusted_keys=keys),
+            Bundle(bundle, trusted_keys=load_public_keys(trusted_key) if trusted_key else None),
             out,
             backend=backend,
             engines=engines,

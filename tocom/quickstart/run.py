@@ -115,11 +115,8 @@ def quickstart(
     stage("reading weights and images")
     # Whatever is measured on the rest of the cells beside it finds them untouched.
     split = split_cells(TRAIN, HELD_OUT, TEST, config.seed)
-    train_cells, held_out, test = (
-        split.train[: config.train],
-        split.held_out[: config.held_out],
-        split.test[: config.test],
-    )
+    train_cells, held_out = split.train[: config.train], split.held_out[: config.held_out]
+    test = split.test[: config.test]
     model = timm.create_model(BACKBONE, pretrained=False, img_size=IMAGE_SIZE, num_classes=0).eval()
     model.load_state_dict(read_backbone(), strict=True)
     entry = input_config(model)

@@ -81,16 +81,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if not is_integer(value, 1):
                 raise RequestError(f"The {name!r} parameter must be a positive integer. Got {value!r} instead.")
-        for name, least in (
-            ("learning_rate", None),
-            ("scale", None),
-            ("final_learning_rate", 0),
-            ("weight_decay", 0),
-            ("hidden", 0),
-        ):
+        may_be_zero = ("final_learning_rate", "weight_decay", "hidden")
+        for name in ("learning_rate", "scale", *may_be_zero):
             value = getattr(self, name)
-            if not (math.isfinite(value) and (value > 0 or value == least)):
-                wanted = "a positive number" if least is None else "zero or a positive number"
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and name in may_be_zero))):
+                wanted = "zero or a positive number" if name in may_be_zero else "a positive number"
                 raise RequestError(f"The {name!r} parameter must be {wanted}. Got {value!r} instead.")
         if self.batch_size % self.accumulation:
             raise RequestError(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 __all__ = ["Interrupts"]
@@ -22,14 +20,14 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.noted: int | None = None
-        self._before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):
-                    self._before[number] = before  # type: ignore[assignment]  # None is left out
+                    self._before[number] = before
                     signal.signal(number, self._note)
         return self
 
@@ -38,7 +36,7 @@ class Interrupts:
         if self.noted is not None:
             signal.raise_signal(self.noted)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: object) -> None:
         if self.noted is None:
             self.noted = number
             return
