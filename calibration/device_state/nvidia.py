@@ -47,13 +47,9 @@ class NvmlReader:
                 return None
         try:
             nvml.nvmlInit()
-        except nvml.NVMLError as error:
-            log.warning("the GPU's clocks are not recorded: NVML does not start (%s)", error)
-            return None
-        try:
             handle = _find(nvml, gpu)
         except nvml.NVMLError as error:
-            log.warning("the GPU's clocks are not recorded: NVML does not list the GPUs (%s)", error)
+            log.warning("the GPU's clocks are not recorded: NVML does not start, or not list the GPUs (%s)", error)
             return None
         return None if handle is None else cls(nvml, handle)
 

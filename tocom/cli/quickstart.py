@@ -28,10 +28,7 @@ def quickstart(
     from tocom.quickstart.run import QuickstartConfig
     from tocom.quickstart.run import quickstart as run
 
-    def first(rows: list[dict[str, Any]]) -> None:
-        if not as_json:
-            output.print(_first_table(rows))
-
+    first = None if as_json else lambda rows: output.print(_first_table(rows))
     with steps() as progress:
         figures = run(out, QuickstartConfig(seed=seed), progress=progress, first=first)
     if as_json:
