@@ -5,8 +5,9 @@
 
 Each model (6 blocks, 192 channels, 8 × 8 patches) learns the class token and the patches of the quickstart's DINOv2
 ViT-S/14 from photographs and solar cells. Then tokens are merged, and the features are compared with the same model's
-dense ones: with the mean of the sines and cosines of what merged, with the sine and cosine of the mean place, and with
-the place of the token that was merged into alone. Likewise whether tokens match by keys before or after rotation.
+dense ones: with the mean of the sines and cosines of what merged, with the sine and cosine of the mean position, and
+with the position of the token that was merged into alone. Likewise whether tokens match by keys before or after
+rotation.
 Writes ``benchmarks/results/rotary_positions.json``.
 """
 
@@ -47,7 +48,7 @@ MODELS = {
     "axial": "vit_small_patch16_rope_224",
     "mixed": "vit_small_patch16_rope_mixed_224",
 }
-WAYS = ("channels", "place", "partner")
+WAYS = ("channels", "position", "partner")
 DEGREES = (2, 4, 6)
 DOMAINS = ("photographs", "cells")
 ENTRY = {
@@ -127,13 +128,13 @@ def angles(model: Eva, block: int) -> Tensor:
         x, y = rope.freqs[:, block].unsqueeze(-2)
         return rope.t_x[:, None] * x + rope.t_y[:, None] * y
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
+    positions = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
     if hasattr(rope, "periods"):
-        places = 2 * (places + 0.5) / torch.tensor([height, width]) - 1
-        return (2 * torch.pi * places[:, :, None] / rope.periods).flatten(1)[None]
+        positions = 2 * (positions + 0.5) / torch.tensor([height, width]) - 1
+        return (2 * torch.pi * positions[:, :, None] / rope.periods).flatten(1)[None]
     if rope.grid_indexing == "xy":
-        places = places.flip(-1)
-    return (places[:, :, None] * rope.bands).flatten(1)[None]
+        positions = positions.flip(-1)
+    return (positions[:, :, None] * rope.bands).flatten(1)[None]
 
 
 def turned(x: Tensor, sine: Tensor, cosine: Tensor, *, half: bool) -> Tensor:
@@ -165,7 +166,7 @@ def run(model: Eva, images: Tensor, degree: int, way: str, *, matched: str) -> t
         mean = (share / size).unsqueeze(1)
         if way == "channels":
             sine, cosine = mean @ angle.sin(), mean @ angle.cos()
-        elif way == "place":
+        elif way == "position":
             sine, cosine = (mean @ angle).sin(), (mean @ angle).cos()
         else:
             chosen = home[:, None, :, None].expand(-1, angle.shape[1], -1, angle.shape[-1])
@@ -186,8 +187,8 @@ def run(model: Eva, images: Tensor, degree: int, way: str, *, matched: str) -> t
             weighted = onto * size.transpose(1, 2)
             x = weighted / weighted.sum(-1, keepdim=True) @ x
             # Others merge into tokens at odd positions; where none merged, there is but one.
-            place = torch.arange(onto.shape[-1])
-            into = (onto * (1 + (place % 2) * (place >= prefix))).argmax(-1)
+            index = torch.arange(onto.shape[-1])
+            into = (onto * (1 + (index % 2) * (index >= prefix))).argmax(-1)
             home = home.gather(1, into)
             share = onto @ share
         mlp = block.mlp(block.norm2(x))
