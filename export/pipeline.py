@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import onnx
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tocom.alignment.alignment import Alignment, Binding
+from tocom.alignment.alignment import Alignment
 from tocom.compensator.compensator import Compensator, model_sha256
 from tocom.compression.features import check_patches
 from tocom.compression.loading.memory import from_memory
 from tocom.compression.loading.model import LoadedModel
 from tocom.compression.macs import count_macs
-from tocom.compression.surgery import check_supported, compress, input_tokens
+from tocom.compression.surgery import compress, input_tokens
 from tocom.compression.tokens import removal_schedule, token_counts
 from tocom.errors import CompensatorError, DegreeError, ExportError
 from tocom.export.graph.alignment import Placement
@@ -27,18 +29,17 @@ from tocom.export.graph.half import HalfPlan, magnitudes, plan_half
 from tocom.export.graph.projections import projection_weights
 from tocom.export.graph.retarget import at_degree
 from tocom.export.graph.templates import Templates, put_shared
-from tocom.export.graph.trace import DTYPES, Tracing
+from tocom.export.graph.trace import DTYPES, Outputs, Tracing
 from tocom.export.references import ReferenceImages, add_references, rounding_changes
 from tocom.formats.bundle import MANIFEST_NAME, SCHEMA_VERSION, WEIGHTS_NAME, Bundle
 from tocom.formats.families import EVERY, named_family
 from tocom.formats.manifest import INPUT_TYPES
-from tocom.formats.methods import check_method
 from tocom.formats.references import REFERENCES_NAME, in_row
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.weights import WeightStore
 from tocom.system.files import atomic_folder, sha256_file
 from tocom.system.onnxruntime_session import session_options
-from tocom.system.progress import Progress, Steps
+from tocom.system.progress import Progress, silent
 from tocom.version import __version__
 
 __all__ = ["export"]
@@ -116,40 +117,9 @@ def export(
     vit = loaded.model
     tokens, prefix, depth = input_tokens(vit), vit.num_prefix_tokens, len(vit.blocks)
     family = named_family(family or (EVERY if compensator is None else compensator.family), depth)
-    degrees = _check_request(
-        vit, degrees, compensator, scale, source_degree, method, family, fuse, precision, batch, labels
-    )
-    if alignment is not None:
-        binding = Binding.of(
-            vit,
-            compensator=compensator,
-            scale=scale,
-            method=method,
-            fuse=fuse,
-            family=family,
-            source_degree=source_degree,
-        )
-        alignment.check_fits(binding, vit.num_features)
-    placement = Placement(vit, alignment, degrees, features=features)
-    fixed = batch if isinstance(batch, int) else None
-    minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
-    if features and isinstance(vit.head, nn.Identity):
-        raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
-    if input_type not in INPUT_TYPES:
-        raise ExportError(f"The 'input_type' parameter must be one of {', '.join(INPUT_TYPES)}. Got {input_type!r}.")
-    if patch_features:
-        check_patches(vit, method, fuse=fuse)
-    outputs = {"features": features, "patches": patch_features}
-    entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
-    entry["shape"] = list(entry["shape"])
-    entry["shape"][0] = fixed or "batch"
-    if check:
-        session_options()  # a missing ONNX Runtime shows here, before the slow part
-    templates = templates or Templates()
-    steps = Steps(progress, total=1 + 2 * len(degrees))
-
-    given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
-    references = ReferenceImages(given, entry, values=_values(vit, **outputs), degrees=len(degrees))
+    degrees = sorted(set(degrees))
+    if not degrees:
+        raise DegreeError("The 'degrees' parameter must name at least one degree. Got none.")
 
     def reference_at(degree: int) -> nn.Module:
         return compress(
@@ -164,6 +134,29 @@ def export(
             alignment=alignment,
         )
 
+    for degree in degrees:
+        reference_at(degree)  # raises what does not fit, before the slow part
+    _check_request(vit, compensator, precision, input_type, batch, labels, features=features)
+    if patch_features:
+        check_patches(vit, method, fuse=fuse)
+    placement = Placement(vit, alignment, degrees, features=features)
+    outputs = Outputs(features, patch_features)
+    fixed = batch if isinstance(batch, int) else None
+    minimum, optimum, maximum = (batch,) * 3 if isinstance(batch, int) else batch
+    entry = {**loaded.input_entry, "dtype": input_type, "sources": loaded.origins}
+    entry["shape"] = list(entry["shape"])
+    entry["shape"][0] = fixed or "batch"
+    if check:
+        session_options()  # a missing ONNX Runtime shows here, before the slow part
+    templates = templates or Templates()
+    done = itertools.count()
+
+    def begin(what: str) -> None:
+        (progress or silent)(what, next(done), 1 + 2 * len(degrees))
+
+    given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
+    references = ReferenceImages(given, entry, values=outputs.values(vit), degrees=len(degrees))
+
     with _evaluating(vit), atomic_folder(out, overwrite=overwrite) as folder:
         plan = HalfPlan()
         if precision == "fp16":
@@ -171,7 +164,7 @@ def export(
             plan = plan_half([magnitudes(reference_at(degree), references.images) for degree in ends], vit)
         schedules = {degree: removal_schedule(tokens, depth, degree, prefix, family) for degree in degrees}
         with WeightStore(folder / WEIGHTS_NAME) as store:
-            steps.next("tracing the model")
+            begin("tracing the model")
             graphs = {}
             pixels = (tuple(entry["mean"]), tuple(entry["std"])) if input_type == "uint8" else None
             for compressed in sorted({degree > 0 for degree in degrees}):
@@ -180,16 +173,15 @@ def export(
                     method=method,
                     family=family,
                     fuse=fuse,
-                    features=features,
-                    patches=patch_features,
+                    outputs=outputs,
                     precision=precision,
                     plan=plan,
                     pixels=pixels,
                 )
                 graphs[compressed] = templates.make(vit, placement, how)
-                put_shared(graphs[compressed], store, vit, changing=placement.names, how=how)
+                put_shared(graphs[compressed], store, vit, changing=placement.names)
             for degree, removed in schedules.items():
-                steps.next(f"writing degree {degree}")
+                begin(f"writing degree {degree}")
                 proto = at_degree(
                     graphs[degree > 0],
                     removed,
@@ -200,15 +192,7 @@ def export(
                     # Tokens are merged and pruned in the residual sum's type.
                     precision="fp32" if plan else precision,
                 )
-                weights = projection_weights(
-                    vit,
-                    precision=precision,
-                    compensator=compensator,
-                    source=source_degree,
-                    target=degree,
-                    scale=scale,
-                    wide=plan.attention,
-                )
+                weights = projection_weights(reference_at(degree), precision=precision, wide=plan.attention)
                 weights |= placement.weights(proto.graph, degree, precision=precision)
                 _put_weights(proto, store, weights)
                 onnx.save(proto, folder / _file_name(degree))
@@ -217,9 +201,9 @@ def export(
         expected: dict[int, np.ndarray] = {}
         conclusive: dict[int, np.ndarray] = {}
         for degree in degrees:
-            steps.next(f"checking degree {degree} against torch" if check else f"reference answers of degree {degree}")
+            begin(f"checking degree {degree} against torch" if check else f"reference answers of degree {degree}")
             reference = reference_at(degree)
-            parts = torch_answers(reference, references.images, **outputs)
+            parts = torch_answers(reference, references.images, outputs)
             expected[degree] = in_row(parts)
             decided = np.ones(len(references.images), dtype=bool)
             if check:
@@ -231,10 +215,10 @@ def export(
                     inputs=references.inputs,
                     precision=precision,
                     batch=fixed,
-                    **outputs,
+                    outputs=outputs,
                 )
                 decided = ~results[degree].undecided
-            steady = decided & ~rounding_changes(reference, references.images, parts, precision=precision, **outputs)
+            steady = decided & ~rounding_changes(reference, references.images, parts, outputs, precision=precision)
             # Without one that TF32 answers alike, those that float32 does: better than none.
             conclusive[degree] = steady if steady.any() else decided
         described = add_references(
@@ -258,10 +242,12 @@ def export(
             "family": family,
             "fuse": fuse,
             "source_degree": source_degree,
-            "compensator": _describe(compensator, scale),
+            "compensator": None
+            if compensator is None
+            else {"sha256": model_sha256(compensator), "scale": compensator.check_scale(scale)},
             "alignment": None if alignment is None else alignment.describe(),
             "precision": precision,
-            "kept_in_float32": [kept.to_json() for kept in plan.kept],
+            "kept_in_float32": [asdict(kept) for kept in plan.kept],
             "batch": {"min": minimum, "opt": optimum, "max": maximum},
             "input": entry,
             "outputs": [
@@ -308,38 +294,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _check_request(
     vit: VisionTransformer,
-    degrees: Sequence[int],
     compensator: Compensator | None,
-    scale: float | None,
-    source_degree: int,
-    method: str,
-    family: str,
-    fuse: bool,
     precision: str,
+    input_type: str,
     batch: int | tuple[int, int, int],
     labels: Sequence[str] | None,
-) -> list[int]:
-    """Check everything that can be checked before the slow part; return the degrees, ascending and once each."""
-    check_supported(vit)
-    check_method(method)
-    if fuse and method != "prune":
-        raise DegreeError("The 'fuse' parameter belongs to method 'prune': merging already keeps every token's share.")
+    *,
+    features: bool,
+) -> None:
+    """Check what the compressed models themselves do not."""
     if precision not in DTYPES:
         raise ExportError(f"The 'precision' parameter must be one of {', '.join(DTYPES)}. Got {precision!r} instead.")
+    if input_type not in INPUT_TYPES:
+        raise ExportError(f"The 'input_type' parameter must be one of {', '.join(INPUT_TYPES)}. Got {input_type!r}.")
     sizes = (batch,) * 3 if isinstance(batch, int) else tuple(batch)
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
         raise ExportError(f"The 'batch' parameter must be N or min:opt:max, each at least 1, ascending. Got {batch!r}.")
-    degrees = sorted(set(degrees))
-    if not degrees:
-        raise DegreeError("The 'degrees' parameter must name at least one degree. Got none.")
-    for degree in (*degrees, source_degree):
-        removal_schedule(
-            input_tokens(vit), len(vit.blocks), degree, vit.num_prefix_tokens, family
-        )  # raises when the degree is out of range
+    if features and isinstance(vit.head, nn.Identity):
+        raise ExportError("The 'features' parameter is for models with a classifier: this one gives features alone.")
     if compensator is not None:
-        compensator.check_fits(vit, method=method, family=family)
-        compensator.check_degrees(source_degree, *degrees)
-        compensator.check_scale(scale)
         size = "x".join(str(side) for side in vit.patch_embed.img_size)
         trained = compensator.metadata.get("image_size", size)
         if trained != size:
@@ -350,13 +323,6 @@ def _check_request(
     classes = vit.head.out_features if isinstance(vit.head, nn.Linear) else None
     if labels is not None and classes is not None and len(labels) != classes:
         raise ExportError(f"The 'labels' parameter must name {classes} classes, as the model has. Got {len(labels)}.")
-    return list(degrees)
-
-
-def _values(vit: VisionTransformer, *, features: bool, patches: bool) -> int:
-    """Return how many values of one image's outputs are kept as reference answers."""
-    own = vit.head.out_features if isinstance(vit.head, nn.Linear) else vit.num_features
-    return int(own + (vit.num_features if features else 0) + (vit.patch_embed.num_patches if patches else 0))
 
 
 def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, onnx.TensorProto]) -> None:
@@ -373,9 +339,3 @@ def _put_weights(proto: onnx.ModelProto, store: WeightStore, weights: dict[str, 
 
 def _file_name(degree: int) -> str:
     return f"degree-{degree:02d}.onnx"
-
-
-def _describe(compensator: Compensator | None, scale: float | None) -> dict[str, Any] | None:
-    if compensator is None:
-        return None
-    return {"sha256": model_sha256(compensator), "scale": compensator.check_scale(scale)}

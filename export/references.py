@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tocom.export.graph.check import equally_right
-from tocom.export.graph.trace import answers
+from tocom.export.graph.trace import Outputs
 from tocom.formats.pixels import normalise, to_input
 from tocom.formats.references import allowed_differences, in_row, write_references
 
@@ -66,10 +66,9 @@ def rounding_changes(
     model: nn.Module,
     images: NDArray[np.float32],
     parts: Sequence[NDArray[np.float32]],
+    outputs: Outputs,
     *,
     precision: str,
-    features: bool,
-    patches: bool = False,
 ) -> NDArray[np.bool_]:
     """Return on which images half-precision rounding alone moves an answer by more than is allowed, [count].
 
@@ -77,9 +76,8 @@ def rounding_changes(
         model: The float32 reference at one degree.
         images: [count, channels, height, width].
         parts: What it answers, as :func:`tocom.export.graph.check.torch_answers` gives it.
+        outputs: What the bundle's files give.
         precision: Precision of the bundle; float32 is rounded as TF32 rounds it.
-        features: The pooled features are an output beside the logits.
-        patches: So are the features of every patch.
     """
     expected = in_row(parts)
     allowed = allowed_differences(expected, TOLERANCES[precision], [part.shape[1] for part in parts])
@@ -89,7 +87,7 @@ def rounding_changes(
         if precision == "fp32" and dtype != torch.float32:
             continue  # TF32 has float32's range; half precision has not
         with torch.no_grad():
-            got = answers(other, torch.from_numpy(images).to(dtype), features=features, patches=patches)
+            got = outputs.of(other, torch.from_numpy(images).to(dtype))
         answered = in_row([part.float().numpy() for part in got])
         if np.isfinite(answered).all():  # plain half precision may overflow where the bundle does not
             changed |= (np.abs(answered - expected) > allowed).any(axis=1)

@@ -21,8 +21,8 @@ from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import Bundle
 from tocom.formats.engine import engine_name
 from tocom.formats.sidecar import EngineAnswers, Sidecar, read_sidecar, write_sidecar
-from tocom.system.files import atomic_path, sha256_file
-from tocom.system.locks import exclusive, remove_leftovers
+from tocom.system.files import atomic_path, remove_stale, sha256_file
+from tocom.system.locks import exclusive
 from tocom.system.progress import Progress, silent
 from tocom.system.sealed_library import hold_library
 
@@ -61,9 +61,7 @@ def build(
     optimization_level: int | None = None,
     version_compatible: bool = False,
     hardware_compatible: bool = False,
-    embed_op_plugin: bool = False,
     compact: bool | None = None,
-    timing_cache: Path | str | None = None,
     op_plugin: Path | str | None = None,
     timeout_s: float | None = TIMEOUT_S,
     memory_limit_mib: int | None = None,
@@ -82,10 +80,8 @@ def build(
         optimization_level: 0 (fast build) … 5 (fast engine).
         version_compatible: Engines that newer TensorRT versions of the same major load.
         hardware_compatible: Engines for other architectures too.
-        embed_op_plugin: Put the op plugin library into the engines; TensorRT does so only with ``version_compatible``.
         compact: Store engines with their text deflated, for the runtime; False stores them as TensorRT wrote them, for
             other tools. None: compact for TensorRT-RTX, whose engines are a sixth text.
-        timing_cache: File that keeps measured timings; None keeps one beside the engines.
         op_plugin: A library built elsewhere; None builds or takes the cached one.
         timeout_s: Seconds that one engine may take until its build is killed; None sets no limit.
         memory_limit_mib: Most memory that the process that builds may hold in RAM, in MiB; None sets no limit.
@@ -112,15 +108,12 @@ def build(
         optimization_level=optimization_level,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
-        embed_op_plugin=embed_op_plugin,
         compact=found.name == "tensorrt-rtx" if compact is None else compact,
     )
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     for degree in chosen:
         bundle.read_onnx(degree)  # a parser follows every path in the file: they must lead to the manifest's files
     sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}
-    if embed_op_plugin and found.name == "tensorrt" and not version_compatible:
-        raise RequestError("The 'embed_op_plugin' parameter needs 'version_compatible': TensorRT embeds only there.")
     device = find_device()
     if found.name == "tensorrt" and device is None:
         raise EngineError(
@@ -135,7 +128,7 @@ def build(
         try:
             library = _library(op_plugin, found, device, tell)
         except TocomError as error:
-            if lowering is not None or op_plugin is not None or embed_op_plugin:
+            if lowering is not None or op_plugin is not None:
                 raise
             notes.append(f"lowering is native, because the op plugin library cannot be used: {error}")
             tell(notes[-1])
@@ -146,13 +139,12 @@ def build(
         Plan(bundle, degree, source, found, device, options, library if source.op_nodes else None, folder)
         for degree, source in sources.items()
     ]
-    cache = Path(timing_cache) if timing_cache is not None else folder / "timing.cache"
     with exclusive(folder / ".lock", on_wait=lambda: tell(f"waiting for another build in {folder}")):
         records, built = _build_missing(
             plans,
             folder,
             tell,
-            timing_cache=cache,
+            timing_cache=folder / "timing.cache",
             progress=progress or silent,
             timeout_s=timeout_s,
             memory_limit_mib=memory_limit_mib,
@@ -198,7 +190,7 @@ def _build_missing(
     plans: Sequence[Plan], folder: Path, tell: Callable[[str], None], **how: Any
 ) -> tuple[dict[int, Sidecar], tuple[int, ...]]:
     """Return all sidecars, ascending by degree, and the degrees that were built."""
-    remove_leftovers(folder)
+    remove_stale(folder)
     found = {plan.degree: current(plan) for plan in plans}
     stale = {plan.degree: plan for plan in plans if found[plan.degree] is None}
     records = {degree: sidecar for degree, sidecar in found.items() if sidecar is not None}
@@ -214,7 +206,7 @@ def _build_missing(
         plan.sidecar.unlink(missing_ok=True)
         (folder / engine_name(plan.degree, compact=not plan.options.compact)).unlink(missing_ok=True)
     library = next((plan.library for plan in stale.values() if plan.library is not None), None)
-    if library is not None and not plans[0].options.embed_op_plugin:
+    if library is not None:
         _copy_library(library, folder)
     try:
         if plans[0].device is None:
@@ -222,7 +214,7 @@ def _build_missing(
         else:
             records |= _build_right(list(stale.values()), tell, **how)
     finally:
-        remove_leftovers(folder)  # a child that was killed cannot
+        remove_stale(folder)  # a child that was killed cannot
     _drop_unused_libraries(folder)
     return dict(sorted(records.items())), tuple(stale)
 
@@ -251,7 +243,7 @@ def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any)
     records, wrong = {}, []
     for plan in plans:
         tried: list[str] = []
-        for name, options in rungs(plan.options, has_ops=plan.source.op_nodes > 0, precision=plan.bundle.precision):
+        for name, options in rungs(plan.options, has_ops=plan.source.op_nodes > 0):
             attempt = replace(plan, options=options, library=None if options.lowering == "native" else plan.library)
             built: dict[int, dict[str, Any]] = {}
             try:
@@ -280,10 +272,11 @@ def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any)
             plan.engine.unlink(missing_ok=True)
             wrong.append(f"degree {plan.degree}: {'; '.join(tried)}")
     if wrong:
+        first = plans[0]
         raise EngineError(
-            f"{plans[0].backend.name} {plans[0].backend.version} answers wrongly however it is built, so these engines "
-            f"are not kept: {'. '.join(wrong)}. Serve with another backend, or another version of this one; "
-            f"'tocom check {plans[0].bundle.path}' compares them."
+            f"{first.backend.name} {first.backend.version} answers wrongly however it is built, so these engines are "
+            f"not kept: {'. '.join(wrong)}. Serve with another backend, or another version of this one, or export in "
+            f"another precision than {first.bundle.precision}; 'tocom check {first.bundle.path}' compares them."
         )
     return records
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def build_engines(
                 {"degree": j.degree, "onnx": str(j.onnx), "engine": str(j.engine), "op_nodes": j.op_nodes} for j in jobs
             ],
             "compute_capabilities": list(compute_capabilities),
-            "options": options.to_json(),
+            "options": asdict(options),
             "timing_cache": str(timing_cache),
             "events": write_end,
         }

@@ -76,14 +76,14 @@ class Plan:
         options = self.options
         if self.source.op_nodes == 0:
             # Without an op there is nothing to lower: the dense engine is the same either way.
-            options = replace(options, lowering=None, embed_op_plugin=False)
+            options = replace(options, lowering=None)
         op_plugin = None
         if self.library is not None:
             op_plugin = OpPluginFile(
                 sha256=self.library.sha256,
                 tensorrt=".".join(map(str, self.library.tensorrt)),
                 architectures=self.library.architectures,
-                file=None if self.options.embed_op_plugin else library_name(self.library),
+                file=library_name(self.library),
             )
         return {
             "backend": self.backend.name,
@@ -153,18 +153,15 @@ def make_record(plan: Plan, built: Mapping[str, Any]) -> Sidecar:
             "degree": plan.degree,
             "token_counts": plan.bundle.degrees[plan.degree].token_counts,
             "onnx": plan.onnx(),
-            "engine": {"file": plan.engine.name, "modified_ns": plan.engine.stat().st_mtime_ns, **stored},
+            "engine": {"file": plan.engine.name, **stored},
             "answers": asdict(EngineAnswers()),  # none were asked for yet
         },
     )
 
 
 def _is_whole(engine: Path, stored: StoredEngine) -> bool:
-    """Return whether the file is the one that was written: by size and time, and by its hash where the time differs."""
+    """Return whether the file is the one that was written."""
     try:
-        status = engine.stat()
-        if status.st_size != stored.size_bytes:
-            return False
-        return status.st_mtime_ns == stored.modified_ns or sha256_file(engine) == stored.sha256
+        return engine.stat().st_size == stored.size_bytes and sha256_file(engine) == stored.sha256
     except OSError:
         return False

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tocom.errors import EngineError, OutputError
-from tocom.export.engines.precision import widen_network
 from tocom.export.engines.source import OP_VERSION
 from tocom.formats.engine import pack_engine
 from tocom.formats.onnx.summary import op_nodes, without_functions
@@ -96,8 +95,6 @@ def _build_one(
 ) -> dict[str, Any]:
     begin = time.perf_counter()
     network = _parse(builder, logger, request, job, reporter)
-    if (which := request["options"]["float32"]) != "none":
-        widen_network(trt, network, which)
     facts = _inspect(network)
     config = _config(builder, network, request, reporter)
     cache = _timing_cache(config, Path(request["timing_cache"]))
@@ -128,7 +125,7 @@ def _device_memory(logger: trt.ILogger, engine: memoryview, request: dict[str, A
     if request["compute_capabilities"]:
         return None
     runtime = trt.Runtime(logger)
-    if request["op_plugin"] is not None and not request["options"]["embed_op_plugin"]:
+    if request["op_plugin"] is not None:
         runtime.get_plugin_registry().load_library(request["op_plugin"])
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:  # too little memory beside the builder, for one: the engine itself is built
@@ -154,7 +151,10 @@ def _parse(
         content = without_functions(content)
     if not parser.parse(content, job["onnx"]):
         # The parser's own list is clearer than the same errors in the log.
-        reporter.errors[:] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or reporter.errors
+        found = [parser.get_error(index) for index in range(parser.num_errors)]
+        reporter.errors[:] = [
+            f"node {each.node()} {each.node_name()} ({each.node_operator()}): {each.desc()}" for each in found
+        ] or reporter.errors
         error = reporter.fail(f"TensorRT cannot read {job['onnx']}")
         raise EngineError(f"{error} {_fault(builder, content) or ''}".strip()) if with_op_plugin else error
     layers = _inspect(network)["op_plugin_layers"]
@@ -246,8 +246,6 @@ def _config(
         config.set_flag(no_allocation)
     if options["hardware_compatible"]:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options["embed_op_plugin"] and request["op_plugin"] is not None:
-        config.plugins_to_serialize = [request["op_plugin"]]
     _build_for(config, request["compute_capabilities"])
     config.progress_monitor = _monitor(reporter)
     smallest, optimal, largest = options["batch"]
@@ -328,15 +326,7 @@ def _monitor(reporter: Reporter) -> trt.IProgressMonitor:
     return Monitor()
 
 
-def _parser_error(error: trt.ParserError) -> str:
-    return f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}"
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies: nobody would write the sidecar of what it builds."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    _die_with_parent()
+    # Ask Linux to kill this process when its parent dies: nobody would write the sidecar of what it builds.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.exit(main())

@@ -15,7 +15,7 @@ from torch import nn
 
 from tocom.errors import ExportError, first_line
 from tocom.export.graph.half_arithmetic import one_behind_the_other, run_in_half
-from tocom.export.graph.trace import DTYPES, answers
+from tocom.export.graph.trace import DTYPES, Outputs
 from tocom.formats.references import allowed_differences
 from tocom.system.onnxruntime_session import open_session, session_options
 
@@ -65,17 +65,14 @@ def sample_images(shape: tuple[int, int, int], count: int = 4, seed: int = 0) ->
     return images.numpy()
 
 
-def torch_answers(
-    model: nn.Module, images: np.ndarray, *, features: bool = False, patches: bool = False
-) -> list[NDArray[np.float32]]:
+def torch_answers(model: nn.Module, images: np.ndarray, outputs: Outputs) -> list[NDArray[np.float32]]:
     """Return what a float32 model answers: each output [images, width] or [images, patches, channels].
 
     Raises:
         ExportError: An answer is not finite: nothing could be compared with it.
     """
     with torch.no_grad():
-        found = answers(model, torch.from_numpy(images), features=features, patches=patches)
-    parts = [part.numpy() for part in found]
+        parts = [part.numpy() for part in outputs.of(model, torch.from_numpy(images))]
     bad = sum(not all(np.isfinite(part[index]).all() for part in parts) for index in range(len(images)))
     if bad:
         raise ExportError(
@@ -94,8 +91,7 @@ def check_onnx(
     inputs: NDArray[Any] | None = None,
     precision: str,
     batch: int | None,
-    features: bool = False,
-    patches: bool = False,
+    outputs: Outputs | None = None,
 ) -> CheckResult:
     """Compare an ONNX file, under ONNX Runtime on the CPU, with a torch model in float32.
 
@@ -111,12 +107,12 @@ def check_onnx(
         inputs: The same images as the file takes them, where that is their pixels.
         precision: Precision of the ONNX file; sets the tolerance.
         batch: The file's fixed batch, or None.
-        features: The file gives the pooled features beside the logits.
-        patches: The file gives the features of every patch.
+        outputs: What the file gives; None for the logits alone.
 
     Raises:
         ExportError: An output differs by more than the tolerance, or no image is conclusive.
     """
+    outputs = outputs or Outputs()
     step = batch or 1
     count = -(-len(images) // step) * step
     inputs = images if inputs is None else inputs
@@ -131,7 +127,7 @@ def check_onnx(
             f"ONNX Runtime cannot run {path.name} ({precision}) on this CPU: {first_line(error)}. The bundle was not "
             "written; --no-check exports without the comparison, for other runtimes."
         ) from error
-    expected_parts = expected_parts or torch_answers(model, images, features=features, patches=patches)
+    expected_parts = expected_parts or torch_answers(model, images, outputs)
     expected = one_behind_the_other(expected_parts)
     allowed = allowed_differences(expected, TOLERANCES[precision], [part[0].size for part in expected_parts])
     differences = np.abs(got - expected)
@@ -143,7 +139,7 @@ def check_onnx(
         for other in equally_right(model, precision):
             with torch.no_grad():
                 dtype = next(other.parameters()).dtype
-                found = answers(other, pixels.to(dtype), features=features, patches=patches)
+                found = outputs.of(other, pixels.to(dtype))
             values = one_behind_the_other([part.double().numpy() for part in found])[0]
             if (np.abs(values - expected[index]) > allowed).any():
                 return True

@@ -207,7 +207,9 @@ def token_merge_function(precision: str = "fp32", *, mapped: bool = False) -> on
     tokens], int32.
     """
     mapping = "batch_row = Concat <axis: int = 0> (batch, n)\n    " + _MERGE_MAPPING if mapped else ""
-    return _parse(_TOKEN_MERGE.format(element=_ELEMENTS[precision], **_named("TokenMerge", mapped), mapping=mapping))
+    return onnx.parser.parse_function(
+        _TOKEN_MERGE.format(element=_ELEMENTS[precision], **_named("TokenMerge", mapped), mapping=mapping)
+    )
 
 
 def token_prune_function(precision: str = "fp32", *, fuse: bool = False, mapped: bool = False) -> onnx.FunctionProto:
@@ -218,12 +220,10 @@ def token_prune_function(precision: str = "fp32", *, fuse: bool = False, mapped:
     """
     dropped_count, result = _FUSE if fuse or mapped else _KEEP
     result = result.format(element=_ELEMENTS[precision]) + (_PRUNE_MAPPING if mapped else "")
-    return _parse(_TOKEN_PRUNE.format(dropped_count=dropped_count, result=result, **_named("TokenPrune", mapped)))
+    return onnx.parser.parse_function(
+        _TOKEN_PRUNE.format(dropped_count=dropped_count, result=result, **_named("TokenPrune", mapped))
+    )
 
 
 def _named(op: str, mapped: bool) -> dict[str, str]:
     return {"name": f"{op}Mapped", "output": ", tocom_destination"} if mapped else {"name": op, "output": ""}
-
-
-def _parse(text: str) -> onnx.FunctionProto:
-    return onnx.parser.parse_function(text)

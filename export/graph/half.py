@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class Kept:
     what: str
     largest: float
     how: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the manifest says."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -232,30 +228,23 @@ def _watching(model: VisionTransformer, found: Magnitudes) -> Iterator[None]:
         return lambda _, __, output: note(block, what, output if scale is None else scale * output)
 
     blocks, is_rotary = _blocks(model), getattr(model, "rope", None) is not None
-    with _removed_at_the_end() as hooks:
-        for index, block in enumerate(blocks):
-            hooks += [each.register_forward_pre_hook(on_norm(index)) for each in (block.norm1, block.norm2)]
-            # A dense EVA reads its layer's weight alone; compressed blocks run the layers, not the attention.
-            for reads in (block.attn, next(iter(layers(block.attn).values()))):
-                hooks.append(reads.register_forward_pre_hook(on_read(index, block.attn)))
-            last = {block.mlp.fc2} if hasattr(block.mlp, "fc2") else set()
-            for layer in block.mlp.modules():
-                if not list(layer.children()) and layer not in last:
-                    hooks.append(layer.register_forward_hook(on_output(index, _MLP)))
-            for branch, what, part in ((1, _ATTENTION_OUT, block.attn), (2, _MLP_OUT, block.mlp)):
-                ends = part.proj_drop if branch == 1 else part
-                hooks.append(ends.register_forward_hook(on_output(index, what, layer_scale(block, branch))))
-        last_norm = model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
-        hooks.append(last_norm.register_forward_pre_hook(on_norm(len(blocks))))
-        yield
-
-
-@contextmanager
-def _removed_at_the_end() -> Iterator[list[Any]]:
-    """Yield a list; what is put into it is removed at the end."""
-    hooks: list[Any] = []
+    hooks = []
+    for index, block in enumerate(blocks):
+        hooks += [each.register_forward_pre_hook(on_norm(index)) for each in (block.norm1, block.norm2)]
+        # A dense EVA reads its layer's weight alone; compressed blocks run the layers, not the attention.
+        for reads in (block.attn, next(iter(layers(block.attn).values()))):
+            hooks.append(reads.register_forward_pre_hook(on_read(index, block.attn)))
+        last = {block.mlp.fc2} if hasattr(block.mlp, "fc2") else set()
+        for layer in block.mlp.modules():
+            if not list(layer.children()) and layer not in last:
+                hooks.append(layer.register_forward_hook(on_output(index, _MLP)))
+        for branch, what, part in ((1, _ATTENTION_OUT, block.attn), (2, _MLP_OUT, block.mlp)):
+            ends = part.proj_drop if branch == 1 else part
+            hooks.append(ends.register_forward_hook(on_output(index, what, layer_scale(block, branch))))
+    last_norm = model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
+    hooks.append(last_norm.register_forward_pre_hook(on_norm(len(blocks))))
     try:
-        yield hooks
+        yield
     finally:
         for hook in hooks:
             hook.remove()

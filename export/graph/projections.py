@@ -9,7 +9,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tocom.compensator.compensator import Compensator
 from tocom.compression.attention import parts
 from tocom.export.graph.trace import DTYPES, projection_name
 
@@ -17,33 +16,20 @@ __all__ = ["projection_weights", "to_onnx"]
 
 
 def projection_weights(
-    model: VisionTransformer,
-    *,
-    precision: str,
-    compensator: Compensator | None = None,
-    source: int = 0,
-    target: int = 0,
-    scale: float | None = None,
-    wide: Collection[int] = (),
+    model: VisionTransformer, *, precision: str, wide: Collection[int] = ()
 ) -> dict[str, onnx.TensorProto]:
-    """Return the initializers of q and v at a degree: ``W + s · ToCom(source → target)`` in float32, then cast.
+    """Return the initializers of q and v of a model at a degree, its compensator merged in float32, then cast.
 
     Those of the blocks in ``wide`` stay in float32.
 
     The attention's scale stands in q's weights, as :func:`tocom.export.graph.trace.trace` folds it into q's bias.
     """
-    delta: dict[str, Tensor] = {}
-    factor = 0.0
-    if compensator is not None and source != target:
-        delta = compensator.delta(source, target)
-        factor = compensator.check_scale(scale)
     tensors: dict[str, onnx.TensorProto] = {}
-    for index, block in enumerate(model.blocks):
+    for index in range(len(model.blocks)):
+        block = model.blocks[index]
         found = parts(block.attn)
         for name in ("q", "v"):
             weight = found[name][0].detach().float()
-            if delta:
-                weight = weight + factor * delta[f"blocks.{index}.attn.{name}"]
             if name == "q" and isinstance(block.attn.q_norm, nn.Identity):
                 weight = weight * block.attn.scale
             key = projection_name(index, name, "weight")

@@ -33,7 +33,11 @@ def make_retargetable(model: onnx.ModelProto) -> None:
     Raises:
         ExportError: A token count stands where it cannot be copied.
     """
-    shapes = _static_shapes(model.graph)
+    graph = model.graph
+    shapes = {
+        value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants:
@@ -170,7 +174,11 @@ def _finish(model: onnx.ModelProto, precision: str) -> None:
     for node in model.graph.node:
         # The exporter notes where in the Python source each node came from: paths of the exporting machine.
         del node.metadata_props[:]
-    used = {(node.op_type, _fuse(node)) for node in model.graph.node if node.domain == DOMAIN}
+    used = {
+        (node.op_type, any(attribute.name == "fuse" and attribute.i for attribute in node.attribute))
+        for node in model.graph.node
+        if node.domain == DOMAIN
+    }
     del model.functions[:]
     for op_type, fuse in sorted(used):
         mapped = op_type.endswith(_MAPPED)
@@ -183,14 +191,3 @@ def _finish(model: onnx.ModelProto, precision: str) -> None:
         opsets.pop(DOMAIN, None)
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
-
-
-def _fuse(node: onnx.NodeProto) -> bool:
-    return any(attribute.name == "fuse" and attribute.i for attribute in node.attribute)
-
-
-def _static_shapes(graph: onnx.GraphProto) -> dict[str, list[int | str]]:
-    return {
-        value.name: [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }

@@ -14,9 +14,9 @@ from torch import nn
 from tocom.compensator.compensator import model_sha256
 from tocom.compression.blocks import replace_child
 from tocom.export.graph.alignment import HEAD, Placement
-from tocom.export.graph.projections import projection_weights, to_onnx
+from tocom.export.graph.projections import to_onnx
 from tocom.export.graph.retarget import make_retargetable
-from tocom.export.graph.trace import Tracing, trace
+from tocom.export.graph.trace import Tracing, projection_name, trace
 from tocom.formats.weights import WeightStore
 
 __all__ = ["Templates", "put_shared"]
@@ -84,17 +84,12 @@ def _with_random_head(model: Any) -> Any:
 
 
 def put_shared(
-    template: onnx.ModelProto,
-    store: WeightStore,
-    model: VisionTransformer,
-    *,
-    changing: Collection[str],
-    how: Tracing,
+    template: onnx.ModelProto, store: WeightStore, model: VisionTransformer, *, changing: Collection[str]
 ) -> None:
     """Move a template's weights into the bundle's, except those that differ by degree: these are emptied."""
-    placeholders = {*projection_weights(model, precision=how.precision, wide=how.plan.attention), *changing}
+    projections = {projection_name(index, name, "weight") for index in range(len(model.blocks)) for name in "qv"}
     for tensor in template.graph.initializer:
-        if tensor.name in placeholders:
+        if tensor.name in projections or tensor.name in changing:
             tensor.ClearField("raw_data")
         else:
             store.take(tensor)

@@ -31,7 +31,7 @@ from tocom.export.graph.functions import DOMAIN, DOMAIN_VERSION, OPSET
 from tocom.export.graph.half import HalfPlan, widen
 from tocom.formats.families import EVERY
 
-__all__ = ["DTYPES", "Tracing", "answers", "projection_name", "trace"]
+__all__ = ["DTYPES", "Outputs", "Tracing", "projection_name", "trace"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,22 +41,42 @@ def projection_name(block: int, name: str, kind: str) -> str:
     return f"blocks.{block}.attn.qkv.{name}_{kind}"
 
 
-def answers(model: nn.Module, images: Tensor, *, features: bool, patches: bool = False) -> tuple[Tensor, ...]:
-    """Return the outputs of a model for images [batch, channels, height, width], in the order of the ONNX file's.
+@dataclass(frozen=True)
+class Outputs:
+    """What a file gives beside the logits [batch, classes], or the features of a model without a classifier.
 
-    Args:
-        model: A timm Vision Transformer, dense or compressed.
-        images: [batch, channels, height, width].
-        features: Beside the logits [batch, classes] return the pooled features [batch, channels] that the head reads.
-        patches: Last, return the features of every patch, [batch, patches, channels].
+    Attributes:
+        features: The pooled features [batch, channels] that the head reads.
+        patches: Last, the features of every patch, [batch, patches, channels].
     """
-    if not features and not patches:
-        return (model(images),)
-    tokens, every = tokens_and_patches(model, images) if patches else (model.forward_features(images), None)
-    found = [model.forward_head(tokens)]
-    if features:
-        found.append(model.forward_head(tokens, pre_logits=True))
-    return tuple(found if every is None else [*found, every])
+
+    features: bool = False
+    patches: bool = False
+
+    def of(self, model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of a model, dense or compressed, in the order of the ONNX file's.
+
+        Args:
+            model: A timm Vision Transformer.
+            images: [batch, channels, height, width].
+        """
+        if not self.features and not self.patches:
+            return (model(images),)
+        tokens, every = tokens_and_patches(model, images) if self.patches else (model.forward_features(images), None)
+        found = [model.forward_head(tokens)]
+        if self.features:
+            found.append(model.forward_head(tokens, pre_logits=True))
+        return tuple(found if every is None else [*found, every])
+
+    def names(self, model: VisionTransformer) -> list[str]:
+        """Return the names of a model's outputs."""
+        first = "features" if isinstance(model.head, nn.Identity) else "logits"
+        return [first, *["features"] * self.features, *["patch_features"] * self.patches]
+
+    def values(self, model: VisionTransformer) -> int:
+        """Return how many values of one image's outputs are kept as reference answers."""
+        own = model.head.out_features if isinstance(model.head, nn.Linear) else model.num_features
+        return int(own + self.features * model.num_features + self.patches * model.patch_embed.num_patches)
 
 
 @dataclass(frozen=True)
@@ -68,8 +88,7 @@ class Tracing:
         method: ``merge`` or ``prune``.
         family: Which blocks remove tokens: see :mod:`tocom.formats.families`.
         fuse: With ``prune``: fuse the removed tokens.
-        features: Beside ``logits`` give the pooled ``features``; for a model with a classifier.
-        patches: Last, give ``patch_features`` [batch, patches, channels].
+        outputs: What the graph gives.
         precision: Type of weights and activations; the input and output stay float32.
         plan: What stays wide in half precision.
         pixels: Mean and std, where images enter as uint8 and the graph normalises them; None where they enter as
@@ -80,8 +99,7 @@ class Tracing:
     method: str = "merge"
     family: str = EVERY
     fuse: bool = False
-    features: bool = False
-    patches: bool = False
+    outputs: Outputs = field(default_factory=Outputs)
     precision: str = "fp32"
     plan: HalfPlan = field(default_factory=HalfPlan)
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -110,8 +128,6 @@ def trace(model: VisionTransformer, how: Tracing) -> onnx.ModelProto:
     images = torch.zeros(2, model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
     if how.pixels is not None:
         traced, images = _Normalised(traced, *how.pixels), images.to(torch.uint8)
-    names = ["features" if isinstance(model.head, nn.Identity) else "logits"]
-    names += ["features"] * how.features + ["patch_features"] * how.patches
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), _quiet():
@@ -122,7 +138,7 @@ def trace(model: VisionTransformer, how: Tracing) -> onnx.ModelProto:
                 opset_version=OPSET,
                 custom_translation_table=_TRANSLATIONS,
                 input_names=["images"],
-                output_names=names,
+                output_names=how.outputs.names(model),
                 optimize=True,
                 verbose=False,
             )
@@ -186,7 +202,7 @@ class _Typed(nn.Module):
     def __init__(self, model: nn.Module, how: Tracing) -> None:
         super().__init__()
         dtype = DTYPES[how.precision]
-        self.model, self.image_dtype, self.features, self.patches = model, dtype, how.features, how.patches
+        self.model, self.image_dtype, self.outputs = model, dtype, how.outputs
         if dtype != torch.float32:
             self.model = copy.deepcopy(model).to(dtype)
         if how.plan:
@@ -197,8 +213,7 @@ class _Typed(nn.Module):
             self.model.patch_embed.proj = _Float32(copy.deepcopy(model.patch_embed.proj), dtype)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = answers(self.model, images.to(self.image_dtype), features=self.features, patches=self.patches)
-        return tuple(output.float() for output in found)
+        return tuple(output.float() for output in self.outputs.of(self.model, images.to(self.image_dtype)))
 
 
 class _Float32(nn.Module):

@@ -19,7 +19,7 @@ from tocom.errors import EngineError
 from tocom.export.op_plugin.toolchain import Headers, Toolkit, find_headers, find_toolkit, select_architectures
 from tocom.system.cache import cache_folder
 from tocom.system.files import atomic_path, scratch_folder, sha256_file, write_json
-from tocom.system.locks import exclusive, remove_leftovers
+from tocom.system.locks import exclusive
 
 __all__ = ["LIBRARY_NAME", "OpPluginLibrary", "build_library", "check_library", "read_library"]
 
@@ -101,7 +101,6 @@ def build_library(
     folder = (cache or cache_folder()) / "op-plugin" / _key(toolkit, headers, wanted)[:20]
     path = folder / LIBRARY_NAME
     with exclusive(folder.with_suffix(".lock"), on_wait=lambda: tell("waiting for another build of the same library")):
-        remove_leftovers(folder)
         if (cached := _cached(path)) is not None:
             tell(f"cached: {path}")
             return cached

@@ -17,7 +17,7 @@ from pathlib import Path
 from tocom.errors import EngineError, RequestError, first_line
 from tocom.system.dependencies import package_folders
 
-__all__ = ["Headers", "Toolkit", "default_architectures", "find_headers", "find_toolkit", "select_architectures"]
+__all__ = ["Headers", "Toolkit", "find_headers", "find_toolkit", "select_architectures"]
 
 # What ViTs on the edge run on, and the cards of those who build for it. Thor is 101 in CUDA 12 and 110 from CUDA 13.
 _ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 101, 110, 120, 121)
@@ -118,20 +118,15 @@ def find_headers(include: Path | str | None = None) -> Headers:
     )
 
 
-def default_architectures(toolkit: Toolkit) -> tuple[int, ...]:
-    """Return the default architectures that this toolkit knows."""
-    thor_elsewhere = 101 if toolkit.version >= (13, 0) else 110
-    return tuple(a for a in _ARCHITECTURES if a in toolkit.architectures and a != thor_elsewhere)
-
-
 def select_architectures(toolkit: Toolkit, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return the architectures to compile for, ascending and each once.
+    """Return the architectures to compile for, ascending and each once; without a wish the default ones it knows.
 
     Raises:
         RequestError: The toolkit does not know one of them.
     """
     if wanted is None:
-        return default_architectures(toolkit)
+        thor_elsewhere = 101 if toolkit.version >= (13, 0) else 110
+        return tuple(a for a in _ARCHITECTURES if a in toolkit.architectures and a != thor_elsewhere)
     unknown = sorted(set(wanted) - set(toolkit.architectures))
     if unknown or not wanted:
         raise RequestError(

@@ -15,35 +15,11 @@ from tocom.errors import BundleError, EngineError
 from tocom.formats.onnx.summary import values
 from tocom.formats.sidecar import EngineTensor
 
-__all__ = ["Tensor", "TritonModel", "engine_tensors", "onnx_tensors"]
+__all__ = ["TritonModel", "engine_tensors", "onnx_tensors"]
 
-# TensorProto.DataType, and TensorRT's DataType as the sidecar writes it.
+# TensorProto.DataType, and those of TensorRT's DataType, as the sidecar writes it, that Triton calls otherwise.
 _ONNX_TYPES = {1: "FP32", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "FP16", 16: "BF16"}
-_ENGINE_TYPES = {
-    "float": "FP32",
-    "half": "FP16",
-    "bf16": "BF16",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output.
-
-    Attributes:
-        name: Its name.
-        data_type: Triton's name of its type, such as ``FP32``.
-        shape: Its dimensions, the batch first; -1 for one that is free.
-    """
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
+_ENGINE_TYPES = {"float": "FP32", "half": "FP16"}
 
 
 @dataclass(frozen=True)
@@ -54,26 +30,19 @@ class TritonModel:
         name: The model's name, and its folder's.
         backend: ``onnxruntime`` or ``tensorrt``.
         batch: Smallest, optimal and largest count of images in one request.
-        inputs: The inputs.
-        outputs: The outputs.
+        inputs: The inputs, their types by Triton's names, such as ``FP32``.
+        outputs: The outputs, likewise.
         parameters: What else a client may ask the server for; texts.
         label_file: File with the classes' names beside the configuration, or None.
-        dynamic_batching: Let Triton join the requests of several clients.
     """
 
     name: str
     backend: str
     batch: tuple[int, int, int]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
     parameters: Mapping[str, str]
     label_file: str | None = None
-    dynamic_batching: bool = False
-
-    @property
-    def platform(self) -> str:
-        """The backend's name from before Triton had backends; older versions want it."""
-        return "tensorrt_plan" if self.backend == "tensorrt" else "onnxruntime_onnx"
 
     @property
     def batches(self) -> bool:
@@ -90,7 +59,6 @@ class TritonModel:
         blocks = [
             f"name: {_quoted(self.name)}",
             f"backend: {_quoted(self.backend)}",
-            f"platform: {_quoted(self.platform)}",
             f"max_batch_size: {self.max_batch_size}",
             *(_block("input", self._tensor(tensor)) for tensor in self.inputs),
             *(_block("output", self._tensor(tensor, self._labels(tensor))) for tensor in self.outputs),
@@ -102,18 +70,16 @@ class TritonModel:
             ),
             self._warmup(),
         ]
-        if self.dynamic_batching:
-            blocks.append("dynamic_batching { }")
         return "\n".join(blocks) + "\n"
 
-    def _tensor(self, tensor: Tensor, more: Sequence[str] = ()) -> list[str]:
+    def _tensor(self, tensor: EngineTensor, more: Sequence[str] = ()) -> list[str]:
         return [f"name: {_quoted(tensor.name)}", *self._type(tensor), *more]
 
-    def _type(self, tensor: Tensor) -> list[str]:
+    def _type(self, tensor: EngineTensor) -> list[str]:
         dims = tensor.shape[1:] if self.batches else tensor.shape
-        return [f"data_type: TYPE_{tensor.data_type}", f"dims: [ {', '.join(map(str, dims))} ]"]
+        return [f"data_type: TYPE_{tensor.dtype}", f"dims: [ {', '.join(map(str, dims))} ]"]
 
-    def _labels(self, tensor: Tensor) -> list[str]:
+    def _labels(self, tensor: EngineTensor) -> list[str]:
         # Triton's classification takes them: names are of the classes, not of features.
         is_named = self.label_file is not None and tensor.name == "logits"
         return [f"label_filename: {_quoted(str(self.label_file))}"] if is_named else []
@@ -127,7 +93,7 @@ class TritonModel:
         return _block("model_warmup", ['name: "zeros"', f"batch_size: {max(self.max_batch_size, 1)}", *inputs])
 
 
-def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def onnx_tensors(model: bytes, where: str) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
     """Return the inputs and outputs of an ONNX file.
 
     Raises:
@@ -135,14 +101,15 @@ def onnx_tensors(model: bytes, where: str) -> tuple[tuple[Tensor, ...], tuple[Te
     """
     try:
         inputs, outputs = (
-            tuple(Tensor(each.name, _ONNX_TYPES[each.kind], each.shape) for each in group) for group in values(model)
+            tuple(EngineTensor(name, _ONNX_TYPES[kind], shape) for name, kind, shape in group)
+            for group in values(model)
         )
     except (ValueError, KeyError) as error:
         raise BundleError(f"{where} has an input or output that Triton cannot take ({error}). Export again.") from error
     return inputs, outputs
 
 
-def engine_tensors(described: Sequence[EngineTensor]) -> tuple[Tensor, ...]:
+def engine_tensors(described: Sequence[EngineTensor]) -> tuple[EngineTensor, ...]:
     """Return the inputs or outputs of an engine, as its sidecar describes them.
 
     Raises:
@@ -150,13 +117,13 @@ def engine_tensors(described: Sequence[EngineTensor]) -> tuple[Tensor, ...]:
     """
     tensors = []
     for entry in described:
-        data_type = _ENGINE_TYPES.get(entry.dtype)
-        if data_type is None:
+        data_type = _ENGINE_TYPES.get(entry.dtype, entry.dtype.upper())
+        if data_type not in _ONNX_TYPES.values():
             raise EngineError(
                 f"The engine has {entry.name} of type {entry.dtype!r}, which Triton does not know. It knows: "
-                f"{', '.join(_ENGINE_TYPES)}. Export with another precision."
+                f"{', '.join(_ONNX_TYPES.values())}. Export with another precision."
             )
-        tensors.append(Tensor(entry.name, data_type, entry.shape))
+        tensors.append(EngineTensor(entry.name, data_type, entry.shape))
     return tuple(tensors)
 
 

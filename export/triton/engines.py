@@ -51,7 +51,7 @@ def op_plugin_of(folder: Path, engines: Sequence[Sidecar]) -> tuple[str, bytes] 
     Raises:
         EngineError: They need different ones, of which a process can load one; or it is not what it was.
     """
-    needed = {engine.op_plugin.file: engine for engine in engines if engine.op_plugin and engine.op_plugin.file}
+    needed = {engine.op_plugin.file: engine for engine in engines if engine.op_plugin}
     if len(needed) > 1:
         raise EngineError(
             f"The engines in {folder} need different op plugin libraries ({', '.join(sorted(needed))}), and Triton can "

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import EngineError, RequestError
-from tocom.export.triton.config import Tensor, TritonModel, engine_tensors, onnx_tensors
+from tocom.export.triton.config import TritonModel, engine_tensors, onnx_tensors
 from tocom.export.triton.engines import find_servable, op_plugin_of
 from tocom.export.triton.readme import readme
 from tocom.formats.bundle import Bundle
 from tocom.formats.onnx.tensors import external_data
+from tocom.formats.sidecar import EngineTensor
 from tocom.system.files import atomic_folder
 from tocom.system.progress import Progress, silent
 
@@ -51,7 +52,7 @@ class TritonRepository:
                 {
                     "degree": degree,
                     "name": model.name,
-                    "platform": model.platform,
+                    "backend": model.backend,
                     "max_batch_size": model.max_batch_size,
                 }
                 for degree, model in self.models.items()
@@ -67,7 +68,6 @@ def write_triton_repository(
     engines: Path | str | None = None,
     degrees: Sequence[int] | None = None,
     name: str | None = None,
-    dynamic_batching: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TritonRepository:
@@ -81,7 +81,6 @@ def write_triton_repository(
         engines: Folder of the engines, where the bundle has some for several devices.
         degrees: Degrees to take; None takes all of the engines, or of the bundle.
         name: What the models' names begin with; None takes the model's.
-        dynamic_batching: Let Triton join the requests of several clients.
         overwrite: Replace ``out`` when it exists.
         progress: Called with what is being done, the steps done, and all steps.
 
@@ -125,13 +124,7 @@ def write_triton_repository(
                 outputs=outputs,
                 parameters=_parameters(bundle, degree),
                 label_file=_LABELS if bundle.labels else None,
-                dynamic_batching=dynamic_batching,
             )
-            if dynamic_batching and not model.batches:
-                raise RequestError(
-                    "The 'dynamic_batching' parameter needs a free batch; this bundle's is fixed. Export it with "
-                    "--batch min:opt:max."
-                )
             (model_folder / "config.pbtxt").write_text(model.to_pbtxt(), encoding="utf-8")
             if bundle.labels:
                 lines = [" ".join(label.split()) for label in bundle.labels]
@@ -144,7 +137,7 @@ def write_triton_repository(
             (folder / op_plugin[0]).chmod(0o755)
         library = None if op_plugin is None else op_plugin[0]
         # Files: Triton takes every folder for a model.
-        text = readme(bundle, models, served[0] if served else None, library)
+        text = readme(bundle, served[0] if served else None, library)
         (folder / "README.md").write_text(text, encoding="utf-8")
         bundle.check_unchanged()
     return TritonRepository(out, models, library)
@@ -170,7 +163,7 @@ def _check_request(bundle: Bundle, out: Path, backend: str, engines: Path | str 
 
 def _put_onnx(
     bundle: Bundle, degree: int, version: Path, before: Sequence[Path]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
     """Write the ONNX file and, beside it as ONNX Runtime demands, its weights; return inputs and outputs."""
     content = bundle.read_onnx(degree)
     (version / "model.onnx").write_bytes(content)

@@ -149,8 +149,8 @@ def test_round_trip(model: VisionTransformer, alignment: Alignment, tmp_path: Pa
 
 
 DAMAGE = {
-    "another format": (lambda t, m: m.update(format="lora"), "is not a tocom-alignment of version 1"),
-    "another version": (lambda t, m: m.update(version="2"), "is not a tocom-alignment of version 1"),
+    "another format": (lambda t, m: m.update(format="lora"), "'lora' version '1', not 'tocom-alignment'"),
+    "another version": (lambda t, m: m.update(version="2"), "version .2., not .tocom-alignment. version .1."),
     "no content": (lambda t, m: m.pop("alignment"), "is inconsistent"),
     "content no JSON": (lambda t, m: m.update(alignment="{"), "is inconsistent"),
     "content a list": (lambda t, m: m.update(alignment="[]"), "is inconsistent"),

@@ -167,7 +167,7 @@ def test_it_comes_back_as_it_was_written(model: VisionTransformer, bundle: Path)
     for degree, each in fitted.maps.items():
         np.testing.assert_array_equal(found.maps[degree].matrix, each.matrix)
         np.testing.assert_array_equal(found.maps[degree].offset, each.offset)
-    assert [each.kind for each in verify(bundle).files].count("alignment") == 2
+    assert [each.kind for each in verify(bundle).files].count("alignment") == 1
     assert not verify(bundle).problems
 
 
@@ -179,13 +179,12 @@ def test_it_comes_back_as_it_was_written(model: VisionTransformer, bundle: Path)
 def test_damage(model: VisionTransformer, bundle: Path, damage: str) -> None:
     align_engines(bundle, pictures(model, 30), backend="onnxruntime")
     (path,) = find_alignments(bundle)
-    numbers = path.with_suffix(".bin")
     data, content = path.read_bytes(), json.loads(path.read_text())
     content.pop("sha256")
     if damage == "cut":
-        numbers.write_bytes(numbers.read_bytes()[:-4])
+        path.write_bytes(data[:-4])
     elif damage == "numbers":
-        numbers.write_bytes(bytes([numbers.read_bytes()[0] ^ 1]) + numbers.read_bytes()[1:])
+        path.write_bytes(sealed({**content, "numbers": content["numbers"][8:]}))
     elif damage == "flip":
         path.write_bytes(data.replace(b'"images": 30', b'"images": 31'))
     elif damage == "version":

@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import os
-import shutil
 import struct
 import sys
 import tempfile
@@ -72,7 +71,7 @@ def read_manifest(folder: Path, data: bytes) -> None:
     repr((bundle, bundle.batch, bundle.image_shape, bundle.output_names, bundle.labels, bundle.fingerprint))
     assert min(*bundle.batch, *bundle.image_shape) > 0
     try:
-        bundle.verify()
+        bundle.require_verified()
     except BundleError as error:
         return one_line(error)
     return None
@@ -91,7 +90,7 @@ def read_profile(folder: Path, data: bytes) -> None:
 
 
 def read_alignment(folder: Path, data: bytes) -> None:
-    path = folder / "alignment.json"  # the numbers beside it are the seed's
+    path = folder / "alignment.json"
     path.write_bytes(data)
     try:
         alignment, _ = DeviceAlignment.load(path)
@@ -143,7 +142,6 @@ def seed_alignment(folder: Path) -> dict[str, Any]:
         degrees={0: FittedDegree(False, 1.0, 0.1, 0.1, 3), 8: FittedDegree(True, 0.1, 0.2, 0.1, 3)},
         maps={8: linear}, head=head, fitted_by="fuzz",
     ).save(folder)  # fmt: skip
-    shutil.copy(saved.with_suffix(".bin"), folder / "alignment.bin")
     content: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
     del content["sha256"]
     return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import subprocess
 import zipfile
@@ -47,7 +48,7 @@ def test_whatever_is_packed_comes_back(tmp_path_factory, parts):
 def test_text_is_deflated_and_numbers_are_not(packed):
     path, content = packed
     with zipfile.ZipFile(path) as archive:
-        kinds = [member.compress_type for member in archive.infolist()]
+        kinds = [kind for kind, _ in itertools.groupby(member.compress_type for member in archive.infolist())]
     assert kinds == [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED]
     assert path.stat().st_size < len(content) - len(TEXT) // 2
 

@@ -33,7 +33,7 @@ def sidecar_json(bundle: Path, degree: int, engine: Path, content_bytes: int, ch
         options=BuildOptions(batch=tuple(batch[name] for name in ("min", "opt", "max"))),
         op_plugin=None,
         onnx=OnnxFiles(onnx, files[onnx]["sha256"], files["weights.bin"]["sha256"], "0" * 64),
-        engine=StoredEngine(engine.name, hashlib.sha256(stored).hexdigest(), len(stored), content_bytes, 0, None),
+        engine=StoredEngine(engine.name, hashlib.sha256(stored).hexdigest(), len(stored), content_bytes, None),
         inputs=(EngineTensor("images", "float", (-1, 3, 8, 8)),),
         outputs=(EngineTensor("logits", "float", (-1, 3)),),
         layers=3,

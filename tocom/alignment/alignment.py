@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from tocom.alignment.ridge import FeatureMap
 from tocom.compensator.compensator import Compensator, model_name, model_sha256
-from tocom.compensator.tensor_file import save_tensors
+from tocom.compensator.tensor_file import read_tensors, save_tensors
 from tocom.errors import AlignmentError
 from tocom.formats.device_alignment import Linear
-from tocom.system.files import sha256_file
 
 __all__ = ["FORMAT", "VERSION", "AlignedDropout", "Alignment", "Binding", "aligned_head", "is_alignment"]
 
 FORMAT, VERSION = "tocom-alignment", "1"
-_MAX_TENSORS = 4096
 
 
 @dataclass(frozen=True)
@@ -162,18 +160,7 @@ class Alignment:
             AlignmentError: The file is missing, damaged, of another format or version, or inconsistent.
         """
         path = Path(path)
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = dict(file.metadata() or {})
-                if len(file.keys()) > _MAX_TENSORS:
-                    raise AlignmentError(f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}.")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (OSError, SafetensorError) as error:
-            raise AlignmentError(
-                f"Cannot read the alignment {path}: {error}. It must be a safetensors file written by tocom align."
-            ) from error
-        if (metadata.pop("format", None), metadata.pop("version", None)) != (FORMAT, VERSION):
-            raise AlignmentError(f"{path} is not a {FORMAT} of version {VERSION}. Fit it again: tocom align.")
+        tensors, metadata = read_tensors(path, AlignmentError, (FORMAT, VERSION), "np")
         try:
             content = json.loads(metadata.pop("alignment"))
             names = set(Binding.__dataclass_fields__)
@@ -189,7 +176,7 @@ class Alignment:
         widths = {len(each.linear.offset) for each in maps.values() if each.linear is not None}
         if len(widths) > 1:
             raise AlignmentError(f"{path}: its maps have widths {sorted(widths)}. Fit it again: tocom align.")
-        return cls(binding, maps, images, checked_on, {**metadata, "file_sha256": sha256_file(path)})
+        return cls(binding, maps, images, checked_on, metadata)
 
 
 def is_alignment(path: Path) -> bool:

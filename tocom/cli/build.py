@@ -26,17 +26,10 @@ def build(
     batch: Annotated[str | None, typer.Option(help="Batch: N, or min:opt:max; default: the bundle's.")] = None,
     workspace_mib: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
     optimization_level: Annotated[int | None, typer.Option(help="0 (fast build) to 5 (fast engine).")] = None,
-    timing_cache: Annotated[
-        Path | None, typer.Option(help="File that keeps timings; default: beside the engines.")
-    ] = None,
     version_compatible: Annotated[
         bool, typer.Option(help="Engines that newer versions of the same TensorRT major load.")
     ] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="Engines for GPUs of other architectures too.")] = False,
-    embed_op_plugin: Annotated[
-        bool,
-        typer.Option(help="Put the op plugin library into the engines; TensorRT needs --version-compatible for it."),
-    ] = False,
     compact: Annotated[
         bool | None,
         typer.Option(
@@ -71,9 +64,7 @@ def build(
             optimization_level=optimization_level,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
-            embed_op_plugin=embed_op_plugin,
             compact=compact,
-            timing_cache=timing_cache,
             op_plugin=op_plugin,
             timeout_s=parse_seconds(timeout_s),
             memory_limit_mib=memory_limit_mib,

@@ -28,9 +28,6 @@ def pack(
     ] = None,
     degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
     name: Annotated[str | None, typer.Option(help="What the models' names begin with; default: the model's.")] = None,
-    dynamic_batching: Annotated[
-        bool, typer.Option("--dynamic-batching", help="Let the server join the requests of several clients.")
-    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
     trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the repository's models as JSON.")] = False,
@@ -50,15 +47,14 @@ def pack(
             engines=engines,
             degrees=None if degrees is None else parse_degrees(degrees),
             name=name,
-            dynamic_batching=dynamic_batching,
             overwrite=overwrite,
             progress=progress,
         )
     if as_json:
         print_json(repository.to_json())
         return
-    table = Table("degree", "model", "platform", "most images", title="how to start the server: README.md")
+    table = Table("degree", "model", "backend", "most images", title="how to start the server: README.md")
     for degree, model in repository.models.items():
-        table.add_row(str(degree), model.name, model.platform, str(model.batch[2]))
+        table.add_row(str(degree), model.name, model.backend, str(model.batch[2]))
     console.print(table)
     typer.echo(str(repository.path))

@@ -13,24 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tocom.compensator.low_rank import LowRank, attention_channels
-from tocom.compensator.tensor_file import save_tensors
+from tocom.compensator.tensor_file import read_tensors, save_tensors
 from tocom.errors import CompensatorError, DegreeError
 from tocom.formats.families import EVERY, named_family
 from tocom.formats.methods import check_method
-from tocom.system.files import sha256_file
 from tocom.system.numbers import is_integer
 
 __all__ = ["FORMAT", "VERSION", "Compensator", "model_name", "model_sha256"]
 
 FORMAT, VERSION = "tocom-compensator", "1"
-_MAX_TENSORS = 4096
 _NEEDED = ("model", "method", "family", "groups", "rank", "scale", "image_size", "base_sha256")
 _LEARNED = "learned"
-_OWN = ("groups", "rank", "scale", "method", "family")  # attributes, not further strings
+_SHOWN = ("depth", "channels", "groups", "rank", "scale", "method", "family")
 
 
 class Compensator(nn.Module):
@@ -111,10 +108,7 @@ class Compensator(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what fits what."""
-        return (
-            f"depth={self.depth}, channels={self.channels}, groups={self.groups}, rank={self.rank}, "
-            f"scale={self.scale}, method={self.method!r}, family={self.family!r}"
-        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)
 
     def share_dropout(self, share: tuple[int, int] | None) -> None:
         """Draw the dropout of a whole batch and use a part: from the first number on, of as many images as the second.
@@ -228,30 +222,11 @@ class Compensator(nn.Module):
             CompensatorError: The file is missing, damaged, of another format or version, or inconsistent.
         """
         path = Path(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                # The format itself holds sizes to the file's; a count it does not.
-                if len(file.keys()) > _MAX_TENSORS:
-                    raise CompensatorError(
-                        f"{path} has {len(file.keys())} tensors, the most is {_MAX_TENSORS}: it is not a compensator."
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (OSError, SafetensorError) as error:
-            raise CompensatorError(
-                f"Cannot read the compensator {path}: {error}. It must be a safetensors file written by tocom."
-            ) from error
-        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-            raise CompensatorError(
-                f"{path} has format {metadata.get('format')!r} version {metadata.get('version')!r}, not {FORMAT!r} "
-                f"version {VERSION!r}. Train it again with this tocom."
-            )
+        tensors, metadata = read_tensors(path, CompensatorError, (FORMAT, VERSION), "pt")
         missing = [name for name in _NEEDED if name not in metadata]
         if missing:
             raise CompensatorError(f"{path} lacks metadata: {', '.join(missing)}. Train it again with this tocom.")
-        compensator = cls._from_tensors(path, metadata, tensors)
-        compensator.metadata["file_sha256"] = sha256_file(path)
-        return compensator.eval()
+        return cls._from_tensors(path, metadata, tensors).eval()
 
     @classmethod
     def _from_tensors(cls, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Compensator:
@@ -283,7 +258,7 @@ class Compensator(nn.Module):
                 scale=scale,
                 method=metadata["method"],
                 family=metadata["family"],
-                metadata={name: value for name, value in metadata.items() if name not in ("format", "version")},
+                metadata=metadata,
                 **sizes,
             )
         expected = {name: tuple(tensor.shape) for name, tensor in compensator.state_dict().items()}
@@ -306,15 +281,9 @@ class Compensator(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Return what ``tocom inspect`` shows."""
         return {
-            "depth": self.depth,
-            "channels": self.channels,
-            "groups": self.groups,
-            "rank": self.rank,
-            "scale": self.scale,
-            "method": self.method,
-            "family": self.family,
+            **{name: getattr(self, name) for name in _SHOWN},
             "parameters": sum(parameter.numel() for parameter in self.parameters()),
-            **{key: value for key, value in self.metadata.items() if key not in _OWN},
+            **{key: value for key, value in self.metadata.items() if key not in _SHOWN},
         }
 
 

@@ -78,6 +78,7 @@ def compress(
             "nothing of a list with a number per block. Run at a degree, or without the compensator."
         )
     removed = removal_schedule(tokens, depth, degree, prefix, family)
+    removal_schedule(tokens, depth, source_degree, prefix, family)  # raises where the model has no such degree
     if alignment is not None:
         binding = Binding.of(
             model,
@@ -100,8 +101,6 @@ def compress(
         elif merged:
             model = merge_compensator(model, compensator, source_degree, degree, scale=scale)
             compensator = None
-    elif source_degree:
-        removal_schedule(tokens, depth, source_degree, prefix, family)
     if not any(removed) and compensator is None:
         return model
     blocks = CompressedBlocks(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from tocom.errors import RequestError
 
@@ -25,10 +24,7 @@ class BuildOptions:
         optimization_level: Builder optimization level 0 … 5; None leaves TensorRT's default.
         version_compatible: Engines that newer versions of the same TensorRT major version load.
         hardware_compatible: Engines that run on GPUs of other architectures too (Ampere and newer).
-        embed_op_plugin: Put the op plugin library into the engine.
         compact: Store the engine in a ZIP file with its text deflated (:mod:`tocom.formats.engine`).
-        float32: What a bundle in half precision computes in float32: ``none``, what is ``fragile`` (layer norm, softmax
-            and the residual sum), or ``all``.
     """
 
     lowering: str | None = "plugin"
@@ -37,22 +33,18 @@ class BuildOptions:
     optimization_level: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
-    embed_op_plugin: bool = False
     compact: bool = False
-    float32: str = "none"
 
     def __post_init__(self) -> None:
         """Check every option.
 
         Raises:
-            RequestError: An option is out of its range, or two contradict each other.
+            RequestError: An option is out of its range.
         """
         if self.lowering is not None and self.lowering not in LOWERINGS:
             raise RequestError(
                 f"The 'lowering' parameter must be {' or '.join(LOWERINGS)}. Got {self.lowering!r} instead."
             )
-        if self.float32 not in ("none", "fragile", "all"):
-            raise RequestError(f"The 'float32' parameter must be none, fragile or all. Got {self.float32!r} instead.")
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise RequestError(
                 f"The 'batch' parameter must be min:opt:max with 1 <= min <= opt <= max. Got {self.batch!r} instead."
@@ -63,9 +55,3 @@ class BuildOptions:
             raise RequestError(
                 f"The 'optimization_level' parameter must be from 0 to 5. Got {self.optimization_level!r} instead."
             )
-        if self.embed_op_plugin and self.lowering != "plugin":
-            raise RequestError("The 'embed_op_plugin' parameter needs lowering 'plugin'. Got 'native' instead.")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values, keys in a fixed order."""
-        return {**asdict(self), "batch": list(self.batch)}

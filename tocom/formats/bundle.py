@@ -23,7 +23,7 @@ from tocom.formats.onnx.tensors import external_data, read_tensors, stored_tenso
 from tocom.formats.sealed_json import parse_sealed
 from tocom.formats.signatures import PublicKey, signed_files
 from tocom.system.cpu import usable_cores
-from tocom.system.files import FileState, file_state, open_regular, sha256_open
+from tocom.system.files import FileState, file_state, open_regular, read_most, sha256_open
 from tocom.system.pools import submit
 
 __all__ = ["MANIFEST_NAME", "SCHEMA_VERSION", "WEIGHTS_NAME", "Bundle", "DegreeEntry"]
@@ -78,10 +78,15 @@ class Bundle:
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self._signed = None if trusted_keys is None else signed_files(self.path, trusted_keys)
         self.require_signed(MANIFEST_NAME, self.fingerprint)
-        self.manifest = _parse_manifest(self.path / MANIFEST_NAME, data)
+        try:
+            self.manifest: dict[str, Any] = parse_sealed(data)
+        except ValueError as error:
+            path = self.path / MANIFEST_NAME
+            raise BundleError(f"{path} {error}. Copy the bundle again, or export it again.") from error
+        check_manifest(self.path / MANIFEST_NAME, self.manifest)
         self._checks: dict[str, Future[FileState]] = {}
         if verify:
-            self.verify()
+            self.require_verified()
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.path)!r}, model={self.model_name!r}, degrees={list(self.degrees)})"
@@ -89,17 +94,12 @@ class Bundle:
     @cached_property
     def degrees(self) -> dict[int, DegreeEntry]:
         """The degrees in ascending order."""
-        entries = [
-            DegreeEntry(
-                degree=entry["degree"],
-                onnx=entry["onnx"],
-                token_counts=tuple(entry["token_counts"]),
-                macs=entry["macs"],
-                accuracy=entry.get("accuracy"),
+        return {
+            entry["degree"]: DegreeEntry(
+                entry["degree"], entry["onnx"], tuple(entry["token_counts"]), entry["macs"], entry["accuracy"]
             )
-            for entry in self.manifest["degrees"]
-        ]
-        return {entry.degree: entry for entry in sorted(entries, key=lambda entry: entry.degree)}
+            for entry in sorted(self.manifest["degrees"], key=lambda entry: int(entry["degree"]))
+        }
 
     @property
     def model_name(self) -> str:
@@ -193,10 +193,11 @@ class Bundle:
         self.file(name)
         try:
             with _open_inside(self.path, name) as file:
-                data = _read_at_most(file, self.manifest["files"][name]["size"])
+                size = os.fstat(file.fileno()).st_size
+                data = read_most(file, size) if size == self.manifest["files"][name]["size"] else b""
         except OSError as error:
             raise self._unreadable(name, error) from error
-        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
+        self._compare(name, size, hashlib.sha256(data).hexdigest())
         return data
 
     def require_signed(self, name: str, sha256: str) -> None:
@@ -236,16 +237,6 @@ class Bundle:
         for error in self.problems().values():
             if error is not None:
                 raise error
-
-    def verify(self) -> None:
-        """Check size and sha256 of every file in the manifest now.
-
-        Raises:
-            BundleError: A file is missing or differs; the message names the file and both hashes.
-        """
-        self.end_verify()
-        self._checks.clear()
-        self.require_verified()
 
     def problems(self) -> dict[str, BundleError | None]:
         """Return what is wrong with each file, or None, in the manifest's order; checked now or before."""
@@ -335,19 +326,15 @@ class Bundle:
 
 
 def _read_manifest(folder: Path) -> bytes:
-    path = folder / MANIFEST_NAME
     try:
         with _open_inside(folder, MANIFEST_NAME) as file:
-            data = _read_at_most(file, _MAX_MANIFEST_BYTES)
+            return read_most(file, _MAX_MANIFEST_BYTES)
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise BundleError(_linked(folder, MANIFEST_NAME)) from error
         raise BundleError(
             f"No bundle at {folder}: {MANIFEST_NAME} cannot be read ({error.strerror}). Make one with 'tocom export'."
         ) from error
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: that is not a bundle manifest.")
-    return data
 
 
 def _linked(folder: Path, name: str) -> str:
@@ -356,15 +343,6 @@ def _linked(folder: Path, name: str) -> str:
         f"Copy it with its links followed, and open the copy: cp -rL {shlex.quote(str(folder))} COPY. A hub's snapshot "
         "is laid out so; downloading into a folder of your own gives files."
     )
-
-
-def _parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        manifest = parse_sealed(data)
-    except ValueError as error:
-        raise BundleError(f"{path} {error}. Copy the bundle again, or export it again.") from error
-    check_manifest(path, manifest)
-    return manifest  # type: ignore[no-any-return]  # check_manifest has seen that it is a dict
 
 
 def _open_inside(folder: Path, name: str) -> BinaryIO:
@@ -380,13 +358,3 @@ def _open_inside(folder: Path, name: str) -> BinaryIO:
     if not path.is_relative_to(folder.resolve()):
         raise OSError(errno.EXDEV, "it is a link out of the bundle")
     return open_regular(path)
-
-
-def _read_at_most(file: BinaryIO, size: int) -> bytes:
-    """Return the file's bytes, or one more than ``size`` of them where it is longer."""
-    pieces = []
-    left = size + 1
-    while left > 0 and (piece := file.read(min(left, 1 << 24))):
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)

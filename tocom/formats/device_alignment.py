@@ -1,15 +1,15 @@
 """On-device alignments: maps of features that were fitted from the engines' own answers, beside the bundle.
 
-Under ``bundle/alignments/`` lie two files, named by what they hold for: sealed JSON, which says what was fitted and
-from what, and numbers alone, little-endian float32: per degree that uses its map, ascending, matrix [channels,
-channels] and offset [channels]; then, where logits are an output, the head's matrix [channels, classes] and offset
-[classes].
+A file under ``bundle/alignments/`` is sealed JSON, named by what it holds for: what was fitted and from what, and the
+numbers, little-endian float32 in base64: per degree that uses its map, ascending, matrix [channels, channels] and
+offset [channels]; then, where logits are an output, the head's matrix [channels, classes] and offset [classes].
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from tocom.errors import AlignmentError
 from tocom.formats.profile import fingerprint
-from tocom.formats.sealed_json import parse_sealed, sealed
+from tocom.formats.sealed_json import parse_sealed, write_sealed_json
 from tocom.formats.typed_json import as_dataclass
-from tocom.system.files import atomic_path, open_regular
+from tocom.system.files import read_regular
 
 __all__ = ["ALIGNMENTS_FOLDER", "DeviceAlignment", "FittedDegree", "Linear", "alignment_path", "find_alignments"]
 
 ALIGNMENTS_FOLDER = "alignments"
 _FORMAT, _VERSION = "tocom-device-alignment", 1
-_MAX_JSON_BYTES, _MAX_NUMBERS = 1 << 20, 1 << 28
+_MAX_BYTES = 1 << 28
 _AGAIN = "Fit it again: tocom calibrate BUNDLE --align --images FOLDER"
 
 
@@ -80,7 +80,7 @@ class _Content:
     channels: int
     classes: int | None
     degrees: Mapping[int, FittedDegree]
-    numbers_sha256: str
+    numbers: str
     fitted_by: str
 
 
@@ -120,53 +120,45 @@ class DeviceAlignment:
         }
 
     def save(self, bundle_path: Path | str) -> Path:
-        """Write both files atomically under ``bundle_path/alignments/``, the JSON last, and return its path.
+        """Write the file atomically under ``bundle_path/alignments/`` and return its path.
 
         Raises:
             OutputError: The folder cannot be written.
         """
         path = alignment_path(bundle_path, self.identity)
+        linears = [self.maps[degree] for degree in sorted(self.maps)] + ([] if self.head is None else [self.head])
         numbers = b"".join(
-            np.ascontiguousarray(part, "<f4").tobytes()
-            for linear in _in_order(self.maps, self.head)
-            for part in (linear.matrix, linear.offset)
+            np.ascontiguousarray(part, "<f4").tobytes() for each in linears for part in (each.matrix, each.offset)
         )
-        some = next(iter(self.maps.values()), self.head)
         content = {
             "format": _FORMAT,
             "version": _VERSION,
             **self.describe(),
-            "channels": 0 if some is None else len(some.matrix),
+            "channels": len(linears[0].matrix) if linears else 0,
             "classes": None if self.head is None else len(self.head.offset),
-            "numbers_sha256": hashlib.sha256(numbers).hexdigest(),
+            "numbers": base64.b64encode(numbers).decode(),
         }
-        for file, data in ((path.with_suffix(".bin"), numbers), (path, sealed(content))):
-            with atomic_path(file) as beside:
-                beside.write_bytes(data)
+        write_sealed_json(path, content)
         return path
 
     @classmethod
     def load(cls, path: Path | str) -> tuple[DeviceAlignment, str]:
-        """Read both files; return the alignment and the sha256 of its JSON file, which names the numbers' own.
+        """Read a file; return the alignment and the file's sha256.
 
         Raises:
-            AlignmentError: One is missing, damaged, of another version, or not of the other.
+            AlignmentError: It is missing, damaged, or of another version.
         """
         path = Path(path)
-        data = _read(path, _MAX_JSON_BYTES)
         try:
+            data = read_regular(path, _MAX_BYTES)
             members = {name: value for name, value in parse_sealed(data).items() if name != "sha256"}
             content = as_dataclass(_Content, members, "the file")
             if (content.format, content.version) != (_FORMAT, _VERSION):
                 raise ValueError(f"is a {content.format} of version {content.version}, not {_FORMAT} {_VERSION}")
-            widths = _widths(content)
-            numbers = _read(path.with_suffix(".bin"), 4 * sum((content.channels + 1) * width for width in widths))
-            if (got := hashlib.sha256(numbers).hexdigest()) != content.numbers_sha256:
-                raise ValueError(f"says that its numbers have sha256 {content.numbers_sha256}, they have {got}")
-            maps, head = _parse(np.frombuffer(numbers, "<f4"), content, widths)
+            maps, head = _parse(np.frombuffer(base64.b64decode(content.numbers, validate=True), "<f4"), content)
+        except OSError as error:
+            raise AlignmentError(f"{path} cannot be read ({error.strerror}). {_AGAIN}") from error
         except (ValueError, AttributeError) as error:
-            if isinstance(error, AlignmentError):
-                raise
             raise AlignmentError(f"{path} {error}. {_AGAIN}") from error
         figures = content.images, content.checked_on, content.degrees
         found = cls(content.identity, content.aim, *figures, maps, head, content.fitted_by)
@@ -190,26 +182,11 @@ def find_alignments(bundle_path: Path | str) -> list[Path]:
     return sorted((Path(bundle_path) / ALIGNMENTS_FOLDER).glob("*.json"))
 
 
-def _in_order(maps: Mapping[int, Linear], head: Linear | None) -> Iterator[Linear]:
-    yield from (maps[degree] for degree in sorted(maps))
-    if head is not None:
-        yield head
-
-
-def _widths(content: _Content) -> list[int]:
-    """Return how many outputs each linear map in the numbers has."""
-    used = [degree for degree, each in content.degrees.items() if each.used]
-    widths = [content.channels] * len(used) + ([] if content.classes is None else [content.classes])
-    if min([content.channels, *widths]) < 0 or (content.channels + 1) * sum(widths) > _MAX_NUMBERS:
-        raise ValueError(f"says that it has {content.channels} channels and {content.classes} classes")
-    return widths
-
-
-def _parse(
-    numbers: NDArray[np.float32], content: _Content, widths: list[int]
-) -> tuple[dict[int, Linear], Linear | None]:
+def _parse(numbers: NDArray[np.float32], content: _Content) -> tuple[dict[int, Linear], Linear | None]:
     """Return the maps and the head."""
-    if len(numbers) != (content.channels + 1) * sum(widths):
+    used = sorted(degree for degree, each in content.degrees.items() if each.used)
+    widths = [content.channels] * len(used) + ([] if content.classes is None else [content.classes])
+    if min([content.channels, *widths]) < 0 or len(numbers) != (content.channels + 1) * sum(widths):
         raise ValueError(f"has {len(numbers)} numbers for linear maps of {content.channels} channels to {widths}")
     if not np.isfinite(numbers).all():
         raise ValueError("holds numbers that are not finite")
@@ -219,16 +196,4 @@ def _parse(
         found.append(Linear(part[:-1], part[-1]))
         at += part.size
     head = None if content.classes is None else found.pop()
-    used = sorted(degree for degree, each in content.degrees.items() if each.used)
     return dict(zip(used, found, strict=True)), head
-
-
-def _read(path: Path, most: int) -> bytes:
-    try:
-        with open_regular(path) as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise AlignmentError(f"{path} cannot be read ({error.strerror}). {_AGAIN}") from error
-    if len(data) > most:
-        raise AlignmentError(f"{path} has more than {most} bytes: that is not an alignment. {_AGAIN}")
-    return data

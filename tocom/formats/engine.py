@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from tocom.errors import EngineError
@@ -44,10 +43,13 @@ def pack_engine(content: memoryview, path: Path) -> None:
         path: The file to write.
     """
     with zipfile.ZipFile(path, "w") as archive:
-        for index, (begin, end, deflate) in enumerate(_runs(content)):
+        for index, begin in enumerate(range(0, len(content), _BLOCK_BYTES)):
+            block = content[begin : begin + _BLOCK_BYTES]
+            sample = block[:_SAMPLE_BYTES]
             member = zipfile.ZipInfo(f"{index:05d}", _NO_TIME)
-            member.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
-            archive.writestr(member, content[begin:end])
+            deflates = len(zlib.compress(sample, 1)) < _WORTH_IT * len(sample)
+            member.compress_type = zipfile.ZIP_DEFLATED if deflates else zipfile.ZIP_STORED
+            archive.writestr(member, block)
 
 
 def unpack_engine(packed: bytes, size: int, path: Path) -> bytearray:
@@ -84,17 +86,3 @@ def unpack_engine(packed: bytes, size: int, path: Path) -> bytearray:
     if done != size:
         raise EngineError(f"The engine {path} unpacks to {done} of {size} bytes: it was cut off. Build it again.")
     return content
-
-
-def _runs(content: memoryview) -> Iterator[tuple[int, int, bool]]:
-    """Yield (begin, end, whether to deflate) of the stretches that are one or the other."""
-    begin, before = 0, None
-    for at in range(0, len(content), _BLOCK_BYTES):
-        sample = content[at : at + _SAMPLE_BYTES]
-        deflate = len(zlib.compress(sample, 1)) < _WORTH_IT * len(sample)
-        if before is not None and deflate != before:
-            yield begin, at, before
-            begin = at
-        before = deflate
-    if before is not None:
-        yield begin, len(content), before

@@ -14,7 +14,15 @@ from typing import Any
 from tocom.errors import BundleError
 from tocom.formats.schema import check_schema, shown
 
-__all__ = ["CROP_MODES", "INPUT_TYPES", "INTERPOLATIONS", "MANIFEST_NAME", "SCHEMA_VERSION", "check_manifest"]
+__all__ = [
+    "CROP_MODES",
+    "INPUT_TYPES",
+    "INTERPOLATIONS",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "check_input_value",
+    "check_manifest",
+]
 
 MANIFEST_NAME = "bundle.json"
 _SCHEMA = json.loads((Path(__file__).parent / "schemas" / "bundle-v1.schema.json").read_text(encoding="utf-8"))
@@ -58,6 +66,11 @@ def check_manifest(path: Path, manifest: Any) -> None:
         raise BundleError(f"{path}: {error}. Do not use this bundle: copy it again, or export it again.") from error
 
 
+def check_input_value(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` can stand in a manifest's ``input`` under ``name``, ``crop`` say."""
+    check_schema(value, _INPUT[name], name)
+
+
 def _check_together(manifest: dict[str, Any]) -> None:
     """Check what no schema says of a field alone."""
     for name in manifest["files"]:
@@ -69,8 +82,8 @@ def _check_together(manifest: dict[str, Any]) -> None:
     (_, channels, height, width), mean, std = (manifest["input"][key] for key in ("shape", "mean", "std"))
     if largest * channels * height * width > _MAX_INPUT_VALUES:
         raise ValueError(f"the largest batch, {largest} images, has more than {_MAX_INPUT_VALUES} values")
-    if not len(mean) == len(std) == channels or 0 in std:
-        raise ValueError(f"input.mean and input.std must be {channels} numbers each, std not 0")
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"input.mean and input.std must be {channels} numbers each")
     degrees = [entry["degree"] for entry in manifest["degrees"]]
     if len(set(degrees)) != len(degrees):
         raise ValueError(f"a degree is twice there: {shown(degrees)}")

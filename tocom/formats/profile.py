@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import CalibrationError
-from tocom.formats.measurements import Accuracy, DegreeProfile, Latency, StateLog, check_count
+from tocom.formats.measurements import Accuracy, DegreeProfile, Latency, StateLog
+from tocom.formats.schema import check_schema
 from tocom.formats.sealed_json import parse_sealed, write_sealed_json
 from tocom.formats.typed_json import as_dataclass
-from tocom.system.numbers import is_integer
+from tocom.system.files import read_regular
 
 __all__ = [
     "PROFILES_FOLDER",
@@ -33,6 +34,7 @@ __all__ = [
 PROFILE_VERSION = 1
 PROFILES_FOLDER = "profiles"
 _MAX_PROFILE_BYTES = 1 << 20
+_SCHEMA = json.loads((Path(__file__).parent / "schemas" / "profile-v1.schema.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,6 @@ class Profile:
     device_state: StateLog | None = None
 
     def __post_init__(self) -> None:
-        check_count("batch", self.batch)
-        if not is_integer(self.threads, 0):
-            raise CalibrationError(f"'threads' must be an integer >= 0. Got {self.threads!r}.")
-        if not self.degrees:
-            raise CalibrationError("A profile must hold at least one degree. Got none.")
         object.__setattr__(self, "degrees", dict(sorted(self.degrees.items())))
 
     @property
@@ -126,21 +123,21 @@ class Profile:
                 "Measure it again with 'tocom calibrate'."
             )
         try:
+            check_schema(content, _SCHEMA)
             degrees: dict[int, DegreeProfile] = {}
             for entry in content["degrees"]:
-                degree = entry["degree"]
-                if not is_integer(degree, 0) or degree in degrees:
-                    raise CalibrationError(f"degree {degree!r} is not an integer >= 0, or is twice there.")
-                degrees[degree] = as_dataclass(DegreeProfile, {k: v for k, v in entry.items() if k != "degree"})
+                members = dict(entry)
+                if (degree := members.pop("degree")) in degrees:
+                    raise CalibrationError(f"degree {degree} is twice there.")
+                degrees[degree] = as_dataclass(DegreeProfile, members)
             around = ("profile_version", "fingerprint", "sha256")
             members = {name: value for name, value in content.items() if name not in around}
             profile = as_dataclass(cls, {**members, "degrees": degrees})
         except CalibrationError as error:
             raise CalibrationError(f"{where}: {error} Measure it again with 'tocom calibrate'.") from error
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             raise CalibrationError(
-                f"{where} is not a valid profile ({type(error).__name__}: {error}). "
-                "Measure it again with 'tocom calibrate'."
+                f"{where} is not a valid profile: {error}. Measure it again with 'tocom calibrate'."
             ) from error
         if content.get("fingerprint") != profile.fingerprint:
             raise CalibrationError(
@@ -158,16 +155,11 @@ class Profile:
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_PROFILE_BYTES + 1)
+            content = parse_sealed(read_regular(path, _MAX_PROFILE_BYTES))
         except OSError as error:
             raise CalibrationError(
                 f"No profile at {path} ({error.strerror}). Measure one with 'tocom calibrate'."
             ) from error
-        if len(data) > _MAX_PROFILE_BYTES:
-            raise CalibrationError(f"{path} has more than {_MAX_PROFILE_BYTES} bytes: that is not a profile.")
-        try:
-            content = parse_sealed(data)
         except ValueError as error:
             raise CalibrationError(f"{path} {error}. Measure it again with 'tocom calibrate'.") from error
         return cls.from_json(content, where=str(path))

@@ -9,13 +9,22 @@ from typing import Any
 
 __all__ = ["check_schema", "shown"]
 
-_TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "null": type(None)}
+_TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": (list, tuple),
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "null": type(None),
+}
 _LIMITS = {
     "minimum": ("at least {}", operator.ge),
     "exclusiveMinimum": ("above {}", operator.gt),
     "maximum": ("at most {}", operator.le),
+    "minLength": ("a text of at least {}", operator.ge),
     "minItems": ("a list of at least {}", operator.ge),
     "maxItems": ("a list of at most {}", operator.le),
+    "minProperties": ("an object of at least {} members", operator.ge),
     "maxProperties": ("an object of at most {} members", operator.le),
 }
 
@@ -43,8 +52,10 @@ def check_schema(
         if lacking := next((key for key in schema.get("required", ()) if key not in value), None):
             raise ValueError(f"{f'{name}.' if name else ''}{lacking!r} is missing")
         known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        if others is False and (unknown := next((key for key in value if key not in known), None)):
+            raise ValueError(f"{name or 'it'!r} has an unknown member {shown(unknown)}")
         parts = [(f"{name}.{key[:80]}" if name else key, each, known.get(key, others)) for key, each in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         first, others = schema.get("prefixItems", []), schema.get("items", {})
         parts = [
             (f"{name}[{index}]", each, first[index] if index < len(first) else others)
@@ -72,7 +83,7 @@ def _wanted(value: Any, schema: Mapping[str, Any]) -> str | None:
         return None
     if "pattern" in schema and not re.search(schema["pattern"], value):
         return f"like {schema['pattern']}"
-    size = value if _is_of(value, "number") else len(value) if isinstance(value, (list, dict)) else 0
+    size = value if _is_of(value, "number") else len(value) if isinstance(value, (str, list, tuple, dict)) else 0
     broken = (
         words.format(schema[key])
         for key, (words, holds) in _LIMITS.items()

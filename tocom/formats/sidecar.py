@@ -17,7 +17,7 @@ from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 from tocom.formats.engine import unpack_engine
 from tocom.formats.sealed_json import parse_json
 from tocom.formats.typed_json import as_dataclass
-from tocom.system.files import open_regular, write_json
+from tocom.system.files import read_regular, write_json
 
 __all__ = [
     "EngineAnswers",
@@ -57,12 +57,12 @@ class OnnxFiles:
 
 @dataclass(frozen=True)
 class OpPluginFile:
-    """The op plugin library that the engine runs; ``file`` is None where the engine holds it itself."""
+    """The op plugin library that the engine runs; ``file`` lies beside the engine."""
 
     sha256: str
     tensorrt: str
     architectures: tuple[int, ...]
-    file: str | None
+    file: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class StoredEngine:
         sha256: sha256 of the file.
         size_bytes: Size of the file.
         content_bytes: Size of the engine as TensorRT wrote it: more than the file has where that is compact.
-        modified_ns: When the file was written, nanoseconds since 1970.
         device_memory_bytes: Scratch memory of one context; None where it was built without a GPU to ask.
     """
 
@@ -82,7 +81,6 @@ class StoredEngine:
     sha256: str
     size_bytes: int
     content_bytes: int
-    modified_ns: int
     device_memory_bytes: int | None
 
     def __post_init__(self) -> None:
@@ -160,8 +158,8 @@ class Sidecar:
     answers: EngineAnswers = EngineAnswers()
 
     def __post_init__(self) -> None:
-        for name in (self.engine.file, self.op_plugin.file if self.op_plugin else None):
-            if name is not None and name != Path(name).name:
+        for name in (self.engine.file, *([self.op_plugin.file] if self.op_plugin else [])):
+            if name != Path(name).name:
                 raise ValueError(f"{name[:80]!r} leads out of the engines' folder")
 
     def to_json(self) -> dict[str, Any]:
@@ -179,12 +177,12 @@ class Sidecar:
         return unpack_engine(content, self.engine.content_bytes, path) if self.options.compact else content
 
     def read_op_plugin(self, folder: Path) -> tuple[str, bytes] | None:
-        """Return name and bytes of the op plugin library in a folder; None where the engine needs no such file.
+        """Return name and bytes of the op plugin library in a folder; None where the engine runs none.
 
         Raises:
             EngineError: The file is missing, or not what the sidecar says.
         """
-        if self.op_plugin is None or self.op_plugin.file is None:
+        if self.op_plugin is None:
             return None
         return self.op_plugin.file, _read_hashed(folder / self.op_plugin.file, self.op_plugin.sha256)
 
@@ -207,10 +205,7 @@ def read_sidecar(path: Path) -> tuple[Sidecar, str]:
         EngineError: It is missing, no regular file, larger than 4 MiB, of another version, or not a sidecar.
     """
     try:
-        with open_regular(path) as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        data = read_regular(path, _MAX_BYTES)
         return sidecar_of(parse_json(data)), hashlib.sha256(data).hexdigest()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

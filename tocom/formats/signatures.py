@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tocom.errors import BundleError, OutputError, RequestError
 from tocom.formats.manifest import MANIFEST_NAME
 from tocom.formats.sealed_json import parse_sealed, write_sealed_json
-from tocom.system.files import open_regular
+from tocom.system.files import open_regular, read_regular, sha256_open
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -133,7 +133,7 @@ def sign(bundle_path: Path | str, key: Path | str) -> Signature:
     for name in sorted(names):
         try:
             with open_regular(folder / name) as file:
-                files[name] = hashlib.sha256(file.read()).hexdigest()
+                files[name] = sha256_open(file)
         except OSError as error:
             raise BundleError(f"Bundle {folder}: {name} cannot be read ({error.strerror}), so not signed.") from error
     value = private.sign(_statement(key_id, files))
@@ -159,11 +159,7 @@ def load_public_keys(paths: Iterable[Path | str]) -> tuple[PublicKey, ...]:
     serialization, ed25519 = _cryptography()
     keys = []
     for path in paths:
-        content = _read_key(Path(path))
-        try:
-            key = serialization.load_pem_public_key(content)
-        except Exception:  # cryptography raises many kinds; what it says could repeat the file, so it is not shown
-            key = None
+        key = _load_key(Path(path), serialization.load_pem_public_key)
         if not isinstance(key, ed25519.Ed25519PublicKey):
             raise RequestError(
                 f"{path} must be an Ed25519 public key in PEM, such as 'tocom sign --new-key' writes beside the "
@@ -225,11 +221,7 @@ def _statement(key_id: str, files: Mapping[str, str]) -> bytes:
 
 def _read_signature(path: Path) -> Signature:
     try:
-        with open_regular(path) as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"has more than {_MAX_BYTES} bytes")
-        content = parse_sealed(data)
+        content = parse_sealed(read_regular(path, _MAX_BYTES))
         said = tuple(content.get(name) for name in ("format", "version", "algorithm"))
         if said != (FORMAT, VERSION, ALGORITHM):
             raise ValueError(f"is of {said}, this tocom reads {(FORMAT, VERSION, ALGORITHM)}")
@@ -249,11 +241,7 @@ def _read_signature(path: Path) -> Signature:
 
 def _load_private(path: Path) -> Ed25519PrivateKey:
     serialization, ed25519 = _cryptography()
-    content = _read_key(path)
-    try:
-        key = serialization.load_pem_private_key(content, password=None)
-    except Exception:  # see load_public_keys
-        key = None
+    key = _load_key(path, lambda content: serialization.load_pem_private_key(content, password=None))
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise RequestError(
             f"{path} must be an Ed25519 private key in PEM without a passphrase. Make one with 'tocom sign --new-key "
@@ -263,12 +251,15 @@ def _load_private(path: Path) -> Ed25519PrivateKey:
     return found
 
 
-def _read_key(path: Path) -> bytes:
+def _load_key(path: Path, load: Callable[[bytes], Any]) -> Any:
+    """Return what a file holds, None where it is not a key."""
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_BYTES)
+            return load(file.read(_MAX_BYTES))
     except OSError as error:
         raise RequestError(f"The key {path} cannot be read ({error.strerror}). Give the path of a PEM file.") from error
+    except Exception:  # cryptography raises many kinds; what it says could repeat the file, so it is not shown
+        return None
 
 
 def _named(key: Ed25519PublicKey) -> PublicKey:

@@ -56,8 +56,4 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is kind and (kind is not float or math.isfinite(value)):
         return value
-    raise ValueError(f"{where} must be {_name(kind)}, not {shown(value)}")
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", None) or str(kind)
+    raise ValueError(f"{where} must be {getattr(kind, '__name__', kind)}, not {shown(value)}")

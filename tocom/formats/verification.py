@@ -122,7 +122,7 @@ def _engines(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterat
             yield Checked(_name(bundle, sidecar), "engine", by, str(error))
             continue
         wanted = [(engine.engine.file, "engine", engine.engine.sha256)]
-        if engine.op_plugin is not None and engine.op_plugin.file is not None:
+        if engine.op_plugin is not None:
             wanted.append((engine.op_plugin.file, "op plugin", engine.op_plugin.sha256))
         name, problem = _name(bundle, sidecar), None
         if signed is not None and digest not in signed.get(name, ()):
@@ -154,7 +154,7 @@ def _profiles(bundle: Bundle) -> Iterator[Checked]:
 
 
 def _alignments(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
-    """Yield both files of each; with keys, the one that names the other must be signed."""
+    """Yield each; with keys, it must be signed."""
     by = "seal" if signed is None else "signature"
     for path in find_alignments(bundle.path):
         name, problem = _name(bundle, path), None
@@ -165,8 +165,6 @@ def _alignments(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Ite
         except AlignmentError as error:
             problem = str(error)
         yield Checked(name, "alignment", by, problem)
-        if path.with_suffix(".bin").exists():
-            yield Checked(_name(bundle, path.with_suffix(".bin")), "alignment", by, problem)
 
 
 def _name(bundle: Bundle, path: Path) -> str:

@@ -26,6 +26,9 @@ __all__ = [
     "check_writable",
     "file_state",
     "open_regular",
+    "read_most",
+    "read_regular",
+    "remove_stale",
     "scratch_folder",
     "sha256_file",
     "sha256_open",
@@ -73,6 +76,31 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file; never follow a link, never wait for a pipe.
+
+    Raises:
+        OSError: It cannot be opened, is not a regular file, or has more than ``most`` bytes; see its ``strerror``.
+    """
+    with open_regular(path) as file:
+        return read_most(file, most)
+
+
+def read_most(file: BinaryIO, most: int) -> bytes:
+    """Return an open file's bytes, to its end.
+
+    Raises:
+        OSError: It cannot be read, or has more than ``most`` bytes.
+    """
+    pieces, left = [], most + 1
+    while left > 0 and (piece := file.read(min(left, 1 << 24))):
+        pieces.append(piece)
+        left -= len(piece)
+    if left <= 0:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return b"".join(pieces)
+
+
 def file_state(status: os.stat_result) -> FileState:
     """Return what changes when a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -93,7 +121,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder of that name is there")
-        _remove_stale(path)
+        remove_stale(path.parent, path.name)
         beside, lock = _claim(path, folder=False)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -133,7 +161,7 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
             raise OutputError(f"Cannot write the folder {shown}: a file of that name is there. Choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path / "new" if _is_fixed(path) else path
-        _remove_stale(target)
+        remove_stale(target.parent, target.name)
         if path.is_dir() and _entries(path) and not overwrite:
             raise OutputError(f"Cannot write the folder {shown}: it is not empty. Choose another, or pass --overwrite.")
         beside, lock = _claim(target, folder=True)
@@ -171,7 +199,7 @@ def scratch_folder(name: str) -> Iterator[Path]:
     """
     target = Path(tempfile.gettempdir()) / name
     try:
-        _remove_stale(target)
+        remove_stale(target.parent, target.name)
         folder, lock = _claim(target, folder=True)
     except OSError as error:
         raise _unwritable(target.parent, error) from error
@@ -224,9 +252,9 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove what dead processes left beside ``path``: everything of our naming that nobody holds a lock on."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_SUFFIX}"):
+def remove_stale(folder: Path, name: str | None = None) -> None:
+    """Remove what dead processes left in ``folder``, of ``name`` or any: what has our naming and nobody has locked."""
+    for left in folder.glob(f".{'*' if name is None else glob.escape(name)}.????????{_SUFFIX}"):
         try:
             descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tocom.errors import OutputError
 
-__all__ = ["exclusive", "remove_leftovers"]
+__all__ = ["exclusive"]
 
 
 @contextlib.contextmanager
@@ -45,13 +45,3 @@ def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing in ``folder``: hidden files of :func:`tocom.system.files.atomic_path`.
-
-    The caller holds the folder's lock, so nobody is writing them now.
-    """
-    for path in folder.glob(".*.*.*"):
-        if path.is_file():
-            path.unlink(missing_ok=True)

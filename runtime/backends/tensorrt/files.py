@@ -26,7 +26,7 @@ class EngineFolder:
     def op_plugin(self) -> tuple[Path, str] | None:
         """Return the op plugin library that the engines need and its sha256; None when they need none."""
         for engine in self.engines.values():
-            if engine.op_plugin is not None and engine.op_plugin.file is not None:
+            if engine.op_plugin is not None:
                 return self.path / engine.op_plugin.file, engine.op_plugin.sha256
         return None
 

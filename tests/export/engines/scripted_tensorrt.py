@@ -284,8 +284,7 @@ def make(script: dict[str, Any]) -> types.SimpleNamespace:
             return IPluginRegistry(script, self._libraries)
 
         def deserialize_cuda_engine(self, serialized_engine: memoryview) -> Any:
-            embedded = "plugins_to_serialize" in module.configs[-1]._said
-            assert embedded or self._libraries == module.libraries, "an engine needs its op plugin to load"
+            assert self._libraries == module.libraries, "an engine needs its op plugin to load"
             size = script.get("scratch", 4096)
             return None if size is None else types.SimpleNamespace(device_memory_size_v2=size)
 

@@ -122,10 +122,10 @@ def test_only_what_changed_is_built_again(bundle, built, op_plugin):
 @pytest.mark.fault("parts of a killed build", outcome="the next build removes them")
 def test_what_a_killed_build_left_behind_is_removed(bundle, built, op_plugin):
     for name in (
-        ".degree-02.engine.zip.x7k2",
-        ".degree-02.json.abcd",
-        ".libtocom_op_plugin-0123.so.q",
-        ".timing.cache.zz",
+        ".degree-02.engine.zip.x7k2x7k2.tocom-part",
+        ".degree-02.json.abcdabcd.tocom-part",
+        ".libtocom_op_plugin-0123.so.qrstuvwx.tocom-part",
+        ".timing.cache.zzzzzzzz.tocom-part",
     ):
         (built.folder / name).write_bytes(b"half")
     # The engine was replaced, and the sidecar still speaks of the one before.
@@ -173,13 +173,6 @@ def test_a_degree_that_joins_the_bundle_leaves_the_others_alone(bundle, built, o
         files = wider.manifest["files"]
         assert record.onnx.sha256 == files[f"degree-{degree:02d}.onnx"]["sha256"]
         assert record.onnx.weights_sha256 == files["weights.bin"]["sha256"]
-
-
-def test_the_op_plugin_is_embedded_on_request(bundle, built, op_plugin):
-    plain = built.records[4].engine.content_bytes
-    again = build(bundle, backend="tensorrt-rtx", op_plugin=op_plugin.path, degrees=[4], embed_op_plugin=True)
-    assert again.records[4].engine.content_bytes >= plain + op_plugin.path.stat().st_size
-    assert again.records[4].op_plugin.file is None
 
 
 def test_progress_names_every_degree(bundle, op_plugin):
@@ -321,11 +314,10 @@ def test_a_library_that_ends_the_process_is_one_error(bundle, op_plugin, tmp_pat
         build(bundle, backend="tensorrt-rtx", op_plugin=broken, degrees=[2])
 
 
-@pytest.mark.parametrize("embed", [True, False])
 @pytest.mark.fault(
     "the op plugin library exchanged while a build begins", outcome="EngineError with both hashes; it is not loaded"
 )
-def test_a_library_that_is_exchanged_after_its_check(bundle, op_plugin, tmp_path, monkeypatch, embed):
+def test_a_library_that_is_exchanged_after_its_check(bundle, op_plugin, tmp_path, monkeypatch):
     library = tmp_path / "liboperations.so"
     shutil.copyfile(op_plugin.path, library)
     checked = build_module.read_library(library)
@@ -333,7 +325,7 @@ def test_a_library_that_is_exchanged_after_its_check(bundle, op_plugin, tmp_path
     with library.open("ab") as file:
         file.write(b"more")
     with pytest.raises(EngineError, match=rf"liboperations\.so has sha256 .* built with {op_plugin.sha256}"):
-        build(bundle, backend="tensorrt-rtx", op_plugin=library, degrees=[2], embed_op_plugin=embed)
+        build(bundle, backend="tensorrt-rtx", op_plugin=library, degrees=[2])
     assert not list(bundle.path.glob("engines/*/*degree*"))
 
 
@@ -354,8 +346,6 @@ def test_tensorrt_needs_a_gpu(bundle, monkeypatch):
     monkeypatch.setattr(build_module, "find_backend", lambda name: BackendFound("tensorrt", "10.3.0", "tensorrt"))
     with pytest.raises(EngineError, match="this machine shows none"):
         build(bundle, backend="tensorrt")
-    with pytest.raises(RequestError, match="needs 'version_compatible'"):
-        build(bundle, backend="tensorrt", embed_op_plugin=True)
 
 
 def test_portable_engines_say_which_gpus_they_cover(built, bundle):

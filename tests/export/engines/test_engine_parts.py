@@ -25,7 +25,6 @@ from tocom.system.locks import exclusive
         ({"batch": (0, 1, 1)}, "'batch' parameter must be min:opt:max"),
         ({"workspace_mib": 0}, "'workspace_mib' parameter must be at least 1"),
         ({"optimization_level": 6}, "'optimization_level' parameter must be from 0 to 5"),
-        ({"embed_op_plugin": True, "lowering": "native"}, "'embed_op_plugin' parameter needs lowering 'plugin'"),
     ],
 )
 def test_options_check_themselves(options, message):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -50,7 +51,7 @@ def work(tmp_path, monkeypatch):
             "op_plugin": {"path": str(library), "sha256": sha256} if op_plugin else None,
             "compute_capabilities": list(compute_capabilities),
             "jobs": [{"degree": 4, "onnx": "x.onnx", "engine": str(tmp_path / "x.engine"), "op_nodes": op_nodes}],
-            "options": (options or BuildOptions(batch=(1, 2, 4))).to_json(),
+            "options": asdict(options or BuildOptions(batch=(1, 2, 4))),
             "timing_cache": str(tmp_path / "timing.cache"),
             "events": write_end,
         }
@@ -70,7 +71,6 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
         optimization_level=5,
         version_compatible=True,
         hardware_compatible=True,
-        embed_op_plugin=True,
     )
     code, events, module = work(options=options)
     assert code == 0
@@ -80,7 +80,6 @@ def test_every_option_reaches_tensorrt(work, tmp_path):
     assert said["VERSION_COMPATIBLE"] is True
     assert said["EXCLUDE_LEAN_RUNTIME"] is True
     assert said["hardware_compatibility_level"].name == "AMPERE_PLUS"
-    assert [Path(path).read_bytes() for path in said["plugins_to_serialize"]] == [b"a library"]
     assert module.shapes == {"images": ([1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])}
     assert (tmp_path / "x.engine").read_bytes() == b"engine"
     done = events[-1]

@@ -54,7 +54,7 @@ def test_engines_are_unpacked_and_described_as_tensorrt_described_them(bundle, t
         plain = unpack_engine(packed.read_bytes(), record["engine"]["content_bytes"], packed)
         assert (place / "1" / "model.plan").read_bytes() == plain
         config = text_format.Parse((place / "config.pbtxt").read_text(), model_config.ModelConfig())
-        assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
+        assert config.backend == "tensorrt"
         assert config.max_batch_size == record["options"]["batch"][2] == 4
         assert config.instance_group[0].kind == model_config.ModelInstanceGroup.KIND_GPU
         for told, has in ((config.input, record["inputs"]), (config.output, record["outputs"])):

@@ -14,7 +14,7 @@ from op_plugin_fixtures import ARCHITECTURE
 from tocom.errors import EngineError, RequestError
 from tocom.export.op_plugin import library as plugin_library
 from tocom.export.op_plugin.library import LIBRARY_NAME, build_library, check_library, read_library
-from tocom.export.op_plugin.toolchain import default_architectures, find_toolkit
+from tocom.export.op_plugin.toolchain import find_toolkit, select_architectures
 
 
 def test_only_the_entry_points_are_exported(op_plugin):
@@ -145,7 +145,7 @@ def test_files_that_are_no_library(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_default_architectures_compile(op_plugin, op_plugin_cache):
-    wanted = default_architectures(find_toolkit())
+    wanted = select_architectures(find_toolkit())
     library = build_library(cache=op_plugin_cache)
     assert library.architectures == wanted
     assert set(wanted) >= {75, 80, 86, 87, 89, 90}

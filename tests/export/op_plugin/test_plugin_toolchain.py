@@ -9,7 +9,6 @@ import pytest
 from tocom.errors import EngineError, RequestError
 from tocom.export.op_plugin import toolchain as plugin_toolchain
 from tocom.export.op_plugin.toolchain import (
-    default_architectures,
     find_headers,
     find_toolkit,
     select_architectures,
@@ -109,7 +108,7 @@ def test_nvcc_from_wheels_of_both_layouts(bare, monkeypatch, tmp_path):
 )
 def test_default_architectures(bare, tmp_path, version, codes, expected):
     toolkit = find_toolkit(nvcc(tmp_path, version, codes))
-    assert default_architectures(toolkit) == expected
+    assert select_architectures(toolkit) == expected
     assert select_architectures(toolkit, [90, 87, 90]) == (87, 90)
     with pytest.raises(RequestError, match="Got none instead"):
         select_architectures(toolkit, [])

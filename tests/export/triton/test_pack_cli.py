@@ -32,14 +32,13 @@ def test_it_writes_the_repository_and_tells_machines_the_models(call, tmp_path):
     options = (bundle, "--layout", "triton", "--out", tmp_path / "repository", "--name", "vit", "--degrees", "0,8")
     content = json.loads(call(*options, "--json").stdout)
     assert content["models"] == [
-        {"degree": degree, "name": f"vit-r{degree:02d}", "platform": "onnxruntime_onnx", "max_batch_size": 4}
+        {"degree": degree, "name": f"vit-r{degree:02d}", "backend": "onnxruntime", "max_batch_size": 4}
         for degree in (0, 8)
     ]
     with pytest.raises(OutputError, match="pass --overwrite"):
         call(*options)
-    again = call(*options, "--overwrite", "--dynamic-batching")
+    again = call(*options, "--overwrite")
     assert again.stdout.strip() == content["repository"] == str(tmp_path / "repository")
-    assert "dynamic_batching" in (tmp_path / "repository" / "vit-r00" / "config.pbtxt").read_text()
 
 
 def test_another_layout_is_refused(call, tmp_path):

@@ -137,19 +137,19 @@ def _open_file(path: Path, sidecars: dict[str, dict[str, Any]]) -> Opened:
     if not tensors:
         raise ModelError(f"{path} holds no state dict of tensors. Save model.state_dict().")
     tops = {key.split(".")[0] for key in tensors}
-    facts = {str(key): value for key, value in content.items() if str(key) not in tops} if _is_map(content) else {}
+    facts = (
+        {str(key): value for key, value in content.items() if str(key) not in tops}
+        if isinstance(content, Mapping)
+        else {}
+    )
     facts = {key: vars(value) if isinstance(value, argparse.Namespace) else value for key, value in facts.items()}
     return Opened(path, tensors, facts, sidecars)
-
-
-def _is_map(content: Any) -> bool:
-    return isinstance(content, Mapping)
 
 
 def _lay_flat(content: Any, prefix: str, tensors: dict[str, Tensor], depth: int = 0) -> None:
     if isinstance(content, Tensor) and prefix:
         tensors[prefix] = content
-    elif _is_map(content) and depth < _MAX_DEPTH:  # a pickle may hold itself
+    elif isinstance(content, Mapping) and depth < _MAX_DEPTH:  # a pickle may hold itself
         for key, value in content.items():
             _lay_flat(value, f"{prefix}.{key}" if prefix else str(key), tensors, depth + 1)
 

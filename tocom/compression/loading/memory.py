@@ -54,16 +54,17 @@ def from_memory(model: nn.Module | LoadedModel) -> LoadedModel:
         # Half is exact in float32; export casts once, at the end. A copy, for this one is the caller's.
         model = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
     check_finite(model.state_dict(), "in memory")
-    hooked = [name for block in model.blocks for name, each in layers(block.attn).items() if _has_hooks(each)]
+    hooked = [
+        name
+        for block in model.blocks
+        for name, each in layers(block.attn).items()
+        if each._forward_hooks or each._forward_pre_hooks
+    ]
     if hooked:
         raise ModelError(
             f"The model has hooks on attn.{hooked[0]}, which no engine would run. Remove them before export()."
         )
     return LoadedModel(model, model_name(model), "memory")
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

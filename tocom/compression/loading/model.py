@@ -109,7 +109,7 @@ def load_model(
     path = Path(weights)
     if kind not in ("pretrained", "random"):
         if path.suffix.lower() in (".npz", ".npy"):
-            return _from_npz(_named(name, path), path, options, given, origins)
+            return _from_npz(name, path, options, given, origins)
         opened = open_checkpoint(path)
         if adapter is not None:
             opened = replace(opened, tensors=merge_adapter(opened.tensors, Path(adapter)))
@@ -203,8 +203,10 @@ def _with_classes(found: Found, options: dict[str, Any], opened: Opened) -> Foun
 
 
 def _from_npz(
-    name: str, path: Path, options: dict[str, Any], given: list[Preprocessing], origins: dict[str, str]
+    name: str | None, path: Path, options: dict[str, Any], given: list[Preprocessing], origins: dict[str, str]
 ) -> LoadedModel:
+    if name is None:
+        raise ModelError(f"{path} does not say which model it is. Pass its timm name with --model.")
     if not path.is_file():
         open_checkpoint(path)  # which says what is wrong with the path
     classes = npz_classes(path)
@@ -226,12 +228,6 @@ def _loaded(
     entry, found = resolve_input(model, *sources, name=name)
     origins = {"size": f"timm's config of {name}", **origins, **found}
     return LoadedModel(model.eval(), name, kind, labels, entry, origins, taken)
-
-
-def _named(name: str | None, path: Path) -> str:
-    if name is None:
-        raise ModelError(f"{path} does not say which model it is. Pass its timm name with --model.")
-    return name
 
 
 def _create(name: str, options: Mapping[str, Any], *, pretrained: bool = False, seed: int = 0) -> VisionTransformer:

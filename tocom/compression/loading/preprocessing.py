@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from tocom.errors import ModelError, RequestError
-from tocom.formats.manifest import CROP_MODES, INTERPOLATIONS
+from tocom.formats.manifest import check_input_value
 
 __all__ = ["FIELDS", "Preprocessing", "input_config", "resolve_input", "timm_preprocessing"]
 
@@ -42,20 +41,12 @@ class Preprocessing:
     origin: str = "the caller"
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values is not None and not (values and all(_is_number(value) for value in values)):
-                raise RequestError(
-                    f"The {name!r} ({self.origin}) must be finite numbers, one per channel. Got {values}."
-                )
-        if self.std is not None and min(self.std) <= 0:
-            raise RequestError(f"The 'std' ({self.origin}) must be numbers above 0. Got {list(self.std)}.")
-        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise RequestError(f"The {name!r} ({self.origin}) must be one of {', '.join(known)}. Got {value!r}.")
-        if self.crop is not None and not (_is_number(self.crop) and 0 < self.crop <= 1):
-            raise RequestError(f"The 'crop' ({self.origin}) must be above 0 and at most 1. Got {self.crop!r}.")
+        for name in FIELDS:
+            if (value := getattr(self, name)) is not None:
+                try:
+                    check_input_value(name, value)
+                except ValueError as error:
+                    raise RequestError(f"{self.origin}: {error}.") from error
 
 
 def timm_preprocessing(config: Mapping[str, Any], origin: str) -> Preprocessing:
@@ -126,7 +117,3 @@ def resolve_input(
         "crop": float(entry["crop"]),
         "crop_mode": str(entry["crop_mode"]),
     }, origins
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

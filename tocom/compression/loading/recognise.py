@@ -74,9 +74,8 @@ def recognise(opened: Opened, key: str | None = None) -> Taken:
     if key is not None:
         readable = [(reader, prefix) for reader, prefix in readable if f"{prefix}.".startswith(f"{key.rstrip('.')}.")]
         if not readable:
-            raise ModelError(
-                f"{opened.path} has no set of weights under {key!r}. It has: {', '.join(_sets(tensors)) or 'none'}."
-            )
+            sets = [prefix.rstrip(".") or "(the top)" for _, prefix in _candidates(tensors)]
+            raise ModelError(f"{opened.path} has no set of weights under {key!r}. It has: {', '.join(sets) or 'none'}.")
     if any(re.search(_STRANGERS[0][0], name) for name in tensors) or not readable:
         raise ModelError(_refusal(opened.path, opened.tensors))
     best = min(_rank(prefix) for _, prefix in readable)
@@ -116,10 +115,6 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[tuple[object, str]]:
 
 def _rank(prefix: str) -> int:
     return 2 if _SECOND.search(prefix) else 0 if _AVERAGED.search(prefix) else 1
-
-
-def _sets(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [prefix.rstrip(".") or "(the top)" for _, prefix in _candidates(tensors)]
 
 
 def _notes(found: Found, prefix: str, others: list[str], opened: Opened) -> tuple[str, ...]:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.formats.onnx import fields
+from tocom.formats.onnx.tensors import rewrite_external_data
 from tocom.formats.onnx.wire import Message, read_fields
 
-__all__ = ["DOMAIN", "OpNode", "Value", "content_sha256", "has_zero_points", "op_nodes", "op_version", "values",
-           "without_functions"]  # fmt: skip
+__all__ = [
+    "DOMAIN", "OpNode", "content_sha256", "has_zero_points", "op_nodes", "op_version", "values",
+    "without_functions",
+]  # fmt: skip
 
 DOMAIN = "tocom"
+Value = tuple[str, int, tuple[int, ...]]
 _UINT8 = 2
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,6 @@ class OpNode:
 
     op_type: str
     plugin: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Value:
-    """An input or output of a model: its name, its type as TensorProto.DataType, its shape, -1 where it is free."""
-
-    name: str
-    kind: int
-    shape: tuple[int, ...]
 
 
 def op_nodes(model: bytes) -> list[OpNode]:
@@ -77,7 +71,7 @@ def has_zero_points(model: bytes) -> bool:
 
 
 def values(model: bytes) -> tuple[list[Value], list[Value]]:
-    """Return the inputs and the outputs.
+    """Return the inputs and the outputs: each its name, its type as TensorProto.DataType, and its shape, -1 where free.
 
     Raises:
         ValueError: The bytes are not a protobuf message.
@@ -94,26 +88,14 @@ def without_functions(model: bytes) -> bytes:
 
 
 def content_sha256(path: Path) -> str:
-    """Return a hash of every field of a model; of an external tensor by its bytes, not by where they lie."""
-    digest = hashlib.sha256()
-    for number, _, value in read_fields(path.read_bytes()):
-        if number != fields.MODEL_GRAPH:
-            _add(digest, number, value)
-            continue
-        for graph_number, _, graph_value in read_fields(value):
-            if graph_number != fields.GRAPH_INITIALIZER:
-                _add(digest, graph_number, graph_value)
-                continue
-            stored = {}
-            for tensor_number, _, tensor_value in read_fields(graph_value):
-                if tensor_number == fields.TENSOR_EXTERNAL:
-                    entry = Message(tensor_value)
-                    stored[entry.text(fields.ENTRY_KEY)] = entry.text(fields.ENTRY_VALUE)
-                else:
-                    _add(digest, tensor_number, tensor_value)
-            if stored:
-                _add_file(digest, path.parent / stored["location"], int(stored["offset"]), int(stored["length"]))
-    return digest.hexdigest()
+    """Return a hash of a model; of an external tensor by its bytes, not by where they lie."""
+
+    def by_bytes(entries: dict[str, str]) -> dict[str, str]:
+        with (path.parent / entries["location"]).open("rb") as file:
+            file.seek(int(entries["offset"]))
+            return {"sha256": hashlib.sha256(file.read(int(entries["length"]))).hexdigest()}
+
+    return hashlib.sha256(rewrite_external_data(path.read_bytes(), by_bytes)).hexdigest()
 
 
 def _value(described: Message) -> Value:
@@ -121,17 +103,4 @@ def _value(described: Message) -> Value:
     # A dimension without a value has a name: it is free.
     dims = tensor.message(fields.TYPE_SHAPE).messages(fields.SHAPE_DIM)
     shape = tuple(dim.number(fields.DIM_VALUE, -1) for dim in dims)
-    return Value(described.text(fields.VALUE_NAME), tensor.number(fields.TYPE_ELEMENT), shape)
-
-
-def _add(digest: hashlib._Hash, number: int, content: bytes) -> None:
-    digest.update(f"{number}:{len(content)}:".encode())
-    digest.update(content)
-
-
-def _add_file(digest: hashlib._Hash, path: Path, offset: int, length: int) -> None:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while length > 0 and (chunk := file.read(min(length, _CHUNK_BYTES))):
-            digest.update(chunk)
-            length -= len(chunk)
+    return described.text(fields.VALUE_NAME), tensor.number(fields.TYPE_ELEMENT), shape

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tocom.formats.onnx import fields
-from tocom.formats.onnx.wire import LENGTH_DELIMITED, Message, delimited, read_fields, read_number, read_varint
+from tocom.formats.onnx.wire import LENGTH_DELIMITED, Message, delimited, read_fields
 
-__all__ = ["ExternalData", "Tensor", "external_data", "read_tensors", "rewrite_external_data", "stored_tensors"]
+__all__ = ["Tensor", "external_data", "read_tensors", "rewrite_external_data", "stored_tensors"]
 
 # Bits of an element, by TensorProto.DataType; strings (8) cannot lie outside the file.
 _BITS = {
@@ -43,40 +43,36 @@ Change = Callable[[dict[str, str]], dict[str, str]]
 
 @dataclass(frozen=True)
 class Tensor:
-    """An initializer: its dimensions, and where its bytes lie when they lie outside the file.
+    """A tensor of an ONNX file, and where its bytes lie when they lie outside the file.
 
     Attributes:
         dims: Its dimensions.
-        stored_at: File name and offset of the bytes; None inside the ONNX file.
-        bytes: Their count; 0 inside the ONNX file.
         kind: Type of its elements, as TensorProto.DataType numbers them.
+        location: The file that its bytes lie in, relative to the ONNX file's folder; empty inside the ONNX file.
+        offset: Offset of its first byte there.
+        length: Count of its bytes there.
     """
 
     dims: tuple[int, ...]
-    stored_at: tuple[str, int] | None
-    bytes: int
     kind: int
+    location: str = ""
+    offset: int = 0
+    length: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Bytes that a tensor of its shape and type has.
+
+        Raises:
+            ValueError: Tensors of its type cannot lie outside the file.
+        """
+        if self.kind not in _BITS:
+            raise ValueError(f"tensors of type {self.kind} cannot lie outside the file")
+        return (math.prod(self.dims) * _BITS[self.kind] + 7) // 8
 
 
-@dataclass(frozen=True)
-class ExternalData:
-    """Where a tensor's bytes lie outside the ONNX file.
-
-    Attributes:
-        location: File name, relative to the ONNX file's folder.
-        offset: Offset of the first byte.
-        length: Count of bytes.
-        needed: Bytes that a tensor of its shape and type has.
-    """
-
-    location: str
-    offset: int
-    length: int
-    needed: int
-
-
-def external_data(model: bytes) -> Iterator[ExternalData]:
-    """Yield where the bytes lie of every tensor outside the ONNX file, wherever it stands in the model.
+def external_data(model: bytes) -> Iterator[Tensor]:
+    """Yield every tensor whose bytes lie outside the ONNX file, wherever it stands in the model.
 
     Raises:
         ValueError: The bytes are not a protobuf message, an entry lacks a part or is not a number, or the model has
@@ -88,29 +84,19 @@ def external_data(model: bytes) -> Iterator[ExternalData]:
         yield each
 
 
-def _outside(message: bytes, kind: str, depth: int) -> Iterator[ExternalData]:
+def _outside(message: bytes, kind: str, depth: int) -> Iterator[Tensor]:
     if depth > _MAX_NESTING:
         raise ValueError(f"graphs nest more than {_MAX_NESTING} levels deep")
     # Every such tensor has this key, so what lacks it, which is nearly all of a model, is passed over at once.
     if b"location" not in message:
         return
     if kind == "tensor":
-        yield _external_data(message)
+        yield _tensor(Message(message))
         return
     for number, header, content in read_fields(message):
         child = _CHILDREN[kind].get(number)
         if child is not None and header[0] & 7 == LENGTH_DELIMITED:
             yield from _outside(content, child, depth + 1)
-
-
-def _external_data(message: bytes) -> ExternalData:
-    tensor = _tensor(message)
-    if tensor.stored_at is None:
-        raise ValueError("a tensor's external data is not readable")
-    bits = _BITS.get(tensor.kind)
-    if bits is None:
-        raise ValueError(f"tensors of type {tensor.kind} cannot lie outside the file")
-    return ExternalData(*tensor.stored_at, tensor.bytes, (math.prod(tensor.dims) * bits + 7) // 8)
 
 
 def read_tensors(model: bytes) -> list[Tensor]:
@@ -119,18 +105,13 @@ def read_tensors(model: bytes) -> list[Tensor]:
     Raises:
         ValueError: The bytes are not a protobuf message.
     """
-    graphs = [content for number, _, content in read_fields(model) if number == fields.MODEL_GRAPH]
-    return [
-        _tensor(content)
-        for graph in graphs
-        for number, _, content in read_fields(graph)
-        if number == fields.GRAPH_INITIALIZER
-    ]
+    initializers = Message(model).message(fields.MODEL_GRAPH).messages(fields.GRAPH_INITIALIZER)
+    return [_tensor(each) for each in initializers]
 
 
 def stored_tensors(tensors: Iterable[Tensor]) -> dict[tuple[str, int], int]:
     """Return the sizes in bytes of what lies outside the ONNX file, by file and offset: each stored tensor once."""
-    return {tensor.stored_at: tensor.bytes for tensor in tensors if tensor.stored_at is not None}
+    return {(each.location, each.offset): each.length for each in tensors if each.location}
 
 
 def rewrite_external_data(model: bytes, change: Change) -> bytes:
@@ -144,66 +125,50 @@ def rewrite_external_data(model: bytes, change: Change) -> bytes:
     Raises:
         ValueError: The bytes are not a protobuf message.
     """
-    return _rewrite(model, (fields.MODEL_GRAPH, fields.GRAPH_INITIALIZER), change)
+    return _changed(
+        model,
+        fields.MODEL_GRAPH,
+        lambda graph: _changed(graph, fields.GRAPH_INITIALIZER, lambda tensor: _rewrite_tensor(tensor, change)),
+    )
 
 
-def _rewrite(message: bytes, path: tuple[int, ...], change: Change) -> bytes:
-    if not path:
-        return _rewrite_tensor(message, change)
+def _changed(message: bytes, field: int, change: Callable[[bytes], bytes]) -> bytes:
+    """Return a message with the messages of one field changed."""
     pieces = []
     for number, header, content in read_fields(message):
-        if number == path[0] and header[0] & 7 == LENGTH_DELIMITED:
-            pieces.append(delimited(number, _rewrite(content, path[1:], change)))
-        else:
-            pieces.append(header + content)
+        is_meant = number == field and header[0] & 7 == LENGTH_DELIMITED
+        pieces.append(delimited(number, change(content)) if is_meant else header + content)
     return b"".join(pieces)
 
 
-def _tensor(message: bytes) -> Tensor:
-    dims: list[int] = []
-    kind = 0
-    entries: dict[str, str] = {}
-    for number, header, content in read_fields(message):
-        if number == fields.TENSOR_DIMS and header[0] & 7 == LENGTH_DELIMITED:
-            position = 0
-            while position < len(content):
-                size, position = read_varint(content, position)
-                dims.append(size)
-        elif number == fields.TENSOR_DIMS:
-            dims.append(read_number(content))
-        elif number == fields.TENSOR_TYPE:
-            kind = read_number(content)
-        elif number == fields.TENSOR_EXTERNAL:
-            key, value = _pair(content)
-            if key in entries:
-                raise ValueError(f"a tensor names its {key} twice")
-            entries[key] = value
+def _tensor(message: Message) -> Tensor:
+    dims, kind = tuple(message.numbers(fields.TENSOR_DIMS)), message.number(fields.TENSOR_TYPE)
     if len(dims) > _MAX_DIMS:
         raise ValueError(f"a tensor has more than {_MAX_DIMS} dimensions")
-    if not entries:
-        return Tensor(tuple(dims), None, 0, kind)
+    if not (entries := _entries(message)):
+        return Tensor(dims, kind)
     offset, length = int(entries.get("offset", "0")), int(entries.get("length", "0"))
     if offset < 0 or length < 0:
         raise ValueError(f"a tensor lies at {offset} with {length} bytes")
-    return Tensor(tuple(dims), (entries.get("location", ""), offset), length, kind)
+    return Tensor(dims, kind, entries.get("location", ""), offset, length)
 
 
-def _pair(content: bytes) -> tuple[str, str]:
-    entry = Message(content)
-    return entry.text(fields.ENTRY_KEY), entry.text(fields.ENTRY_VALUE)
+def _entries(tensor: Message) -> dict[str, str]:
+    """Return a tensor's external data, by key."""
+    found: dict[str, str] = {}
+    for entry in tensor.messages(fields.TENSOR_EXTERNAL):
+        key = entry.text(fields.ENTRY_KEY)
+        if key in found:
+            raise ValueError(f"a tensor names its {key} twice")
+        found[key] = entry.text(fields.ENTRY_VALUE)
+    return found
 
 
 def _rewrite_tensor(message: bytes, change: Change) -> bytes:
-    kept, entries = [], {}
-    for number, header, content in read_fields(message):
-        if number == fields.TENSOR_EXTERNAL:
-            key, value = _pair(content)
-            entries[key] = value
-        else:
-            kept.append(header + content)
-    if not entries:
+    if not (entries := _entries(Message(message))):
         return message
+    kept = [header + content for number, header, content in read_fields(message) if number != fields.TENSOR_EXTERNAL]
     for key, value in change(entries).items():
-        pair_bytes = delimited(fields.ENTRY_KEY, key.encode()) + delimited(fields.ENTRY_VALUE, value.encode())
-        kept.append(delimited(fields.TENSOR_EXTERNAL, pair_bytes))
+        pair = delimited(fields.ENTRY_KEY, key.encode()) + delimited(fields.ENTRY_VALUE, value.encode())
+        kept.append(delimited(fields.TENSOR_EXTERNAL, pair))
     return b"".join(kept)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["Message", "read_fields", "read_number"]
+__all__ = ["Message", "read_fields"]
 
 LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -40,16 +40,17 @@ class Message:
 
     def number(self, number: int, absent: int = 0) -> int:
         """Return a field's number, of a repeated one the last."""
-        return read_number(self._fields[number][-1]) if number in self._fields else absent
+        return (self.numbers(number) or [absent])[-1]
 
-
-def read_number(content: bytes) -> int:
-    """Return the number that a field's content encodes.
-
-    Raises:
-        ValueError: It encodes none.
-    """
-    return read_varint(content, 0)[0]
+    def numbers(self, number: int) -> list[int]:
+        """Return the numbers of a repeated field, whether they stand packed or one by one."""
+        found = []
+        for content in self._fields.get(number, ()):
+            position = 0
+            while position < len(content):
+                value, position = read_varint(content, position)
+                found.append(value)
+        return found
 
 
 def read_fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:

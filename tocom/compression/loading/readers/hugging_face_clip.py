@@ -5,7 +5,6 @@ The names are those of ``modeling_clip.py`` and ``modeling_siglip.py`` of transf
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tocom.compression.loading.readers.hugging_face_vit import join_qkv
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, sizes
 
 __all__ = ["ANCHORS", "read"]
 
@@ -40,21 +39,15 @@ _NAMES = (
 def read(part: Part) -> Found:
     """Return the weights by timm's names. See :class:`Found`."""
     vision: Mapping[str, Any] = part.config.get("vision_config") or part.config
-    state: dict[str, Tensor] = {}
+    state = part.renamed(_NAMES)
+    state.pop("embeddings.position_ids", None)
     left_out: tuple[str, ...] = ()
-    for key, tensor in part.tensors.items():
-        if key == "embeddings.position_ids":
-            continue
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        state[key] = tensor
     join_qkv(state)
     is_clip = "cls_token" in state
     if is_clip:
         state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
     state["pos_embed"] = state["pos_embed"].unsqueeze(0)
-    facts = sizes(state, heads=vision.get("num_attention_heads"))
-    facts["img_size"] = side_of(state["pos_embed"].shape[1], int(is_clip), facts["patch_size"])
+    facts = sizes(state, prefix=int(is_clip), heads=vision.get("num_attention_heads"))
     act = str(vision.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"))
     act = {"gelu_pytorch_tanh": "gelu_tanh"}.get(act, act)
     options: dict[str, Any] = {
@@ -72,7 +65,8 @@ def read(part: Part) -> Found:
     if weight is not None:
         # Hugging Face's classifiers of both read the mean of the patches, CLIP's before the last norm.
         taken = ("classifier",)
-        state["head.weight"], state["head.bias"] = weight, _bias(part.sibling("classifier.bias"), weight)
+        bias = part.sibling("classifier.bias")
+        state["head.weight"], state["head.bias"] = weight, torch.zeros(len(weight)) if bias is None else bias
         left_out += tuple(sorted({key.partition(".")[0] for key in state if key.startswith("attn_pool.")}))
         state = {key: tensor for key, tensor in state.items() if not key.startswith("attn_pool.")}
         options.update(global_pool="avg", fc_norm=False)
@@ -94,10 +88,6 @@ def read(part: Part) -> Found:
         left_out=left_out,
         taken=taken,
     )
-
-
-def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
-    return torch.zeros(len(weight)) if bias is None else bias
 
 
 def _pool(state: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, sizes
 from tocom.errors import ModelError
 
 __all__ = ["ANCHORS", "canonical", "read"]
@@ -81,8 +81,7 @@ def read(part: Part) -> Found:
         for name in _HEADS
         if part.sibling(f"{name}.weight") is not None
     }
-    facts = sizes(state, heads=heads)
-    prefix = int(has_class_token) + (distilled is not None)
+    facts = sizes(state, prefix=int(has_class_token) + (distilled is not None), heads=heads)
     is_dinov2 = "blocks.0.ls1.gamma" in state
     options: dict[str, Any] = {
         "norm_layer": norm_layer(float(config.get("layer_norm_eps", 1e-6 if is_dinov2 else 1e-12)))
@@ -95,7 +94,6 @@ def read(part: Part) -> Found:
             state["reg_token"] = registers
             state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
             state["pos_embed"] = state["pos_embed"][:, 1:]
-            prefix = 0
         fallback = ("vit_giant_" if swiglu else "vit_base_") + stem.partition("}_")[2].format(patch=14)
         name = named_by_size(stem, fallback, facts)
     elif distilled is not None:
@@ -125,7 +123,6 @@ def read(part: Part) -> Found:
         state[f"{layer}.weight"] = weight
         state[f"{layer}.bias"] = torch.zeros(len(weight)) if bias is None else bias
         taken.append(head)
-    facts["img_size"] = side_of(state["pos_embed"].shape[1], prefix, facts["patch_size"])
     if registers is not None:
         facts["reg_tokens"] = registers.shape[1]
     return Found(family, state, name, facts, options, left_out=left_out, taken=tuple(taken))

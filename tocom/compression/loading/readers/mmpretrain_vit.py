@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, sizes
 
 __all__ = ["ANCHORS", "read"]
 
@@ -25,13 +23,8 @@ _HEADS = ("head.layers.head", "head.fc")
 
 def read(part: Part) -> Found:
     """Return the weights by timm's names. See :class:`Found`."""
-    state = {}
-    for key, tensor in part.tensors.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        state[key] = tensor
-    facts = sizes(state)
-    facts["img_size"] = side_of(state["pos_embed"].shape[1], int("cls_token" in state), facts["patch_size"])
+    state = part.renamed(_NAMES)
+    facts = sizes(state, prefix=int("cls_token" in state))
     taken = []
     for head in _HEADS:
         for kind in ("weight", "bias"):

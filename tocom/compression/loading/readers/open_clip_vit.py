@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tocom.compression.loading.preprocessing import Preprocessing
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, sizes
 
 __all__ = ["ANCHORS", "open_clip_preprocessing", "read"]
 
@@ -22,9 +22,9 @@ def read(part: Part) -> Found:
     like_timm = {f"blocks.{key.split('.')[2]}.": value for key, value in tensors.items() if ".resblocks." in key}
     like_timm["patch_embed.proj.weight"] = tensors["conv1.weight"]
     like_timm["blocks.0.mlp.fc1.weight"] = tensors["transformer.resblocks.0.mlp.c_fc.weight"]
+    like_timm["pos_embed"] = tensors["positional_embedding"].unsqueeze(0)
     width = tensors["conv1.weight"].shape[0]
-    facts = sizes(like_timm, heads=width // vision.get("head_width", 64))
-    facts["img_size"] = side_of(tensors["positional_embedding"].shape[0], 1, facts["patch_size"])
+    facts = sizes(like_timm, prefix=1, heads=width // vision.get("head_width", 64))
     name = None
     if model:
         stem = "vit_{word}_patch{patch}_clip_" + ("quickgelu_224" if model.get("quick_gelu") else "224")

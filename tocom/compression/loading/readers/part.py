@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tocom.compression.loading.preprocessing import Preprocessing
 from tocom.errors import ModelError
 
-__all__ = ["Found", "Part", "named_by_size", "norm_layer", "side_of", "sizes"]
+__all__ = ["Found", "Part", "named_by_size", "norm_layer", "sizes"]
 
 # Heads by width, of the Vision Transformers that were published; no file of tensors says them.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}
@@ -43,6 +44,15 @@ class Part:
         parent = self.prefix.rpartition(".")[0].rpartition(".")[0]
         return self.beside.get(f"{parent}.{name}" if parent else name)
 
+    def renamed(self, names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+        """Return the tensors, each pattern replaced in their names, in this order."""
+        state = {}
+        for key, tensor in self.tensors.items():
+            for old, new in names:
+                key = re.sub(old, new, key)
+            state[key] = tensor
+        return state
+
 
 @dataclass(frozen=True)
 class Found:
@@ -69,11 +79,14 @@ class Found:
     taken: tuple[str, ...] = ()
 
 
-def sizes(state: Mapping[str, Tensor], *, heads: int | None = None) -> dict[str, Any]:
-    """Return width, depth, patch size, heads and MLP ratio of tensors with timm's names.
+def sizes(state: Mapping[str, Tensor], *, prefix: int, heads: int | None = None) -> dict[str, Any]:
+    """Return width, depth, patch size, heads, MLP ratio and image size of tensors with timm's names.
+
+    The image size is the side in pixels of the square that the positions are of, None where they make no square.
 
     Args:
-        state: With ``patch_embed.proj.weight`` and ``blocks.…``.
+        state: With ``patch_embed.proj.weight``, ``pos_embed`` and ``blocks.…``.
+        prefix: Positions before those of the patches.
         heads: Heads of the attention; without them, those that published models of this width have.
     """
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
@@ -85,12 +98,15 @@ def sizes(state: Mapping[str, Tensor], *, heads: int | None = None) -> dict[str,
         )
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    patches = state["pos_embed"].shape[1] - prefix
+    side = round(patches**0.5)
     return {
         "embed_dim": width,
         "depth": depth,
         "num_heads": heads,
         "patch_size": patch,
         "mlp_ratio": (hidden + 0.5) / width,  # timm truncates the product
+        "img_size": side * patch if side * side == patches else None,
     }
 
 
@@ -104,12 +120,6 @@ def named_by_size(pattern: str, fallback: str, facts: Mapping[str, Any]) -> str:
     """
     name = pattern.format(word=_WORDS.get(facts["embed_dim"], ""), patch=facts["patch_size"])
     return name if timm.is_model(name.partition(".")[0]) else fallback
-
-
-def side_of(positions: int, prefix: int, patch: int) -> int | None:
-    """Return the side in pixels of the square image that so many positions are of, or None for none."""
-    side = round((positions - prefix) ** 0.5)
-    return side * patch if side * side == positions - prefix else None
 
 
 def norm_layer(eps: float) -> Any:

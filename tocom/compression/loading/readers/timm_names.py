@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, sizes
 
 __all__ = ["ANCHORS", "WHOLE_ANCHORS", "read", "read_whole"]
 
@@ -46,7 +46,7 @@ def read(part: Part) -> Found:
         stem = "vit_{word}_patch{patch}_" + ("reg4_dinov2" if "register_tokens" in state else "dinov2")
         if name is None:
             like_timm = {key.replace("mlp.w12", "mlp.fc1"): value for key, value in state.items()}
-            facts = sizes(like_timm)
+            facts = sizes(like_timm, prefix=1)
             is_giant = "blocks.0.mlp.w12.weight" in state  # the one with SwiGLU
             giant = stem.format(word="giant", patch=14)
             name = giant if is_giant else named_by_size(stem, "", facts) or None
@@ -57,7 +57,7 @@ def read(part: Part) -> Found:
     elif "decoder" not in left_out and re.search(r"(^|\.)(teacher|student)\.", part.prefix):
         family = "DINO"
         if name is None and state["patch_embed.proj.weight"].shape[0] in (384, 768):
-            facts = sizes(state)
+            facts = sizes(state, prefix=1)
             name = named_by_size("vit_{word}_patch{patch}_224.dino", "", facts) or None
     elif "head_dist.weight" in state:
         family = "DeiT, distilled"
@@ -69,8 +69,6 @@ def read(part: Part) -> Found:
             taken = ("visual.head.proj",)
     if "fc_norm.weight" in state and "norm.weight" not in state:
         options.setdefault("global_pool", "avg")
-    if facts:
-        facts["img_size"] = side_of(state["pos_embed"].shape[1], 1, facts["patch_size"])
     return Found(family, state, name, facts, options, left_out=left_out, taken=taken)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from tocom.compression.loading.preprocessing import Preprocessing
-from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, side_of, sizes
+from tocom.compression.loading.readers.part import Found, Part, named_by_size, norm_layer, sizes
 
 __all__ = ["ANCHORS", "read"]
 
@@ -27,13 +25,8 @@ _NAMES = (
 
 def read(part: Part) -> Found:
     """Return the weights by timm's names. See :class:`Found`."""
-    state = {}
-    for key, tensor in part.tensors.items():
-        for old, new in _NAMES:
-            key = re.sub(old, new, key)
-        state[key] = tensor
-    facts = sizes(state, heads=part.config.get("num_attention_heads"))
-    facts["img_size"] = side_of(state["pos_embed"].shape[1], 1, facts["patch_size"])
+    state = part.renamed(_NAMES)
+    facts = sizes(state, prefix=1, heads=part.config.get("num_attention_heads"))
     # transforms/_presets.py, ImageClassification: resized to 256, then 224 of the middle.
     preprocessing = Preprocessing(
         mean=(0.485, 0.456, 0.406),
