@@ -10,6 +10,12 @@ from tocom.formats.families import EVERY
 __all__ = ["section"]
 
 SPACED = "spaced:1,4,7,10"
+_TRIED = (
+    "So the spaced compensator closes less of its own gap at 16 and 20, though it leaves about as much. Can another "
+    "family do better? On 120 held-out cells, without a compensator (`benchmarks/families_tried.py`; the last two are "
+    "blocks 1, 4, 7, 10 that remove the same share of their tokens each, or half-way from there to the same number):"
+)
+_TRAINED = "And with one, a seed of each, the same budget; the last with its deltas {:g} times as strong:"
 
 
 def section(found: Mapping[str, Any]) -> str:
@@ -24,6 +30,8 @@ def section(found: Mapping[str, Any]) -> str:
         lines += _features(found["families"])
     else:
         lines.append("Features: not measured. `python benchmarks/families_measure.py` does it.")
+    if "families-tried" in found:
+        lines += _tried(found["families-tried"])
     engines = found.get("families-engines", {})
     for part, write in (("latency", _latency), ("layers", _layers)):
         if engines.get(part):
@@ -54,8 +62,9 @@ def _features(result: Mapping[str, Any]) -> list[str]:
                 f"| {own['macs'] / 1e9:.2f} | {own['gap'][0]:.5f} | {100 * own['recall']:.1f} | {changes} |"
             )
     closed = [
-        "| degree | gap alone, `every` | `spaced` | closed, `every` | `spaced` | gap with it, `every` | `spaced` |",
-        "| ---: " * 7 + "|",
+        "| degree | gap alone, `every` | `spaced` | closed, `every` | `spaced` | gap with it, `every` | `spaced` "
+        "| gap with it · 1000, change |",
+        "| ---: " * 8 + "|",
     ]
     alone = {row["degree"]: row for row in result["families"] if row["method"] == "merge"}
     for row in sorted(result["compensated"], key=lambda row: row["degree"]):
@@ -67,7 +76,7 @@ def _features(result: Mapping[str, Any]) -> list[str]:
             + " | ".join(f"{each} %" for each in shares)
             + " | "
             + " | ".join(f"{gap:.5f}" for gap in gaps)
-            + " |"
+            + " | {:+.2f} [{:+.2f}, {:+.2f}] |".format(*(1e3 * end for end in row["left_difference"]))
         )
     return [
         f"The quickstart's ViT-S/14 on {result['cells']:,} cells that nothing learned from, weighed by class; "
@@ -78,6 +87,22 @@ def _features(result: Mapping[str, Any]) -> list[str]:
         "seeds; the gap is the mean of the seeds.",
         "\n".join(closed),
     ]
+
+
+def _tried(result: Mapping[str, Any]) -> list[str]:
+    degrees = sorted({row["degree"] for row in result["alone"]})
+    titles = " | ".join(f"GMACs, {degree} | gap · 1000" for degree in degrees)
+    alone = [f"| family | {titles} |", "| --- |" + " ---: | ---: |" * len(degrees)]
+    for family in dict.fromkeys(row["family"] for row in result["alone"]):
+        rows = {row["degree"]: row for row in result["alone"] if row["family"] == family}
+        cells = (f"{rows[degree]['macs'] / 1e9:.2f} | {1e3 * rows[degree]['gap'][0]:.2f}" for degree in degrees)
+        alone.append(f"| {family} | {' | '.join(cells)} |")
+    trained = ["| family | degree | gap · 1000 | left | closed |", "| --- |" + " ---: |" * 4]
+    for row in result["trained"]:
+        gap, left = (f"{1e3 * row[name][0]:.2f}" for name in ("gap", "left"))
+        trained.append(f"| `{row['family']}` | {row['degree']} | {gap} | {left} | {100 * row['closed']:.0f} % |")
+    stronger = result["trained"][-1]["scale"]
+    return [_TRIED, "\n".join(alone), _TRAINED.format(stronger), "\n".join(trained)]
 
 
 def _latency(result: Mapping[str, Any], degree: int) -> list[str]:
