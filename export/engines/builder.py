@@ -243,7 +243,7 @@ def _build_right(plans: Sequence[Plan], tell: Callable[[str], None], **how: Any)
     records, wrong = {}, []
     for plan in plans:
         tried: list[str] = []
-        for name, options in rungs(plan.options, has_ops=plan.source.op_nodes > 0):
+        for name, options in rungs(plan.options, has_ops=plan.source.op_nodes > 0, precision=plan.bundle.precision):
             attempt = replace(plan, options=options, library=None if options.lowering == "native" else plan.library)
             built: dict[int, dict[str, Any]] = {}
             try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tocom.errors import EngineError, OutputError
+from tocom.export.engines.precision import widen_network
 from tocom.export.engines.source import OP_VERSION
 from tocom.formats.engine import pack_engine
 from tocom.formats.onnx.summary import op_nodes, without_functions
@@ -95,6 +96,8 @@ def _build_one(
 ) -> dict[str, Any]:
     begin = time.perf_counter()
     network = _parse(builder, logger, request, job, reporter)
+    if (which := request["options"]["float32"]) != "none":
+        widen_network(trt, network, which)
     facts = _inspect(network)
     config = _config(builder, network, request, reporter)
     cache = _timing_cache(config, Path(request["timing_cache"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from rich.progress import (
     BarColumn,
@@ -42,7 +43,7 @@ def steps(log_every_s: float = 60.0) -> Iterator[Callable[..., None]]:
         elif not 0 < done <= total or (done == total and not more) or (done < total and now - said < log_every_s):
             return
         else:
-            left = f": {done} of {total}, about {(now - staged) / done * (total - done):.0f} s left"
+            left = f": {done} of {total}, about {timedelta(seconds=round((now - staged) / done * (total - done)))} left"
         said = now
         console.print(f"{now - begin:7.1f} s  {what}{left}{more}", soft_wrap=True)
 

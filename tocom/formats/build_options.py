@@ -25,6 +25,8 @@ class BuildOptions:
         version_compatible: Engines that newer versions of the same TensorRT major version load.
         hardware_compatible: Engines that run on GPUs of other architectures too (Ampere and newer).
         compact: Store the engine in a ZIP file with its text deflated (:mod:`tocom.formats.engine`).
+        float32: What a bundle in half precision computes in float32: ``none``, what is ``fragile`` (layer norm, softmax
+            and the residual sum), or ``all``.
     """
 
     lowering: str | None = "plugin"
@@ -34,6 +36,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compact: bool = False
+    float32: str = "none"
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -45,6 +48,8 @@ class BuildOptions:
             raise RequestError(
                 f"The 'lowering' parameter must be {' or '.join(LOWERINGS)}. Got {self.lowering!r} instead."
             )
+        if self.float32 not in ("none", "fragile", "all"):
+            raise RequestError(f"The 'float32' parameter must be none, fragile or all. Got {self.float32!r} instead.")
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise RequestError(
                 f"The 'batch' parameter must be min:opt:max with 1 <= min <= opt <= max. Got {self.batch!r} instead."

@@ -19,8 +19,10 @@ import tensorrt_names
 from host_cuda import HostCuda
 from scripted_engines import ScriptedTensorRt, engine_bytes, reference
 from small_bundles import SmallBundle, images_of, put_references, seal_bundle, write_small_bundle
+from small_vits import small_vit
 
 from tocom.errors import EngineError
+from tocom.export import export
 from tocom.export.engines import builder, trial
 from tocom.export.engines.backend import BackendFound, Device
 from tocom.export.engines.ladder import rungs
@@ -106,6 +108,8 @@ LADDER: dict[str, IsWrong] = {
     "as asked": lambda options: False,
     "fixed batch 2": lambda options: options.batch != (2, 2, 2),
     "optimization level 1": lambda options: options.optimization_level != 1,
+    "layer norm, softmax and the residual sum in float32": lambda options: options.float32 == "none",
+    "all of it in float32": lambda options: options.float32 != "all",
 }
 
 
@@ -170,13 +174,13 @@ def test_a_gpu_that_the_library_does_not_support(
     assert not list((bundle.path / "engines").glob("*/degree-*"))
 
 
-def test_the_rungs_of_a_degree_with_ops() -> None:
+def test_the_rungs_of_a_degree_with_ops_and_of_a_float32_bundle() -> None:
     options = BuildOptions(batch=(1, 2, 4), optimization_level=1)
-    found = dict(rungs(options, has_ops=True))
+    found = dict(rungs(options, has_ops=True, precision="fp32"))
     assert list(found) == ["as asked", "fixed batch 2", "native lowering", "optimization level 4"]
     last = found["optimization level 4"]
-    assert (last.batch, last.lowering) == ((2, 2, 2), "native")
-    assert list(rungs(BuildOptions(lowering="native"), has_ops=True))[1][0] == "optimization level 1"
+    assert (last.batch, last.lowering, last.float32) == ((2, 2, 2), "native", "none")
+    assert list(rungs(BuildOptions(lowering="native"), has_ops=True, precision="fp32"))[1][0] == "optimization level 1"
 
 
 # The worker's process: TensorRT is the scripted module, whose engines are wrong where a layer is an op plugin's.
@@ -272,3 +276,25 @@ def test_the_child_runs_the_runtime_s_own_module(tmp_path: Path, bundle: SmallBu
 
 def test_without_a_gpu_the_sidecar_says_not_run() -> None:
     assert EngineAnswers().state == "not run"
+
+
+@pytest.mark.parametrize("which", ["fragile", "all"])
+def test_tensorrt_rtx_builds_what_was_widened(rtx: BackendFound, tmp_path: Path, which: str) -> None:
+    exported = export(small_vit(num_classes=3), tmp_path / "bundle", degrees=[2], precision="fp16", check=False)
+    model = onnx.load(exported.onnx_path(2), load_external_data=False)
+    done: dict[int, dict[str, Any]] = {}
+    layers = {}
+    for mode in ("none", which):
+        build_engines(
+            rtx,
+            [Job(2, exported.onnx_path(2), tmp_path / f"{mode}.engine", 1)],
+            BuildOptions(lowering="native", float32=mode),
+            op_plugin=None,
+            compute_capabilities=("8.6",),
+            timing_cache=tmp_path / "timing.cache",
+            on_done=done.__setitem__,
+            progress=lambda *_: None,
+        )
+        layers[mode] = done[2]["layers"]
+    assert layers[which] > layers["none"] > len(model.graph.node) / 2
+    assert (tmp_path / f"{which}.engine").stat().st_size > 0
