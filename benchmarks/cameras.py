@@ -93,7 +93,7 @@ def serve(
     sizes = [batch for batch in (2, 4, 8) if batches and batch <= cameras]
     controller = Controller(profile(1), ACCURACY, batched={batch: profile(batch) for batch in sizes})
     for camera in range(cameras):
-        load.expect(camera, period_s)
+        load.expect(camera, period_s, period_s)
     slots: dict[int, tuple[float, float, int]] = {}  # arrival, when the turn is due, token
     now, place, turn = 0.0, 0, 0
     met, taken = 0, []
@@ -135,8 +135,7 @@ def serve(
         if degree is None:
             asker = Together(each.source for each in asking) if count > 1 else asking[0].source
             left_ms = (first_due - now) * 1e3
-            share_ms = load.share_ms(asker, now, left_ms, controller, count)
-            degree = controller.decide(share_ms, count, shared=share_ms < left_ms).degree
+            degree = load.decide(asker, now, left_ms, controller, count).degree
         took_ms = base[degree] * (1 + MORE * (count - 1)) * speed[turn]
         turn += 1
         now += took_ms / 1e3

@@ -172,8 +172,7 @@ class Answering(Streaming):
                 batch = len(images)
                 left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
                 if degree is None:
-                    share_ms = self._load.share_ms(arrival[0], begin, left_ms, controller, batch)
-                    decision = controller.decide(share_ms, batch, shared=share_ms < left_ms)
+                    decision = self._load.decide(arrival[0], begin, left_ms, controller, batch)
                 else:
                     decision = _pinned(active, controller, batch, left_ms, degree)
                 taken = decision.degree

@@ -123,9 +123,6 @@ class Streams:
             for source in self._sources.values()
         ]
         self._started = False
-        for source in self._sources.values():
-            if source.fps is not None:
-                load.expect((id(self), source.name), 1.0 / source.fps)
 
     def __iter__(self) -> Iterator[Frame]:
         with self:
@@ -142,6 +139,12 @@ class Streams:
         if not self._started:
             self._started = True
             track(self)
+            for source in self._sources.values():
+                if source.budget_ms is not None:
+                    # A camera whose rate is not known gives a frame per budget, until it is seen to do otherwise.
+                    budget_s = source.budget_ms / 1e3
+                    period_s = budget_s if source.fps is None else 1.0 / source.fps
+                    self._load.expect((id(self), source.name), period_s, budget_s)
             for reader in self._readers:
                 reader.start()
         return self

@@ -16,6 +16,9 @@ from tocom.runtime.policy.latency import LatencyModel, ModelConfig
 
 __all__ = ["Controller", "ControllerConfig"]
 
+# A device that takes half as long again, from one request to the next, is as much as can be prepared for.
+_MOST_CARE = 0.5
+
 
 @dataclass(frozen=True)
 class ControllerConfig:
@@ -31,6 +34,8 @@ class ControllerConfig:
             tried, until it misses. None takes as many as the quantile allows one miss of, 20 at p95; 0 never probes.
         probe_chance: A degree is tried where it meets the budget with at least this probability.
         shared_probe_chance: The same where others need the device too: there a miss makes the next one late as well.
+        care: What a miss there adds to the controller's ``care``; an answer in time takes off ``care * care_misses``.
+        care_misses: Share of misses there at which the care stays what it is.
         model: How the latency model learns.
     """
 
@@ -41,6 +46,8 @@ class ControllerConfig:
     probe_after: int | None = None
     probe_chance: float = 1 / 3
     shared_probe_chance: float = 0.9
+    care: float = 0.05
+    care_misses: float = 0.01
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
@@ -52,6 +59,8 @@ class ControllerConfig:
             ("probe_after", self.probe_after is None or self.probe_after >= 0, "an integer >= 0, or None"),
             ("probe_chance", 0 < self.probe_chance < 1, "between 0 and 1"),
             ("shared_probe_chance", 0 < self.shared_probe_chance < 1, "between 0 and 1"),
+            ("care", 0 <= self.care < inf, "a number >= 0"),
+            ("care_misses", 0 < self.care_misses < 1, "between 0 and 1"),
         ):
             if not valid:
                 got = getattr(self, name)
@@ -72,6 +81,9 @@ class Controller:
         batches: Sizes above one that a profile was measured of, ascending.
         model: The latency model, with all that was observed.
         current: Degree of the last answer that the policy chose; None before the first.
+        care: Share of its predicted time that a request must have to spare where others need the device too. It
+            follows what happens, not what is predicted: misses raise it, answers in time lower it. Misses of a device
+            that is too slow for the fastest degree do not: no choice would have avoided them.
     """
 
     def __init__(
@@ -87,6 +99,9 @@ class Controller:
         self.batches = tuple(sorted({batch, *(batched or ())} - {1}))
         self.model = LatencyModel(latency, batch=batch, config=self.config.model, batched=batched)
         self.current: int | None = None
+        self.care = 0.0
+        self._shared = False
+        self._ran_slower = False
         self._accuracy = dict(accuracy)
         self._hits: deque[bool] = deque(maxlen=100)
         self._since_miss = 0
@@ -103,7 +118,8 @@ class Controller:
         Args:
             budget_ms: Time that is left for it.
             batch: Images in it.
-            shared: The time is its share of what others need too.
+            shared: The time is its share of what others need too. Then the :attr:`care` is left to spare, as far as
+                the fastest degree allows it, and no slower degree is tried while there is any.
 
         Raises:
             BudgetError: None meets the budget and ``on_infeasible`` is ``raise``.
@@ -111,6 +127,10 @@ class Controller:
         config, model = self.config, self.model
         candidates = self._frontier(batch)
         factor = model.drift * model.tail(config.quantile)
+        self._shared = shared
+        careful = shared and self.care > 0.0
+        if careful:
+            budget_ms = max(budget_ms / (1.0 + self.care), min(budget_ms, candidates[-1].latency_ms * factor))
         decision = choose(
             candidates,
             budget_ms,
@@ -119,7 +139,7 @@ class Controller:
             hysteresis=config.hysteresis * (1.0 - self._since_switch / config.settle),
             on_infeasible=config.on_infeasible,
         )
-        if decision.feasible and self._since_miss >= self._probe_after:
+        if decision.feasible and self._since_miss >= self._probe_after and not careful:
             slower = self._slower.get(decision.degree)
             chance = config.shared_probe_chance if shared else config.probe_chance
             if slower is not None and slower.latency_ms * model.drift * model.tail(chance) <= budget_ms:
@@ -157,16 +177,27 @@ class Controller:
         if not pinned:
             self._hits.append(met)
             self._since_miss = self._since_miss + 1 if met else 0
+            if self._shared:
+                self._follow(met, degree != self._frontier(batch)[-1].degree)
             if degree != self.current:
                 self._since_switch = 0
             elif self._since_switch < self.config.settle:
                 self._since_switch += 1
             self.current = degree
 
+    def _follow(self, met: bool, slower: bool) -> None:
+        """Follow with the care what came of an answer, which may have run slower than at the fastest degree."""
+        self._ran_slower |= slower
+        if met:
+            self.care = max(self.care - self.config.care * self.config.care_misses, 0.0)
+        elif self._ran_slower:  # since the last miss
+            self.care = min(self.care + self.config.care, _MOST_CARE)
+            self._ran_slower = False
+
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
         misses = self._hits.count(False) / len(self._hits) if self._hits else 0.0
-        return {**self.model.state(), "recent_miss_share": misses}
+        return {**self.model.state(), "recent_miss_share": misses, "care": self.care}
 
     def _frontier(self, batch: int) -> tuple[Candidate, ...]:
         """Return the frontier at the profile's speed; drift and tail are common to all degrees, so it outlives them."""

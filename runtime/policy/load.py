@@ -16,9 +16,12 @@ import itertools
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["Load", "Together"]
+from tocom.runtime.policy.choice import Decision
+from tocom.runtime.policy.controller import Controller
+
+__all__ = ["Load", "Share", "Together"]
 
 # Distance between two arrivals, relative to the usual one, up to which a source keeps its rhythm.
 _REGULAR = 0.4
@@ -37,6 +40,7 @@ class _Rhythm:
     budget_s: float
     period_s: float = 0.0
     regular: int = 0
+    seen: bool = True
 
     def arrive(self, now: float, budget_s: float) -> None:
         distance, self.last, self.budget_s = now - self.last, now, budget_s
@@ -63,6 +67,18 @@ class Together(tuple[Hashable, ...]):
     __slots__ = ()
 
 
+class Share(NamedTuple):
+    """What a request may take.
+
+    Attributes:
+        ms: How long.
+        shared: Others wait, or are expected.
+    """
+
+    ms: float
+    shared: bool
+
+
 class Predictor(Protocol):
     """What the load asks of the controller."""
 
@@ -76,7 +92,7 @@ class Predictor(Protocol):
 class Load:
     """Requests that wait, and the rhythm of those who ask. Times are seconds of one monotonic clock.
 
-    :meth:`arrive` and :meth:`start` may be called by any thread; :meth:`share_ms` by one at a time.
+    :meth:`arrive` and :meth:`start` may be called by any thread; :meth:`share` by one at a time.
     """
 
     def __init__(self) -> None:
@@ -94,19 +110,21 @@ class Load:
         """
         if source is not None:
             rhythm = self._sources.get(source)
-            if rhythm is None:
+            if rhythm is not None and rhythm.seen:
+                rhythm.arrive(now, deadline - now)
+            elif rhythm is not None:
+                self._sources[source] = _Rhythm(now, deadline - now, rhythm.period_s, _ENOUGH)
+            else:
                 if len(self._sources) >= _MOST_SOURCES:
                     self._sources.clear()
                 self._sources[source] = _Rhythm(now, deadline - now)
-            else:
-                rhythm.arrive(now, deadline - now)
         token = next(self._tokens)
         self._waiting[token] = deadline
         return token
 
-    def expect(self, source: Hashable, period_s: float) -> None:
-        """Note that a source will ask in a rhythm that is known in advance."""
-        self._sources[source] = _Rhythm(-inf, inf, period_s, _ENOUGH)
+    def expect(self, source: Hashable, period_s: float, budget_s: float) -> None:
+        """Note that a source will ask, in this rhythm: with the first request of another one it may come at once."""
+        self._sources[source] = _Rhythm(-inf, budget_s, period_s, _ENOUGH, seen=False)
 
     def forget(self, source: Hashable) -> None:
         """Note that a source will not ask any more."""
@@ -129,7 +147,25 @@ class Load:
         rhythm = self._sources.get(source)
         return arrival if rhythm is None else max(arrival, rhythm.last + (1 + _LATE) * rhythm.period_s)
 
-    def share_ms(
+    def decide(
+        self,
+        source: Hashable,
+        now: float,
+        left_ms: float,
+        controller: Controller,
+        batch: int = 1,
+        *,
+        besides: Collection[int] = (),
+    ) -> Decision:
+        """Return the degree for a request that starts now; arguments as for :meth:`share`.
+
+        Raises:
+            BudgetError: None is in time, and the controller is to say so.
+        """
+        share = self.share(source, now, left_ms, controller, batch, besides=besides)
+        return controller.decide(share.ms, batch, shared=share.shared)
+
+    def share(
         self,
         source: Hashable,
         now: float,
@@ -138,8 +174,8 @@ class Load:
         batch: int = 1,
         *,
         besides: Collection[int] = (),
-    ) -> float:
-        """Return how long a request may take that starts now, milliseconds.
+    ) -> Share:
+        """Return how long a request may take that starts now.
 
         Never less than the fastest degree takes; and who cannot be in time even with that takes nothing from the
         others.
@@ -154,7 +190,7 @@ class Load:
         """
         waiting, rhythms = self._waiting, self._sources
         if not waiting and len(rhythms) < 2:
-            return left_ms
+            return Share(left_ms, shared=False)
         sources = source if isinstance(source, Together) else (source,)
         tail, fastest_ms = predictor.tail(), predictor.fastest_ms(batch)
         others_ms = fastest_ms if len(sources) == 1 else predictor.fastest_ms()
@@ -162,6 +198,9 @@ class Load:
         due = [deadline for token, deadline in list(waiting.items()) if deadline < inf and token not in besides]
         rate, kept = 0.0, 0
         for name, rhythm in list(rhythms.items()):
+            if rhythm.last == -inf:
+                # Known, and not yet seen: it may come now, and is soon given up, like one that stopped.
+                rhythm.last = now - rhythm.period_s
             if not rhythm.is_kept(now):
                 continue
             rate += 1.0 / rhythm.period_s
@@ -171,7 +210,8 @@ class Load:
                 due.append(max(arrival, now) + rhythm.budget_s)
         # Who is late makes the next one late as well: with others about, a request has to be surer to be in time.
         surer = tail / predictor.tail(_SURER)
-        share = left_ms * surer if due or kept > 1 else left_ms
+        shared = bool(due) or kept > 1
+        share = left_ms * surer if shared else left_ms
         before = 1
         for deadline in sorted(due):
             slack = (deadline - now) * 1e3
@@ -181,4 +221,4 @@ class Load:
                 before += 1
         if kept > 1:
             share = min(share, len(sources) * 1e3 * tail / rate)
-        return max(share, min(left_ms, fastest_ms))
+        return Share(max(share, min(left_ms, fastest_ms)), shared)

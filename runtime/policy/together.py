@@ -75,16 +75,9 @@ def plan_together(waiting: Sequence[Asking], now: float, load: Load, controller:
             break
         begin = max(now, *(each.from_s for each in group))
         left_ms = (min(each.due for each in group) - begin) * 1e3
-        share_ms = load.share_ms(
-            Together(each.source for each in group),
-            begin,
-            left_ms,
-            controller,
-            size,
-            besides=[each.token for each in group],
-        )
+        asker, tokens = Together(each.source for each in group), [each.token for each in group]
         try:
-            decision = controller.decide(share_ms, size, shared=share_ms < left_ms)
+            decision = load.decide(asker, begin, left_ms, controller, size, besides=tokens)
         except BudgetError:  # not in time at any degree, and the caller wants to hear it
             continue
         value = decision.feasible, controller.accuracy(decision.degree)

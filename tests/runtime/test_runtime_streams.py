@@ -222,6 +222,20 @@ def test_the_policy_serves_cameras_as_well_as_the_best_pinned_degree(
     assert found["oracle"]["right"] >= policy["right"]
 
 
+@pytest.mark.parametrize("staggered", [False, True])
+def test_where_another_program_comes_and_goes_the_policy_is_late_no_oftener(
+    staggered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("cameras", None)
+    from cameras import compare
+
+    found: Any = compare(2, staggered=staggered, room=1.3, seeds=3, seconds=10.0, disturbed=True)
+    policy, pinned = found["ways"]["policy"], found["ways"][found["best_pinned"]]
+    assert policy["met"] >= 0.985
+    assert policy["accuracy"] >= pinned["accuracy"] - 1e-4
+
+
 def test_cameras_in_phase_are_answered_together_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     sys.modules.pop("cameras", None)

@@ -37,10 +37,10 @@ def steady(load: Load, names: list[str], period_ms: float, *, staggered: bool, u
 
 def test_alone_a_request_has_all_that_is_left() -> None:
     load = Load()
-    assert load.share_ms("a", 5.0, 33.0, Sure(4.0)) == 33.0
+    assert load.share("a", 5.0, 33.0, Sure(4.0)).ms == 33.0
     load.start(load.arrive("a", 5.0, 5.033))
-    assert load.share_ms("a", 5.0, 33.0, Sure(4.0)) == 33.0
-    assert load.share_ms("a", 5.0, math.inf, Sure(4.0)) == math.inf
+    assert load.share("a", 5.0, 33.0, Sure(4.0)).ms == 33.0
+    assert load.share("a", 5.0, math.inf, Sure(4.0)).ms == math.inf
 
 
 @given(
@@ -52,7 +52,7 @@ def test_all_that_wait_are_in_time_at_the_share(slacks: list[float], left: float
     load = Load()
     for slack in slacks:
         load.arrive(None, 10.0, 10.0 + slack * MS)
-    share = load.share_ms("a", 10.0, left, Sure(fastest))
+    share = load.share("a", 10.0, left, Sure(fastest)).ms
     assert min(left, fastest) <= share <= left
     done, before = share, 1
     for slack in sorted(slacks):
@@ -70,15 +70,40 @@ def test_cameras_share_their_period(count: int, staggered: bool) -> None:
     now = 1.0
     token = load.arrive("camera 0", now, now + period * MS)
     load.start(token)
-    share = load.share_ms("camera 0", now, period, Sure(1.0))
+    share = load.share("camera 0", now, period, Sure(1.0)).ms
     assert share == pytest.approx(period / count, rel=0.02)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_sources_that_are_known_share_their_period_from_the_first_frame(count: int) -> None:
+    load, period = Load(), 40.0
+    for place in range(count):
+        load.expect(f"camera {place}", period * MS, period * MS)
+    load.start(load.arrive("camera 0", 1.0, 1.04))
+    assert load.share("camera 0", 1.0, period, Sure(1.0)).ms == pytest.approx(period / count)
+    # The others did not come: they are waited for no longer.
+    load.start(load.arrive("camera 0", 1.12, 1.16))
+    assert load.share("camera 0", 1.12, period, Sure(1.0)).ms == period
+
+
+@given(late=st.floats(0, 1))
+def test_a_source_that_is_known_keeps_its_rhythm_whenever_its_first_frame_comes(late: float) -> None:
+    load, period = Load(), 40.0
+    for name in "ab":
+        load.expect(name, period * MS, period * MS)
+    for beat in range(3):
+        load.start(load.arrive("a", beat * period * MS, (beat + 1) * period * MS))
+        assert load.share("a", beat * period * MS, period, Sure(1.0)).ms <= period / 2 * (1 + 1e-6)
+        if beat:
+            begin = (beat + late) * period * MS
+            load.start(load.arrive("b", begin, begin + period * MS))
 
 
 def test_a_source_that_stopped_takes_nothing() -> None:
     load = Load()
     steady(load, ["a", "b"], 40.0, staggered=False, until_ms=1000.0)
-    assert load.share_ms("a", 1.0, 40.0, Sure(1.0)) < 25.0
-    assert load.share_ms("a", 1.3, 40.0, Sure(1.0)) == 40.0
+    assert load.share("a", 1.0, 40.0, Sure(1.0)).ms < 25.0
+    assert load.share("a", 1.3, 40.0, Sure(1.0)).ms == 40.0
 
 
 @given(slack=st.floats(12, 300), fastest=st.floats(0.5, 5))
@@ -91,7 +116,7 @@ def test_who_waits_is_in_time_at_the_fastest_degree_even_if_this_one_takes_its_l
 
     load = Load()
     load.arrive(None, 10.0, 10.0 + slack * MS)
-    share = load.share_ms("a", 10.0, 1000.0, Noisy(fastest))
+    share = load.share("a", 10.0, 1000.0, Noisy(fastest)).ms
     assert share / 1.1 * 1.5 + fastest <= slack * (1 + 1e-6)
 
 
@@ -100,7 +125,7 @@ def test_who_asks_without_a_rhythm_is_not_expected() -> None:
     for now in (0.0, 0.1, 0.102, 0.5, 0.52, 0.9, 0.98):
         load.start(load.arrive("odd", now, now + 0.04))
     load.start(load.arrive("a", 0.98, 1.02))
-    assert load.share_ms("a", 0.98, 40.0, Sure(1.0)) == 40.0
+    assert load.share("a", 0.98, 40.0, Sure(1.0)).ms == 40.0
 
 
 def test_a_lost_frame_does_not_break_the_rhythm() -> None:
@@ -108,7 +133,7 @@ def test_a_lost_frame_does_not_break_the_rhythm() -> None:
     for name in ("a", "b"):
         for beat in (0, 1, 2, 3, 5, 6, 9, 10):
             load.start(load.arrive(name, beat * 0.04, beat * 0.04 + 0.04))
-    assert load.share_ms("a", 0.4, 40.0, Sure(1.0)) == pytest.approx(20.0, rel=0.02)
+    assert load.share("a", 0.4, 40.0, Sure(1.0)).ms == pytest.approx(20.0, rel=0.02)
 
 
 def test_sources_without_end_take_no_memory() -> None:

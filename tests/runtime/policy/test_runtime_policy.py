@@ -13,6 +13,7 @@ from tocom.errors import BudgetError, RequestError
 from tocom.formats.profile import Latency
 from tocom.runtime import Candidate, Controller, ControllerConfig, LatencyModel, choose, frontier
 from tocom.runtime.policy.choice import rank_accuracies
+from tocom.runtime.policy.load import Load
 
 candidates = st.lists(
     st.tuples(st.integers(0, 40), st.floats(0, 1), st.floats(0.1, 100)),
@@ -218,6 +219,69 @@ def test_where_others_need_the_device_a_slower_degree_is_tried_only_when_it_is_n
         target.observe(8, 10.0, met=True)
     assert target.decide(22.5).degree == 0
     assert target.decide(22.5, shared=True).degree == 8
+
+
+def test_misses_where_others_need_the_device_ask_for_room_until_one_in_a_hundred_is_left() -> None:
+    target = controller(hysteresis=0.0)
+    budget = target.predict(0) * 1.01
+    assert target.decide(budget, shared=True).degree == 0
+    for _ in range(4):
+        target.decide(budget, shared=True)
+        target.observe(0, 20.0, met=False)
+    assert target.care == pytest.approx(0.2)
+    assert target.decide(budget, shared=True).degree == 8
+    assert target.decide(budget).degree == 0  # alone, all of its time is its own
+    assert target.decide(target.predict(0) * 1.25, shared=True).degree == 0
+    before = target.care
+    for request in range(1000):
+        target.decide(budget, shared=True)
+        target.observe(0, 20.0, met=request % 101 != 100)
+    assert target.care == pytest.approx(before, abs=0.06)
+    for _ in range(1000):
+        target.decide(budget, shared=True)
+        target.observe(8, 10.0, met=True)
+    assert target.care == 0.0
+    assert target.decide(budget, shared=True).degree == 0
+
+
+def test_misses_of_requests_that_are_alone_or_pinned_ask_for_no_room() -> None:
+    target = controller()
+    for pinned in (False, True):
+        target.decide(30.0, shared=pinned)
+        target.observe(0, 20.0, met=False, pinned=pinned)
+    assert target.care == 0.0
+
+
+def test_misses_that_no_choice_would_have_avoided_ask_for_no_room() -> None:
+    target = controller()
+    for _ in range(100):
+        target.decide(5.0, shared=True)
+        target.observe(8, 10.0, met=False)
+    assert target.care == 0.0
+    target.observe(0, 20.0, met=True)
+    for _ in range(100):
+        target.observe(8, 10.0, met=False)
+    assert target.care == ControllerConfig().care
+
+
+def test_the_room_that_misses_ask_for_refuses_nothing() -> None:
+    target = controller(on_infeasible="raise", care=1.0)
+    target.decide(30.0, shared=True)
+    target.observe(0, 20.0, met=False)
+    budget = target.fastest_ms() * 1.001
+    assert target.decide(budget, shared=True).degree == 8
+    with pytest.raises(BudgetError):
+        target.decide(budget * 0.9, shared=True)
+
+
+def test_who_has_no_time_left_because_of_others_counts_as_their_miss() -> None:
+    load, target = Load(), controller()
+    load.arrive("b", 0.0, 0.05)
+    assert load.decide("a", 0.0, 45.0, target).degree == 0
+    target.observe(0, 20.0, met=True)
+    assert not load.decide("a", 0.0, 5.0, target).feasible
+    target.observe(8, 10.0, met=False)
+    assert target.care > 0.0
 
 
 def test_no_probe_while_misses_are_frequent_or_the_median_does_not_fit() -> None:
