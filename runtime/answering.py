@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import enum
 import logging
-import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
+from math import inf
 from typing import Any
 
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class State(enum.Enum):
     WARM = "warm"
     CLOSED = "closed"
     FORKED = "forked"
+
+
+_WARM = State.WARM
 
 
 class Answering(Streaming):
@@ -114,7 +117,7 @@ class Answering(Streaming):
         elif budget_ms is not None:
             deadline = start + check_budget(budget_ms) / 1e3
         images = self._active.check(images)
-        token = self._load.arrive(None, start, math.inf if deadline is None else deadline)
+        token = self._load.arrive(None, start, inf if deadline is None else deadline)
         try:
             future = self._queue.put(images, deadline=deadline, start=start, token=token)
         except RequestError:
@@ -153,24 +156,25 @@ class Answering(Streaming):
         """
         if arrival is None:
             caller = threading.get_ident()
-            due = math.inf if budget_ms is None else start + budget_ms / 1e3
+            due = inf if budget_ms is None else start + budget_ms / 1e3
             arrival = caller, self._load.arrive(caller, start, due)
         try:
             with self._lock:
                 self._load.start(arrival[1])
                 active = self._active
                 controller, state = active.controller, self._state
-                if state is not State.WARM or controller is None:
+                if state is not _WARM or controller is None:
                     raise self._unusable("infer")
                 images = active.check(images)
                 begin = self._clock()
                 if begin < start:  # a clock may go back; a request never waits less than nothing
                     begin = start
                 queue_ms = (begin - start) * 1e3
-                asked = len(images)
-                images = active.filled(images)
-                batch = len(images)
-                left_ms = math.inf if budget_ms is None else budget_ms - queue_ms
+                asked = batch = len(images)
+                if asked < active.least_batch:
+                    images = active.filled(images)
+                    batch = active.least_batch
+                left_ms = inf if budget_ms is None else budget_ms - queue_ms
                 if degree is None:
                     decision = self._load.decide(arrival[0], begin, left_ms, controller, batch)
                 else:

@@ -17,12 +17,13 @@ from tocom.system.numbers import is_integer
 __all__ = [
     "check_budget",
     "check_deadline",
+    "check_finite",
     "check_goal",
-    "check_images",
     "check_open_options",
     "check_outputs",
     "check_rate",
     "check_timeout",
+    "unfit_images",
 ]
 
 
@@ -132,10 +133,11 @@ def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int)
         EngineError: The images are finite or lie in GPU memory, and a value is not.
     """
     for name, value in outputs.items():
-        # Between its extremes every value is finite; an index of NaN is both. Less code than isfinite() and all().
-        if not math.isfinite(value.item(value.argmax()) - value.item(value.argmin())):
+        # Not finite means an exponent of ones, and a last byte of 0x7f or 0xff. So do values beyond 1.7e38, rarely.
+        last_bytes = value.tobytes()[3::4]
+        if (0x7F in last_bytes or 0xFF in last_bytes) and not np.isfinite(value).all():
             if isinstance(images, np.ndarray):
-                _check_finite(images, "the answer to them is not")
+                check_finite(images, "the answer to them is not")
             bad = int(value.size - np.isfinite(value).sum())
             raise EngineError(
                 f"Degree {degree} answered {bad} of {value.size} values of {name!r} with NaN or infinity; the answer "
@@ -143,27 +145,18 @@ def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int)
             )
 
 
-def check_images(
-    images: Any,
-    image_shape: tuple[int, int, int],
-    batch_range: tuple[int, int],
-    *,
-    dtype: np.dtype[Any],
-    finite: bool = False,
-) -> Any:
-    """Return the images as they came. Any order in memory is fine: engines copy what they cannot read in place.
+def unfit_images(
+    images: Any, dtype: np.dtype[Any], image_shape: tuple[int, int, int], batch_range: tuple[int, int, int]
+) -> RequestError:
+    """Return the error that says why the engines cannot take images.
 
     Args:
         images: What the caller gave.
-        image_shape: Channels, height, width that the engines take.
-        batch_range: Smallest and largest batch; of host memory fewer are fine, and are filled up later.
         dtype: Type of the images: float32, or uint8 where the graph normalises.
-        finite: Refuse NaN and infinity (costs a pass over the images).
-
-    Raises:
-        RequestError: Not an array, or wrong dtype, layout, shape or batch; or not finite, when asked to check.
+        image_shape: Channels, height, width that the engines take.
+        batch_range: Smallest, optimal and largest batch.
     """
-    smallest, largest = batch_range
+    smallest, _, largest = batch_range
     if isinstance(images, np.ndarray):
         smallest = 1
         if images.dtype != dtype:
@@ -173,30 +166,31 @@ def check_images(
                 else "Normalise as the manifest's input entry says, as Runtime.preprocess() does, then "
                 "astype('float32')."
             )
-            raise RequestError(f"The 'images' parameter must be {dtype}. Got {images.dtype} instead. {todo}")
+            return RequestError(f"The 'images' parameter must be {dtype}. Got {images.dtype} instead. {todo}")
     elif not isinstance(images, DeviceImages):
         hint = " Move it to the CPU first: images.cpu().numpy()." if hasattr(images, "cpu") else ""
-        raise RequestError(
+        return RequestError(
             f"The 'images' parameter must be a numpy array in host memory, {dtype} [batch, channels, height, width]. "
             f"Got {type(images).__module__}.{type(images).__name__} instead.{hint}"
         )
     shape = images.shape
     if len(shape) != 4 or shape[1:] != image_shape:
-        raise RequestError(_shape_message(shape, image_shape))
-    if not smallest <= shape[0] <= largest:
-        allowed = f"{smallest}…{largest}" if smallest != largest else str(smallest)
-        raise RequestError(
-            f"The 'images' parameter must hold a batch of {allowed} (the bundle's range). Got {shape[0]} instead. "
-            "Split the batch, or export with a wider one: tocom export --batch MIN:OPT:MAX."
-        )
-    if finite:
-        if isinstance(images, DeviceImages):
-            raise RequestError("The 'check_finite' parameter checks host memory only. Got images in GPU memory.")
-        _check_finite(images, "check_finite is on")
-    return images
+        return RequestError(_shape_message(shape, image_shape))
+    allowed = f"{smallest}…{largest}" if smallest != largest else str(smallest)
+    return RequestError(
+        f"The 'images' parameter must hold a batch of {allowed} (the bundle's range). Got {shape[0]} instead. "
+        "Split the batch, or export with a wider one: tocom export --batch MIN:OPT:MAX."
+    )
 
 
-def _check_finite(images: NDArray[Any], why: str) -> None:
+def check_finite(images: Any, why: str) -> None:
+    """Check that images in host memory are finite; costs a pass over them.
+
+    Raises:
+        RequestError: They are not, or lie in GPU memory.
+    """
+    if isinstance(images, DeviceImages):
+        raise RequestError("The 'check_finite' parameter checks host memory only. Got images in GPU memory.")
     bad = int(images.size - np.isfinite(images).sum())
     if bad:
         raise RequestError(f"The 'images' parameter must be finite ({why}). Got {bad} NaN or infinite values.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from tocom.errors import DegreeError, EngineError
 from tocom.formats.bundle import Bundle
@@ -17,9 +18,10 @@ from tocom.formats.references import read_references
 from tocom.formats.signatures import PublicKey
 from tocom.runtime.aligned import AlignedEngine, matching_alignment
 from tocom.runtime.answers import Checked, advice, batches_to_check, check_engine, version_of
+from tocom.runtime.backends.arrays import DeviceImages
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.runtime.backends.select import ON_GPU, WITH_ENGINES, open_backend
-from tocom.runtime.checks import check_images
+from tocom.runtime.checks import check_finite, unfit_images
 from tocom.runtime.guard import Guard, GuardedEngine
 from tocom.runtime.lifecycle import opening
 from tocom.runtime.memory.needs import Need, best_subset, set_bytes
@@ -78,9 +80,11 @@ class EngineSet:
         self._options = options
         # Opens the next backend that ``auto`` would choose, given why this one was not taken.
         self._next: Callable[[str], EngineSet] | None = None
-        self._image_shape = bundle.image_shape
+        self.least_batch, _, most = bundle.batch
         self._dtype = np.dtype(bundle.input_type)
-        self._batch_range = (bundle.batch[0], bundle.batch[2])
+        # Fewer images than the engines take are filled up; those in GPU memory are not.
+        self._host_shapes = {(count, *bundle.image_shape) for count in range(1, most + 1)}
+        self._device_shapes = {shape for shape in self._host_shapes if shape[0] >= self.least_batch}
 
     @classmethod
     def load(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None = None) -> EngineSet:
@@ -217,7 +221,7 @@ class EngineSet:
             AlignmentError: The on-device alignment is damaged.
             EngineError: A degree does not run, or none answers rightly.
         """
-        images = np.zeros((self.bundle.batch[1], *self._image_shape), self._dtype)
+        images = np.zeros((self.bundle.batch[1], *self.bundle.image_shape), self._dtype)
         if self._options.check_answers:
             try:
                 self._check_answers()
@@ -306,16 +310,22 @@ class EngineSet:
         Raises:
             RequestError: They do not fit the engines.
         """
-        if not isinstance(images, np.ndarray):
+        if not isinstance(images, ndarray):
             adopted = self.backend.adopt(images)
             images = images if adopted is None else adopted
-        finite = self._options.check_finite
-        return check_images(images, self._image_shape, self._batch_range, dtype=self._dtype, finite=finite)
+        if isinstance(images, ndarray):
+            fits = (images.dtype is self._dtype or images.dtype == self._dtype) and images.shape in self._host_shapes
+        else:
+            fits = isinstance(images, DeviceImages) and images.shape in self._device_shapes
+        if not fits:
+            raise unfit_images(images, self._dtype, self.bundle.image_shape, self.bundle.batch)
+        if self._options.check_finite:
+            check_finite(images, "check_finite is on")
+        return images
 
     def filled(self, images: Any) -> Any:
-        """Return checked images as a batch that the engines take: one that is too small repeats its last image."""
-        lacking = self._batch_range[0] - len(images)
-        return images if lacking <= 0 else np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)])
+        """Return too few images as a batch that the engines take: the last one is repeated."""
+        return np.concatenate([images, np.repeat(images[-1:], self.least_batch - len(images), axis=0)])
 
     def close(self) -> None:
         """Release the engines and the backend. What a lost device refuses is logged: nobody could do more."""

@@ -119,7 +119,6 @@ def dominators(candidates: Sequence[Candidate]) -> dict[int, int]:
 def choose(
     candidates: Sequence[Candidate],
     budget_ms: float,
-    *,
     factor: float = 1.0,
     current: int | None = None,
     hysteresis: float = 0.0,

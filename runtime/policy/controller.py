@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -103,14 +102,12 @@ class Controller:
         self._shared = False
         self._ran_slower = False
         self._accuracy = dict(accuracy)
-        self._hits: deque[bool] = deque(maxlen=100)
         self._since_miss = 0
         self._since_switch = 0
         after = self.config.probe_after
         self._probe_after = round(1.0 / (1.0 - self.config.quantile)) if after is None else after or inf
-        self._cached: tuple[Candidate, ...] = ()
-        self._slower: dict[int, Candidate] = {}
-        self._cached_for: tuple[int, int] | None = None
+        self._rank = self.model.rank(self.config.quantile)
+        self._frontiers: dict[int, tuple[Candidate, ...]] = {}
 
     def decide(self, budget_ms: float, batch: int = 1, *, shared: bool = False) -> Decision:
         """Return the degree for a request.
@@ -126,23 +123,18 @@ class Controller:
         """
         config, model = self.config, self.model
         candidates = self._frontier(batch)
-        factor = model.drift * model.tail(config.quantile)
+        factor = model.drift * model.ratios[self._rank]
         self._shared = shared
         careful = shared and self.care > 0.0
         if careful:
             budget_ms = max(budget_ms / (1.0 + self.care), min(budget_ms, candidates[-1].latency_ms * factor))
-        decision = choose(
-            candidates,
-            budget_ms,
-            factor=factor,
-            current=self.current,
-            hysteresis=config.hysteresis * (1.0 - self._since_switch / config.settle),
-            on_infeasible=config.on_infeasible,
-        )
-        if decision.feasible and self._since_miss >= self._probe_after and not careful:
-            slower = self._slower.get(decision.degree)
+        hysteresis = config.hysteresis * (1.0 - self._since_switch / config.settle)
+        decision = choose(candidates, budget_ms, factor, self.current, hysteresis, config.on_infeasible)
+        may_try = decision.feasible and self._since_miss >= self._probe_after and not careful
+        if may_try and decision.degree != candidates[0].degree:
+            slower = next(one for one, then in itertools.pairwise(candidates) if then.degree == decision.degree)
             chance = config.shared_probe_chance if shared else config.probe_chance
-            if slower is not None and slower.latency_ms * model.drift * model.tail(chance) <= budget_ms:
+            if slower.latency_ms * model.drift * model.tail(chance) <= budget_ms:
                 return Decision(slower.degree, slower.latency_ms * factor, True)
         return decision
 
@@ -172,10 +164,10 @@ class Controller:
             batch: Images in it.
             pinned: The caller chose the degree, so it says nothing about the policy's choices.
         """
-        if compute_ms > 0.0:  # a clock that stood still or went back measured nothing
-            self.model.observe(degree, compute_ms, batch)
+        # A clock that stood still or went back measured nothing.
+        if compute_ms > 0.0 and self.model.observe(degree, compute_ms, batch):
+            self._frontiers.clear()
         if not pinned:
-            self._hits.append(met)
             self._since_miss = self._since_miss + 1 if met else 0
             if self._shared:
                 self._follow(met, degree != self._frontier(batch)[-1].degree)
@@ -196,15 +188,13 @@ class Controller:
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
-        misses = self._hits.count(False) / len(self._hits) if self._hits else 0.0
-        return {**self.model.state(), "recent_miss_share": misses, "care": self.care}
+        return {**self.model.state(), "care": self.care}
 
     def _frontier(self, batch: int) -> tuple[Candidate, ...]:
         """Return the frontier at the profile's speed; drift and tail are common to all degrees, so it outlives them."""
-        key = (self.model.revision, batch)
-        if key != self._cached_for:
+        found = self._frontiers.get(batch)
+        if found is None:
             unit_ms = self.model.unit_ms
-            self._cached = frontier([Candidate(d, value, unit_ms(d, batch)) for d, value in self._accuracy.items()])
-            self._slower = {then.degree: candidate for candidate, then in itertools.pairwise(self._cached)}
-            self._cached_for = key
-        return self._cached
+            found = frontier([Candidate(d, value, unit_ms(d, batch)) for d, value in self._accuracy.items()])
+            self._frontiers[batch] = found
+        return found

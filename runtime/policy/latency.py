@@ -62,7 +62,7 @@ class LatencyModel:
 
     Attributes:
         drift: Speed of the device: latency over the profile's, common to all degrees.
-        revision: Changes whenever :meth:`unit_ms` does.
+        ratios: What the last observations took over what was predicted of them, ascending; of ``window`` numbers.
     """
 
     def __init__(
@@ -76,21 +76,19 @@ class LatencyModel:
         self.config = config or ModelConfig()
         self.batch = batch
         self.drift = 1.0
-        self.revision = 0
         self._base = {degree: latency.p50_ms for degree, latency in base.items()}
-        self._scale = {
-            (degree, size): latency.p50_ms / self._base[degree]
+        self._units = {
+            (degree, size): latency.p50_ms
             for size, measured in (batched or {}).items()
             for degree, latency in measured.items()
             if degree in self._base
         }
         # What was measured need not be seen first.
-        self._first_seen = dict.fromkeys(self._scale, self.config.recent)
+        self._first_seen = dict.fromkeys(self._units, self.config.recent)
         self._last: tuple[int, int] | None = None
         self._to_correct = 0
         self._observations = 0
-        self._speeds = deque([1.0] * self.config.recent, maxlen=self.config.recent)
-        self._ratios = deque(_prior_ratios(base, self.config.window), maxlen=self.config.window)
+        self._recent = deque(_prior_ratios(base, self.config.window), maxlen=self.config.window)
         self._sort()
 
     @property
@@ -99,82 +97,91 @@ class LatencyModel:
         return tuple(sorted(self._base))
 
     def unit_ms(self, degree: int, batch: int) -> float:
-        """Return the median at the profile's speed, milliseconds; it changes only with :attr:`revision`."""
+        """Return the median at the profile's speed, milliseconds."""
         # Linear in the batch until seen: an upper estimate, since larger batches use the device better.
-        return self._base[degree] * self._scale.get((degree, batch), batch / self.batch)
+        return self._units.setdefault((degree, batch), self._base[degree] * batch / self.batch)
 
     def tail(self, quantile: float) -> float:
         """Return the quantile of observed over typical latency."""
-        return self._sorted[math.ceil(quantile * len(self._sorted)) - 1]
+        return self.ratios[self.rank(quantile)]
+
+    def rank(self, quantile: float) -> int:
+        """Return the index of a quantile in :attr:`ratios`."""
+        return math.ceil(quantile * self.config.window) - 1
 
     def predict_ms(self, degree: int, quantile: float, batch: int = 1) -> float:
         """Return the predicted latency at a quantile, milliseconds."""
         return self.unit_ms(degree, batch) * self.drift * self.tail(quantile)
 
-    def observe(self, degree: int, latency_ms: float, batch: int = 1) -> None:
-        """Learn from one inference.
+    def observe(self, degree: int, latency_ms: float, batch: int = 1) -> bool:
+        """Learn from one inference; return whether :meth:`unit_ms` changed.
 
         Args:
             degree: Degree that ran.
             latency_ms: What it took, queueing excluded.
             batch: Images in it.
         """
+        config, key = self.config, (degree, batch)
         self._observations += 1
-        ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
-        if (degree, batch) != self._last:
+        ratio = latency_ms / ((self._units.get(key) or self.unit_ms(degree, batch)) * self.drift)
+        if key != self._last:
             # Before the very first request nothing changed.
-            self._to_correct = 0 if self._last is None else self.config.settle
-            self._last = (degree, batch)
-        if (self._to_correct or batch != self.batch) and not self._correct((degree, batch), ratio):
-            return
-        self._ratios.append(ratio)
+            self._to_correct = 0 if self._last is None else config.settle
+            self._last = key
+        if batch != self.batch and self._first_seen.get(key, 0) < config.recent:
+            self._see_first(key, ratio)
+            return True
+        corrected = self._to_correct > 0 and self._correct(key, ratio)
+        self._recent.append(ratio)
         self._unsorted += 1
-        if self._unsorted >= self.config.resort:
+        if self._unsorted >= config.resort:
             self._sort()
-        self._speeds.append(ratio * self.drift)
-        if abs(ratio - 1.0) <= self.config.jump:
-            self.drift *= 1.0 + self.config.drift_rate * (ratio - 1.0)
-            return
-        median = sorted(self._speeds)[self.config.recent // 2]
-        if abs(median / self.drift - 1.0) > self.config.jump:
-            self._jump(median)
+        away = ratio - 1.0
+        if -config.jump <= away <= config.jump:
+            self.drift *= 1.0 + config.drift_rate * away
+        else:
+            self._look_for_jump()
+        return corrected
 
     def state(self) -> dict[str, Any]:
         """Return what it has learned, as plain JSON content."""
         return {
             "drift": self.drift,
             "tail_p95": self.tail(0.95),
-            "scale": {f"degree {degree}, batch {batch}": scale for (degree, batch), scale in self._scale.items()},
+            "scale": {
+                f"degree {degree}, batch {batch}": unit_ms / self._base[degree]
+                for (degree, batch), unit_ms in self._units.items()
+            },
             "observations": self._observations,
         }
 
+    def _see_first(self, key: tuple[int, int], ratio: float) -> None:
+        """Take the mean of the first observations as the scale of a degree and batch that no profile covers."""
+        count = self._first_seen[key] = self._first_seen.get(key, 0) + 1
+        self._units[key] *= ratio ** (1.0 / count)
+
     def _correct(self, key: tuple[int, int], ratio: float) -> bool:
-        """Correct the scale of a degree and batch; return whether the ratio speaks of the device."""
-        config, batch = self.config, key[1]
-        scale = self._scale.get(key, batch / self.batch)
-        seen = self._first_seen.get(key, 0)
-        if batch != self.batch and seen < config.recent:  # no profile covers this batch: its mean becomes the scale
-            self._first_seen[key] = seen + 1
-            self._scale[key] = scale * ratio ** (1.0 / (seen + 1))
-            self.revision += 1
+        """Correct the scale of a degree and batch; return whether it changed."""
+        self._to_correct -= 1
+        # A profile is rarely wrong by more than the limit; beyond it, it is a step of the device: the drift's.
+        if abs(ratio - 1.0) > self.config.scale_limit:
             return False
-        if self._to_correct:
-            self._to_correct -= 1
-            # A profile is rarely wrong by more than the limit; beyond it, it is a step of the device: the drift's.
-            if abs(ratio - 1.0) <= config.scale_limit:
-                self._scale[key] = scale * (1.0 + config.scale_rate * (ratio - 1.0))
-                self.revision += 1
+        self._units[key] *= 1.0 + self.config.scale_rate * (ratio - 1.0)
         return True
 
-    def _jump(self, speed: float) -> None:
+    def _look_for_jump(self) -> None:
         """Take a step of the device: the last ratios belong to its new speed and must not count as tail of the old."""
-        before, self.drift = self.drift, speed
-        last = [self._ratios.pop() * before / speed for _ in range(self.config.recent)]
-        self._ratios.extend(reversed(last))
-        self._sort()
+        last = list(self._recent)[-self.config.recent :]
+        median = sorted(last)[self.config.recent // 2]
+        if abs(median - 1.0) > self.config.jump:
+            self.drift *= median
+            for _ in last:
+                self._recent.pop()
+            self._recent.extend(ratio / median for ratio in last)
+            self._sort()
 
     def _sort(self) -> None:
-        self._sorted, self._unsorted = sorted(self._ratios), 0
+        self.ratios, self._unsorted = sorted(self._recent), 0
 
 
 def _prior_ratios(base: Mapping[int, Latency], count: int) -> list[float]:

@@ -327,4 +327,3 @@ def test_pinned_requests_teach_latency_but_not_the_policys_record() -> None:
     target.observe(0, 40.0, met=False, pinned=True)
     assert target.current is None
     assert target.state()["observations"] == 1
-    assert target.state()["recent_miss_share"] == 0.0
