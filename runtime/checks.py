@@ -126,7 +126,7 @@ def check_timeout(timeout_s: Any) -> None:
 
 
 def check_outputs(outputs: Mapping[str, NDArray[Any]], images: Any, degree: int) -> None:
-    """Check that every value is finite; an argmax over NaN would be an answer like any other.
+    """Check that every value, float32, is finite: a class can be read from NaN like from any other answer.
 
     Raises:
         RequestError: The images are not finite, and so nothing that is computed from them is.

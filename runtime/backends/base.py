@@ -18,7 +18,7 @@ class Engine(Protocol):
     """One degree, resident on the device."""
 
     def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name; arrays that no later call touches.
+        """Return the outputs by name, float32; arrays that no later call touches.
 
         Args:
             images: [batch, channels, height, width], float32, of any memory order; checked by the caller. An array, or
