@@ -25,7 +25,7 @@ from unittest import mock
 from tocom.cli.doctor import diagnose
 from tocom.formats.bundle import Bundle
 from tocom.runtime import Runtime
-from tocom.runtime.backends import weight_cache
+from tocom.runtime.backends.onnxruntime import weight_cache
 from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.system.files import file_state
 
