@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ _SAMPLE_S = 0.02
 class EnergyMeter:
     """Measures the energy between :meth:`start` and :meth:`stop`: by a counter, or by the power sampled meanwhile.
 
+    The power is sampled by a thread of its own: between inferences a GPU is idle, and would always be seen so.
+
     Args:
         reader: What measures it.
         clock: Seconds; injected by tests.
@@ -29,7 +32,9 @@ class EnergyMeter:
     def __init__(self, reader: StateReader, clock: Callable[[], float] = time.perf_counter) -> None:
         self._reader, self._clock = reader, clock
         self._counted = reader.energy_mj() is not None
+        self._done = threading.Event()
         self._samples: list[tuple[float, float]] = []
+        self._thread: threading.Thread | None = None
         self._begin_mj = 0.0
 
     @property
@@ -37,33 +42,43 @@ class EnergyMeter:
         """What measures the energy; None where nothing does."""
         if self._counted:
             return self._reader.name
-        return "board power, sampled" if "board_power_w" in self._reader.read() else None
+        return "board power, sampled" if self._watts() is not None else None
 
     def start(self) -> None:
         """Begin to count."""
         if self._counted:
             self._begin_mj = self._reader.energy_mj() or 0.0
-        else:
-            self._samples.clear()
-            self._sample()
-
-    def tick(self) -> None:
-        """Sample the power when it is time; call it between inferences. A counter needs no samples."""
-        if not self._counted and self._clock() - self._samples[-1][0] >= _SAMPLE_S:
-            self._sample()
+            return
+        self._samples.clear()
+        self._done.clear()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
 
     def stop(self) -> float:
         """Return the millijoules since :meth:`start`; 0 or less when the counter stood still or wrapped."""
         if self._counted:
             return (self._reader.energy_mj() or 0.0) - self._begin_mj
-        self._sample()
-        seconds, watts = np.array(self._samples).T
-        return float((np.diff(seconds) * (watts[1:] + watts[:-1]) / 2).sum() * 1e3)
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+        if len(self._samples) < 2:
+            return 0.0
+        pairs = zip(self._samples, self._samples[1:], strict=False)
+        return sum((after[0] - before[0]) * (after[1] + before[1]) / 2 for before, after in pairs) * 1e3
 
     def _sample(self) -> None:
-        # A reading that fails repeats the last one.
-        watts = self._reader.read().get("board_power_w", self._samples[-1][1] if self._samples else 0.0)
-        self._samples.append((self._clock(), float(watts)))
+        while True:
+            watts = self._watts()
+            if watts is not None:
+                self._samples.append((self._clock(), watts))
+            if self._done.wait(_SAMPLE_S):
+                break
+        if (watts := self._watts()) is not None:
+            self._samples.append((self._clock(), watts))
+
+    def _watts(self) -> float | None:
+        value = self._reader.read().get("board_power_w")
+        return value if isinstance(value, (int, float)) else None
 
 
 def measure_energy(
@@ -110,7 +125,6 @@ def measure_energy(
         while time.perf_counter() < end:
             runtime.infer(images, degree=degree)
             ran += 1
-            meter.tick()
         millijoules = meter.stop()
         if millijoules > 0:
             used[degree] += millijoules

@@ -54,8 +54,9 @@ class LinuxReader:
         state: State = {}
         clocks = [khz / 1e3 for khz in _numbers(folder / "scaling_cur_freq" for folder in self._policies)]
         if not clocks:  # as in virtual machines on x86
-            found = re.findall(r"^cpu MHz\s*: ([\d.]+)$", _text(self._proc / "cpuinfo") or "", re.MULTILINE)
-            clocks = [float(mhz) for mhz in found]
+            text = _text(self._proc / "cpuinfo") or ""
+            found = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE | re.DOTALL)
+            clocks = [float(mhz) for cpu, mhz in found if f"cpu{cpu}" in self._cpus]
         if clocks:
             state["cpu_clock_mhz"] = round(sum(clocks) / len(clocks), 1)
         if limits := _numbers(folder / "scaling_max_freq" for folder in self._policies):

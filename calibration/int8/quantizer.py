@@ -197,10 +197,11 @@ def _split_images(
     rest = (shuffled[count:] if held_out is None else held_out)[:held_out_images]
     least = math.ceil(100 / floor_points)
     if len(rest) < least:
+        missing = least - len(rest)
+        missing = missing if held_out is not None else math.ceil(missing * 4 / 3)
         raise DataError(
             f"A floor of {floor_points:g} points needs at least {least} held-out images, so that one image is not more "
-            f"than it. Got {len(rest)} of {len(images)} images. Add about "
-            f"{math.ceil((least - len(rest)) * 4 / 3)} images, or give a wider --floor."
+            f"than it. Got {len(rest)} of {len(images)} images. Add about {missing} images, or give a wider --floor."
         )
     return shuffled[:count], list(rest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,33 @@ def test_energy_from_a_counter_and_from_sampled_power(tmp_path: Path) -> None:
         energy = measure_energy(runtime, counter, block_s=0.01, blocks=2)
     assert set(energy) == {0, 4, 8}
     assert all(e.millijoules == pytest.approx(200 / e.count) and e.source == "scripted" for e in energy.values())
+
+
+class Busy(Scripted):
+    """A board that draws 10 W while an inference runs, and 1 W before and after."""
+
+    busy = False
+
+    def read(self) -> dict[str, Any]:
+        return {"board_power_w": 10.0 if self.busy else 1.0}
+
+
+def test_power_is_sampled_while_an_inference_runs() -> None:
+    board = Busy({})
+    meter = EnergyMeter(board)
+    meter.start()
+    board.busy = True
+    time.sleep(0.3)
+    board.busy = False
+    assert meter.stop() > 1500  # of 3 joules; one that looks between inferences alone sees 300 millijoules
+
+
+def test_clocks_of_processors_that_may_not_be_used_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    processors = ((CPU, 2500.0), (100_000, 900.0))
+    text = "".join(f"processor\t: {cpu}\nmodel name\t: any\ncpu MHz\t\t: {mhz}\n\n" for cpu, mhz in processors)
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    assert LinuxReader(tmp_path).read()["cpu_clock_mhz"] == 2500.0
 
 
 def test_a_profile_of_another_mode_is_not_used_in_silence(
