@@ -69,7 +69,7 @@ def speeds(count: int, generator: np.random.Generator, *, disturbed: bool = Fals
 def arrivals(cameras: int, frames: int, period_s: float, *, staggered: bool) -> list[tuple[float, int]]:
     """Return when which camera gives a frame, in order."""
     late = period_s / cameras if staggered else 1e-6
-    return sorted((beat * period_s + place * late, place) for beat in range(frames) for place in range(cameras))
+    return sorted((beat * period_s + number * late, number) for beat in range(frames) for number in range(cameras))
 
 
 def serve(
@@ -95,14 +95,14 @@ def serve(
     for camera in range(cameras):
         load.expect(camera, period_s, period_s)
     slots: dict[int, tuple[float, float, int]] = {}  # arrival, when the turn is due, token
-    now, place, turn = 0.0, 0, 0
+    now, position, turn = 0.0, 0, 0
     met, taken = 0, []
 
     def read(until: float) -> None:
-        nonlocal place
-        while place < len(events) and events[place][0] <= until:
-            arrival, camera = events[place]
-            place += 1
+        nonlocal position
+        while position < len(events) and events[position][0] <= until:
+            arrival, camera = events[position]
+            position += 1
             token = load.arrive(camera, arrival, arrival + period_s)
             due = arrival + period_s
             if camera in slots:
@@ -113,9 +113,9 @@ def serve(
     while True:
         read(now)
         if not slots:
-            if place == len(events):
+            if position == len(events):
                 break
-            now = events[place][0]
+            now = events[position][0]
             continue
         waiting = sorted(slots, key=lambda each: slots[each][1])
         asking = [Asking(camera, slots[camera][2], slots[camera][0] + period_s) for camera in waiting]
@@ -123,7 +123,7 @@ def serve(
         if batches and pinned is None:
             count, wait_until = plan_together(asking, now, load, controller)
             if wait_until is not None:
-                following = events[place][0] if place < len(events) else wait_until
+                following = events[position][0] if position < len(events) else wait_until
                 now = max(min(following, wait_until), now) + 1e-7
                 continue
         asking = asking[:count]

@@ -59,7 +59,7 @@ def serve(
     """Serve all cameras for some seconds by the policy, or at a pinned degree."""
     begin, frames = time.monotonic() + 0.1, round(seconds / period_s)
     late = period_s / cameras if staggered else 0.0
-    sources = {str(place): camera(images, begin + place * late, period_s, frames) for place in range(cameras)}
+    sources = {str(number): camera(images, begin + number * late, period_s, frames) for number in range(cameras)}
     device = LinuxReader()
     results = [each.result for each in runtime.streams(sources, budget_ms=period_s * 1e3, degree=degree)]
     state = device.read()

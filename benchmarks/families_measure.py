@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from domains import training_views
 from measuring import RESULTS, machine
-from results_train import FOLDER, SEEDS, backbone, compensator_path, tell
+from results_train import FOLDER, SEEDS, backbone, compensator_path, train_to
 from unseen import CELLS, CHUNK, Unseen
 
 from tocom.alignment.ridge import feature_gaps
@@ -35,7 +34,6 @@ from tocom.formats.methods import METHODS
 from tocom.quickstart.figures import is_found
 from tocom.system.files import write_json
 from tocom.training.config import TrainingConfig
-from tocom.training.trainer import train
 
 RESULT = RESULTS / "families.json"
 SPACED = "spaced:1,4,7,10"
@@ -66,20 +64,9 @@ def train_all() -> None:
     views = training_views("cells", input_config(model))
     for seed in SEEDS:
         for recipe, family in RECIPES.items():
-            path, begin = compensator_path(recipe, seed), time.perf_counter()
-            if path.exists():
-                continue
-            config = replace(training_config(family), seed=seed)
-            train(
-                model,
-                views,
-                config,
-                checkpoint=path.with_suffix(".checkpoint"),
-                resume=True,
-                progress=lambda step, path=path, begin=begin: (
-                    step.step % 20 or tell(path.stem, step.step, step.steps, begin)
-                ),
-            ).save(path)
+            path = compensator_path(recipe, seed)
+            if not path.exists():
+                train_to(path, model, views, replace(training_config(family), seed=seed))
 
 
 def compare(unseen: Unseen, method: str, degree: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ for other blocks and for merges of unequal size; then what a compensator of the 
 
 from __future__ import annotations
 
-import time
+import argparse
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from domains import cell_views, training_views
 from families_measure import SPACED, training_config
 from measuring import RESULTS, machine
 from numpy.typing import NDArray
-from results_train import FOLDER, backbone, tell
+from results_train import FOLDER, backbone, train_to
 from unseen import mean_interval
 
 from tocom import Compensator, compress
@@ -29,7 +29,6 @@ from tocom.compression.surgery import input_tokens
 from tocom.compression.tokens import removal_schedule
 from tocom.formats.families import EVERY
 from tocom.system.files import write_json
-from tocom.training.trainer import train
 
 RESULT, KEPT = RESULTS / "families-tried.json", FOLDER / "tried"
 DEGREES = (16, 20)
@@ -81,16 +80,9 @@ class Tried:
 
     def compensator(self, way: str) -> Compensator:
         """Return the compensator of a way, trained where it is not there yet."""
-        path, begin = KEPT / f"{way}.safetensors", time.perf_counter()
+        path = KEPT / f"{way}.safetensors"
         if not path.exists():
-            train(
-                self.model,
-                training_views("cells", self.entry),
-                training_config(TRAINED[way]),
-                checkpoint=path.with_suffix(".checkpoint"),
-                resume=True,
-                progress=lambda step: step.step % 20 or tell(way, step.step, step.steps, begin),
-            ).save(path)
+            train_to(path, self.model, training_views("cells", self.entry), training_config(TRAINED[way]))
         return Compensator.load(path)
 
     def trained(self, way: str, degree: int, stronger: float = 1.0) -> dict[str, Any]:
@@ -103,6 +95,7 @@ class Tried:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
     tried = Tried()

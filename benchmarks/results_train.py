@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from domains import DOMAINS, quickstart_cells, training_views
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.data import ConcatDataset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
 from tocom import compress
 from tocom.compensator.tensor_file import save_tensors
@@ -95,21 +96,25 @@ def fine_tuned_path(source: int, method: str) -> Path:
     return FOLDER / (f"fine-tuned-{method}-{source}.safetensors" if source else "fine-tuned-0.safetensors")
 
 
-def train_compensator(name: str, seed: int, steps: int | None) -> None:
-    recipe, model = RECIPES[name], backbone()
-    entry = input_config(model)
-    config = dataclasses.replace(recipe.config, seed=seed, steps=steps or recipe.config.steps)
-    path = compensator_path(name, seed)
+def train_to(path: Path, model: VisionTransformer, views: Dataset[Tensor], config: TrainingConfig) -> None:
+    """Train a compensator into a file; a run that was stopped goes on from its checkpoint beside it."""
     begin = time.perf_counter()
-    compensator = train(
+    train(
         model,
-        ConcatDataset([training_views(domain, entry) for domain in recipe.domains]),
+        views,
         config,
         checkpoint=path.with_suffix(".checkpoint"),
         resume=True,
         progress=lambda step: step.step % 10 or tell(path.stem, step.step, step.steps, begin),
-    )
-    compensator.save(path)
+    ).save(path)
+
+
+def train_compensator(name: str, seed: int, steps: int | None) -> None:
+    recipe, model = RECIPES[name], backbone()
+    entry = input_config(model)
+    config = dataclasses.replace(recipe.config, seed=seed, steps=steps or recipe.config.steps)
+    views = ConcatDataset([training_views(domain, entry) for domain in recipe.domains])
+    train_to(compensator_path(name, seed), model, views, config)
 
 
 def fine_tune(source: int, method: str, epochs: int = 1, batch: int = 8, seed: int = 0) -> None:

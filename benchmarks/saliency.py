@@ -11,6 +11,7 @@ images are crops of four pictures that the compensator has not seen, and solar c
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -143,4 +144,5 @@ def draw(model: Any, saliency: Saliency, images: Tensor, compensators: dict[str,
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     measure()
