@@ -55,6 +55,11 @@ def test_the_first_fault_is_named() -> None:
         check_schema({"count": 1, "shape": [2, 7]}, SCHEMA)
 
 
+def test_a_pattern_ends_where_the_text_ends() -> None:
+    with pytest.raises(ValueError, match=r"'name' must be like"):
+        check_schema({"count": 1, "name": "abc\n"}, SCHEMA)
+
+
 def test_what_no_schema_speaks_of_may_be_nested_deeper_than_python_calls() -> None:
     nested: list[Any] = []
     for _ in range(100_000):

@@ -82,7 +82,8 @@ def _wanted(value: Any, schema: Mapping[str, Any]) -> str | None:
         return f"one of {', '.join(map(str, schema['enum']))}"
     if value is None:
         return None
-    if "pattern" in schema and not re.search(schema["pattern"], value):
+    # Python's $ stands before a last line end too, JSON Schema's does not.
+    if "pattern" in schema and not re.search(schema["pattern"].replace("$", r"\Z"), value):
         return f"like {schema['pattern']}"
     size = value if _is_of(value, "number") else len(value) if isinstance(value, (str, list, tuple, dict)) else 0
     broken = (
