@@ -80,11 +80,9 @@ class EngineSet:
         self._options = options
         # Opens the next backend that ``auto`` would choose, given why this one was not taken.
         self._next: Callable[[str], EngineSet] | None = None
-        self.least_batch, _, most = bundle.batch
+        self.least_batch, _, self._most_batch = bundle.batch
+        self._image_shape = bundle.image_shape
         self._dtype = np.dtype(bundle.input_type)
-        # Fewer images than the engines take are filled up; those in GPU memory are not.
-        self._host_shapes = {(count, *bundle.image_shape) for count in range(1, most + 1)}
-        self._device_shapes = {shape for shape in self._host_shapes if shape[0] >= self.least_batch}
 
     @classmethod
     def load(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None = None) -> EngineSet:
@@ -221,7 +219,7 @@ class EngineSet:
             AlignmentError: The on-device alignment is damaged.
             EngineError: A degree does not run, or none answers rightly.
         """
-        images = np.zeros((self.bundle.batch[1], *self.bundle.image_shape), self._dtype)
+        images = np.zeros((self.bundle.batch[1], *self._image_shape), self._dtype)
         if self._options.check_answers:
             try:
                 self._check_answers()
@@ -313,12 +311,13 @@ class EngineSet:
         if not isinstance(images, ndarray):
             adopted = self.backend.adopt(images)
             images = images if adopted is None else adopted
+        # Fewer images than the engines take are filled up; those in GPU memory are not.
         if isinstance(images, ndarray):
-            fits = (images.dtype is self._dtype or images.dtype == self._dtype) and images.shape in self._host_shapes
+            fits, least = images.dtype == self._dtype, 1
         else:
-            fits = isinstance(images, DeviceImages) and images.shape in self._device_shapes
-        if not fits:
-            raise unfit_images(images, self._dtype, self.bundle.image_shape, self.bundle.batch)
+            fits, least = isinstance(images, DeviceImages), self.least_batch
+        if not fits or images.shape[1:] != self._image_shape or not least <= len(images) <= self._most_batch:
+            raise unfit_images(images, self._dtype, self._image_shape, self.bundle.batch)
         if self._options.check_finite:
             check_finite(images, "check_finite is on")
         return images

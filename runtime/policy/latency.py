@@ -123,7 +123,7 @@ class LatencyModel:
         """
         config, key = self.config, (degree, batch)
         self._observations += 1
-        ratio = latency_ms / ((self._units.get(key) or self.unit_ms(degree, batch)) * self.drift)
+        ratio = latency_ms / (self.unit_ms(degree, batch) * self.drift)
         if key != self._last:
             # Before the very first request nothing changed.
             self._to_correct = 0 if self._last is None else config.settle
