@@ -53,6 +53,13 @@ def test_the_device_needs_none_of_the_training(module: str) -> None:
     run(BLOCKED.format(blocked=HEAVY) + f"from {module} import *")
 
 
+def test_the_package_is_the_command_line_too() -> None:
+    run(
+        "import runpy, sys; sys.argv = ['tocom', 'nothing']\n"
+        "try:\n    runpy.run_module('tocom', run_name='__main__')\nexcept SystemExit as end:\n    assert end.code == 2"
+    )
+
+
 def test_the_runtime_imports_numpy_alone() -> None:
     program = (
         "import sys\nbefore = {*sys.modules}\nfrom tocom.runtime import *\n"  # some packages load a part at every start
