@@ -238,10 +238,12 @@ class Answering(Streaming):
 
 
 def _pinned(active: EngineSet, controller: Controller, batch: int, left_ms: float, degree: int) -> Decision:
-    if degree not in active.engines:
+    # The engine's own integer, whatever kind of number names it.
+    taken = next((each for each in active.engines if each == degree), None)
+    if taken is None:
         raise DegreeError(f"The 'degree' parameter must be one of {list(active.engines)}. Got {degree!r} instead.")
-    predicted = controller.predict(degree, batch)
-    return Decision(degree, predicted, predicted <= left_ms)
+    predicted = controller.predict(taken, batch)
+    return Decision(taken, predicted, predicted <= left_ms)
 
 
 @contextlib.contextmanager

@@ -76,8 +76,9 @@ def check_rate(fps: Any) -> float | None:
     Raises:
         RequestError: It is not a finite number greater than 0.
     """
-    if fps is None or (not isinstance(fps, bool) and isinstance(fps, (int, float)) and 0 < fps < math.inf):
-        return fps
+    rate = _real(fps)
+    if fps is None or (rate is not None and 0 < rate < math.inf):
+        return rate
     raise RequestError(f"The 'fps' parameter must be a number greater than 0. Got {fps!r} instead.")
 
 

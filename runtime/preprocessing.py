@@ -48,9 +48,8 @@ def _one(image: Any, entry: Mapping[str, Any], order: str) -> NDArray[Any]:
             with Image.open(io.BytesIO(image)) as opened:
                 return preprocess(opened, entry)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"Cannot read an image: {re.sub(r' *<_io.BytesIO[^>]*>', ' the bytes', str(error))}."
-        ) from error
+        reason = re.sub(r" *<_io.BytesIO[^>]*>", " the bytes", str(error)).rstrip(".")
+        raise DataError(f"Cannot read an image: {reason}.") from error
     raise RequestError(
         "The 'images' parameter must be bytes, a path, a PIL image or an array of uint8. "
         f"Got {type(image).__module__}.{type(image).__name__} instead."

@@ -67,13 +67,19 @@ class Result:
         if "logits" not in self.outputs:
             raise RequestError(f"Result.top() needs logits. The model gives {', '.join(self.outputs)} alone.")
         logits = self.outputs["logits"]
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        if not _is_integer(k) or k < 1:
             raise RequestError(f"The 'k' parameter must be an integer >= 1. Got {k!r} instead.")
-        if not -len(logits) <= image < len(logits):
-            raise RequestError(f"The 'image' parameter must be less than the batch, {len(logits)}. Got {image!r}.")
+        if not _is_integer(image) or not -len(logits) <= image < len(logits):
+            raise RequestError(
+                f"The 'image' parameter must be an integer less than the batch, {len(logits)}. Got {image!r}."
+            )
         values = logits[image].astype(np.float64)
         weights = np.exp(values - values.max())
         # Of equal ones the lower index first.
         best = np.argsort(-values, kind="stable")[:k].tolist()
         names = self.labels
         return [RankedClass(i, None if names is None else names[i], float(weights[i] / weights.sum())) for i in best]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

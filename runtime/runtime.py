@@ -276,13 +276,15 @@ class Runtime(Answering):
             }
 
     def close(self) -> None:
-        """Cancel what waits, finish what runs, release the engines. More than once is fine.
+        """Cancel what waits, end streams, finish what runs, release the engines. More than once is fine.
 
         From a signal's handler too: what runs on the very thread that the handler interrupts can only end after it, and
         then releases the engines.
         """
         if self._state is State.FORKED:
             return
+        for streams in list(self._streams):
+            streams.stop()
         self._state = State.CLOSED
         self._queue.close()
         if not self._lock._is_owned():  # what threading.Condition asks an RLock, too

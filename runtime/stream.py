@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tocom.errors import DataError
+from tocom.errors import DataError, RequestError
 from tocom.runtime.lifecycle import track
 from tocom.runtime.policy.load import Load
 from tocom.runtime.policy.together import Plan
@@ -130,10 +131,15 @@ class Streams:
                 yield from frames
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
+        # A thread of its own: the loop's few threads are for all, and one source that stalls holds one.
+        pool = ThreadPoolExecutor(1, "tocom-stream-answers")
         with self:
-            while frames := await asyncio.to_thread(self._next):
-                for frame in frames:
-                    yield frame
+            try:
+                while frames := await asyncio.get_running_loop().run_in_executor(pool, self._next):
+                    for frame in frames:
+                        yield frame
+            finally:
+                pool.shutdown(wait=False)
 
     def __enter__(self) -> Streams:
         if not self._started:
@@ -195,9 +201,15 @@ class Streams:
                     self._changed.wait(max(plan.wait_until - self._clock(), 0.0) + _TICK_S)
         self._put_back(waiting[plan.size :])
         chosen = waiting[: plan.size]
+        try:
+            results = self._answer(chosen)
+        except RequestError:
+            if self._stopped.is_set():  # the runtime was closed meanwhile
+                return []
+            raise
         return [
             Frame(each.index, result, self._sources[each.source].dropped, each.source)
-            for each, result in zip(chosen, self._answer(chosen), strict=True)
+            for each, result in zip(chosen, results, strict=True)
         ]
 
     def _put_back(self, frames: list[Waiting]) -> None:
@@ -241,7 +253,7 @@ class Streams:
         try:
             for index, given in enumerate(frames):
                 if source.fps is not None:
-                    self._stopped.wait(max(begin + index / source.fps - self._clock(), 0.0))
+                    self._stopped.wait(min(max(begin + index / source.fps - self._clock(), 0.0), threading.TIMEOUT_MAX))
                 if self._stopped.is_set():
                     break
                 arrived = self._clock()

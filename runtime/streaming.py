@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ class Streaming(ABC):
         self._clock = clock
         self._counters = Counters()
         self._load = Load()
+        self._streams: weakref.WeakSet[Streams] = weakref.WeakSet()
 
     @abstractmethod
     def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
@@ -139,7 +141,7 @@ class Streaming(ABC):
             on_device = hasattr(given, "__dlpack__") or hasattr(given, "__cuda_array_interface__")
             return given if on_device else self.preprocess(given, order=order)
 
-        return Streams(
+        streams = Streams(
             named,
             answer,
             together=together,
@@ -150,6 +152,8 @@ class Streaming(ABC):
             on_drop=self._counters.drop,
             clock=self._clock,
         )
+        self._streams.add(streams)
+        return streams
 
     def _plan_together(self, frames: Sequence[Waiting]) -> Plan:
         """Return how many of these frames, the most urgent first, are best answered at once."""

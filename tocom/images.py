@@ -140,7 +140,9 @@ def read_image(path: Path | str, input_entry: Mapping[str, Any]) -> NDArray[Any]
         with Image.open(path) as image:
             return preprocess(image, input_entry)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"Cannot read the image {path}: {error}. Replace the file, or remove it.") from error
+        raise DataError(
+            f"Cannot read the image {path}: {str(error).rstrip('.')}. Replace the file, or remove it."
+        ) from error
 
 
 def preprocess(image: Any, input_entry: Mapping[str, Any]) -> NDArray[Any]:
@@ -175,6 +177,8 @@ def resize_and_crop(image: Any, input_entry: Mapping[str, Any]) -> NDArray[np.ui
 
     _, channels, height, width = input_entry["shape"]
     mode = input_entry["crop_mode"]
+    if 0 in image.size:
+        raise ValueError(f"it holds no pixels: {image.width} x {image.height}")
     image = _in_channels(image, channels)
     size = resized_size(image.size, input_entry)
     check_resized(image, size)

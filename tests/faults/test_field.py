@@ -195,6 +195,16 @@ def test_answers_that_go_to_a_full_disk(tmp_path: Path) -> None:
     assert "No space left on device. Free some space there." in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.fault("standard input, output or errors that the caller closed", outcome="the exit code; no traceback")
+def test_streams_that_the_caller_closed(tmp_path: Path, closed: str) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-c", "from tocom.cli import main; main()", "inspect", str(bundle.path)]
+    shell = f'exec "$@" {closed}'
+    done = subprocess.run(["sh", "-c", shell, "sh", *command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_bundle_with_six_images_for_batches_of_four(tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", batch=(4, 4, 4), labels=list("abcde"))
     for name in "ab":

@@ -213,6 +213,7 @@ LOOPS = {
     "submit": "while True: runtime.submit(images).result()",
     "both": "while True: runtime.submit(images); runtime.infer(images)",
     "stream": "for frame in runtime.stream(itertools.repeat(images)): pass",
+    "stalled": "for frame in runtime.stream(time.sleep(60) for _ in 'ab'): pass",
 }
 
 
@@ -222,6 +223,7 @@ LOOPS = {
         ("close", "infer"),
         ("stats", "both"),
         ("only close", "stream"),
+        ("only close", "stalled"),
         *(pytest.param(handler, "infer", marks=pytest.mark.slow) for handler in HANDLERS if handler != "close"),
         *(pytest.param("stats", loop, marks=pytest.mark.slow) for loop in LOOPS if loop not in ("infer", "both")),
     ],

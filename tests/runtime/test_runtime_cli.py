@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tocom.cli import add_verbs
 from tocom.cli.live import LiveView
-from tocom.errors import DataError, EngineError, RequestError
+from tocom.errors import DataError, EngineError, OutputError, RequestError
 from tocom.runtime import Result
 
 runner = CliRunner()
@@ -227,3 +227,42 @@ def test_several_videos(app: typer.Typer, labelled: SmallBundle, tmp_path: Path)
             assert content["summary"]["dropped"] == 0
     twice = runner.invoke(app, ["run", str(labelled.path), *videos[:2], *videos[:2]])
     assert isinstance(twice.exception, RequestError)
+
+
+def test_no_limit_is_no_number_in_json(app: typer.Typer, labelled: SmallBundle, folder: Path) -> None:
+    found = runner.invoke(
+        app,
+        ["run", str(labelled.path), "--images", str(folder), "--budget-ms", "inf", "--json"],
+        catch_exceptions=False,
+    )
+    assert json.loads(found.stdout)["summary"]["budget_ms"] is None
+
+
+@pytest.mark.parametrize("address", ["²", "9" * 30])
+def test_digits_that_are_no_cameras_number(app: typer.Typer, labelled: SmallBundle, address: str) -> None:
+    pytest.importorskip("cv2")
+    found = runner.invoke(app, ["run", str(labelled.path), "--video", address])
+    assert isinstance(found.exception, DataError)
+    assert "Cannot open the video" in str(found.exception)
+
+
+def test_where_no_image_is_readable_nobody_is_told_that_others_are_answered(
+    app: typer.Typer, labelled: SmallBundle, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    found = runner.invoke(app, ["run", str(labelled.path), "--images", str(tmp_path / "0.png"), "--skip-unreadable"])
+    assert isinstance(found.exception, DataError)
+    assert "1 of 1 images could not be read" in str(found.exception)
+    assert "Others" not in str(found.exception)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.fault(
+    "no room on the disk for the answers of `tocom run --out`", outcome="OutputError that names the file"
+)
+def test_answers_that_find_no_room(app: typer.Typer, labelled: SmallBundle, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.csv").symlink_to("/dev/full")
+    arguments = ["run", str(labelled.path), "--images", str(folder), "--out", str(tmp_path / "full.csv")]
+    found = runner.invoke(app, arguments)
+    assert isinstance(found.exception, OutputError)
+    assert "full.csv: No space left" in str(found.exception)

@@ -186,6 +186,15 @@ def test_lifecycle(small_bundle: SmallBundle) -> None:
         runtime.warm_up()
 
 
+@pytest.mark.parametrize("degree", [4, np.int64(4), 4.0])
+def test_an_answer_names_its_degree_by_an_integer(small_bundle: SmallBundle, degree: int) -> None:
+    with Runtime.open(small_bundle.path) as runtime:
+        assert type(runtime.infer(images_of(1), degree=degree).degree) is int
+        for wrong in (5, "4", [4], True):
+            with pytest.raises(DegreeError, match="'degree'"):
+                runtime.infer(images_of(1), degree=wrong)  # type: ignore[arg-type]
+
+
 def test_chosen_degrees_only(small_bundle: SmallBundle) -> None:
     with Runtime.open(small_bundle.path, degrees=[8, 0]) as runtime:
         assert runtime.degrees == (0, 8)

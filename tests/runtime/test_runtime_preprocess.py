@@ -83,6 +83,7 @@ def test_every_kind_of_image(tmp_path: Path) -> None:
         (b"no image", DataError),
         (encoded[:60], DataError),
         (tmp_path / "none.png", DataError),
+        (Image.new("RGB", (0, 8)), DataError),
     ):
         with pytest.raises(kind) as caught:
             prepare(bad, entry())
@@ -107,7 +108,7 @@ def test_infer_takes_a_list_and_names_its_answers(tmp_path: Path) -> None:
             assert [each.label for each in top] == ["abcde"[each.index] for each in top]
             np.testing.assert_allclose([each.probability for each in top], np.sort(shares)[::-1][:2], atol=1e-4)
         assert len(result.top(99)) == CLASSES
-        for wrong in ({"k": 0}, {"k": True}, {"image": 3}, {"image": -4}):
+        for wrong in ({"k": 0}, {"k": True}, {"image": 3}, {"image": -4}, {"image": 0.0}):
             with pytest.raises(RequestError):
                 result.top(**wrong)
 

@@ -153,6 +153,44 @@ def test_for_and_async_for(runtime: Runtime) -> None:
     assert not any(thread.name == "tocom-stream" for thread in threading.enumerate())
 
 
+@pytest.mark.fault("a runtime that is closed while its camera stalls", outcome="the loop over it ends")
+@pytest.mark.parametrize("loop", ["for", "async for"])
+def test_closing_the_runtime_ends_loops_that_wait(small_bundle: SmallBundle, loop: str) -> None:
+    over = threading.Event()
+    runtime = Runtime.open(small_bundle.path)
+    streams = runtime.streams({"stalled": (over.wait(60) for _ in "ab")})
+    closer = threading.Timer(0.2, runtime.close)
+    closer.start()
+
+    async def consume() -> list[Frame]:
+        return [frame async for frame in streams]
+
+    try:
+        assert (list(streams) if loop == "for" else asyncio.run(consume())) == []
+    finally:
+        over.set()
+        closer.join()
+
+
+def test_loops_that_wait_leave_the_event_loops_threads_to_others(runtime: Runtime) -> None:
+    over = threading.Event()
+
+    async def count(frames: Any) -> int:
+        return len([frame async for frame in runtime.streams({"": frames}, fps=200)])
+
+    async def beside_stalled_ones() -> int:
+        stalled = [asyncio.create_task(count(over.wait(60) for _ in "ab")) for _ in range(40)]
+        try:
+            return await asyncio.wait_for(count([images_of(1)]), 20)
+        finally:
+            for task in stalled:
+                task.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            over.set()
+
+    assert asyncio.run(beside_stalled_ones()) == 1
+
+
 @pytest.mark.parametrize(
     ("sources", "options"),
     [
@@ -173,6 +211,19 @@ def test_for_and_async_for(runtime: Runtime) -> None:
 def test_bad_arguments(runtime: Runtime, sources: Any, options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         runtime.streams(sources, **options)
+
+
+@pytest.mark.parametrize("fps", [np.float32(1000), np.int64(1000)])
+def test_rates_are_numbers_of_any_kind(runtime: Runtime, fps: Any) -> None:
+    (frame,) = runtime.stream([images_of(1)], fps=fps)
+    assert frame.result.budget_ms == 1
+
+
+def test_a_rate_of_one_frame_in_ages(runtime: Runtime) -> None:
+    frames = runtime.stream([images_of(1)] * 2, fps=1e-320)
+    assert next(frames).index == 0
+    runtime.close()
+    assert list(frames) == []
 
 
 def test_more_than_the_device_can_serve_is_said(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:

@@ -44,6 +44,9 @@ VERBS = (
 
 def main() -> None:
     """Run the command line; an error of ours is one line on stderr and exit code 1, never a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller; else the first file that is opened would take its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         # A name of any bytes, and any character, on a terminal of any encoding.
         if isinstance(stream, io.TextIOWrapper):

@@ -87,8 +87,15 @@ class AnswerFile:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Close it."""
-        self._file.close()
+        """Close it.
+
+        Raises:
+            OutputError: What was written last cannot be.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(f"Cannot write {self._path}: {error.strerror or error}. Choose another path.")

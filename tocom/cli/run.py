@@ -80,7 +80,7 @@ def run(
     if (images is None) == (not video):
         raise RequestError("Give either --images or --video, and not both.")
     if budget_ms is not None:
-        check_budget(budget_ms)
+        budget_ms = None if check_budget(budget_ms) == float("inf") else budget_ms
     if fps is not None and not 0 < fps < float("inf"):
         raise RequestError(f"The '--fps' option must be a number greater than 0. Got {fps!r} instead.")
     if topk < 1:
@@ -130,8 +130,8 @@ def run(
         raise DataError("The source gave no image.")
     if summary.failed and not (skip_unreadable and summary.answered):
         raise DataError(
-            f"{summary.failed} of {summary.failed + summary.answered} images could not be read, first: {summary.first} "
-            "Others are answered; --skip-unreadable makes that enough."
+            f"{summary.failed} of {summary.failed + summary.answered} images could not be read, first: {summary.first}"
+            + (" Others are answered; --skip-unreadable makes that enough." if summary.answered else "")
         )
 
 

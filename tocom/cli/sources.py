@@ -56,7 +56,9 @@ def video_source(address: str, *, shown_in_names: bool = False) -> Source:
         import cv2
     except ImportError as error:
         raise RequestError("--video needs the package opencv-python. Install it: pip install opencv-python.") from error
-    capture = cv2.VideoCapture(int(address) if address.isdigit() else address)
+    # A camera's number; longer ones, and digits such as ², can only be names.
+    is_number = re.fullmatch("[0-9]{1,9}", address) is not None
+    capture = cv2.VideoCapture(int(address) if is_number else address)
     name = _without_secrets(address)
     if not capture.isOpened():
         raise DataError(f"Cannot open the video {name!r}. Give a file, a stream's address, or a camera's number.")
