@@ -51,6 +51,8 @@ class Runtime(Answering):
     ) -> None:
         super().__init__(engine_set, queue_limit=queue_limit, clock=clock)
         self._options = options
+        # A service may go to another folder, as daemons do, before it reloads.
+        self._path = engine_set.bundle.path.absolute()
         self._reload_lock = threading.RLock()
         track(self)
 
@@ -237,7 +239,7 @@ class Runtime(Answering):
         with self._reload_lock:
             if self._state is not State.WARM:
                 raise self._unusable("reload")
-            path = self.bundle.path if bundle_path is None else bundle_path
+            path = self._path if bundle_path is None else Path(bundle_path).absolute()
             fresh: EngineSet | None = None
             try:
                 with opening():
@@ -252,7 +254,7 @@ class Runtime(Answering):
                 if self.state is not State.WARM:  # closed by another thread, meanwhile
                     fresh.close()
                     raise self._unusable("reload")
-                old, self._active = self._active, fresh
+                old, self._active, self._path = self._active, fresh, path
                 self._counters.reloads += 1
             old.close()
             log.info("reloaded %s", fresh.bundle.path, extra={"event": "reload"})

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -131,15 +131,10 @@ class Streams:
                 yield from frames
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
-        # A thread of its own: the loop's few threads are for all, and one source that stalls holds one.
-        pool = ThreadPoolExecutor(1, "tocom-stream-answers")
         with self:
-            try:
-                while frames := await asyncio.get_running_loop().run_in_executor(pool, self._next):
-                    for frame in frames:
-                        yield frame
-            finally:
-                pool.shutdown(wait=False)
+            while frames := await asyncio.wrap_future(self._next_on_a_thread()):
+                for frame in frames:
+                    yield frame
 
     def __enter__(self) -> Streams:
         if not self._started:
@@ -211,6 +206,20 @@ class Streams:
             Frame(each.index, result, self._sources[each.source].dropped, each.source)
             for each, result in zip(chosen, results, strict=True)
         ]
+
+    def _next_on_a_thread(self) -> Future[list[Frame]]:
+        """Not one of the event loop's: those are few, a source that stalls holds one, and the process waits for it."""
+        future: Future[list[Frame]] = Future()
+        future.set_running_or_notify_cancel()
+
+        def go() -> None:
+            try:
+                future.set_result(self._next())
+            except BaseException as error:  # for who awaits it
+                future.set_exception(error)
+
+        threading.Thread(target=go, name="tocom-stream-answers", daemon=True).start()
+        return future
 
     def _put_back(self, frames: list[Waiting]) -> None:
         """Let frames wait on, unless a newer one of their source came meanwhile."""

@@ -114,6 +114,17 @@ ENDS = {
         0,
         "",
     ),
+    "an event loop in a daemon thread, whose camera stalls": (
+        """
+        runtime = opened()
+        async def watch():
+            async for frame in runtime.streams({"camera": (time.sleep(60) for _ in "ab")}): pass
+        threading.Thread(target=lambda: asyncio.run(watch()), daemon=True).start()
+        time.sleep(0.1)
+        """,
+        0,
+        "",
+    ),
     "a time-out of asyncio": (
         """
         async def main():

@@ -272,6 +272,17 @@ def test_reload_serves_the_new_bundle(runtime: Runtime, tmp_path: Path) -> None:
     assert runtime.stats()["reloads"] == 1
 
 
+def test_a_reload_after_the_process_went_to_another_folder(
+    small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_bundle.path.parent)
+    with Runtime.open(small_bundle.path.name) as runtime:
+        monkeypatch.chdir(tmp_path)
+        for _ in range(2):
+            runtime.reload()
+        assert runtime.infer(images_of(1), degree=4).degree == 4
+
+
 @pytest.mark.parametrize("damage", ["missing", "tampered", "broken model"])
 @pytest.mark.fault(
     "a reload of a bundle that is missing, tampered with or no model",
