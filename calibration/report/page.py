@@ -96,7 +96,7 @@ def _missing(
 def _facts(profile: Profile) -> list[tuple[str, str]]:
     facts = [(name.replace("_", " "), str(value)) for name, value in profile.device.items()]
     for name, value in profile.measured.items():
-        if name == "reference_answers" and isinstance(value, Mapping):
+        if name == "reference_answers":
             facts += [(f"reference answers, degree {degree}", _compared(found)) for degree, found in value.items()]
         else:
             facts.append((name.replace("_", " "), _readable(value)))
@@ -122,7 +122,7 @@ def _readable(value: Any) -> str:
 
 def _compared(found: Any) -> str:
     """Return what comparing a degree with its reference answers gave, as people write it."""
-    if not found["right"]:
+    if not found["right"] or found["difference"] is None:
         return str(found["found"])
     return f"right, largest difference {found['difference']:.1e} of {found['allowed']:.1e} that are allowed"
 

@@ -175,6 +175,7 @@ def _latency(**changes: Any) -> dict[str, Any]:
     return content
 
 
+REFERENCE = {"right": True, "difference": 1e-6, "allowed": 1e-3, "cosine": 1.0, "batch": 1, "found": None}
 ACCURACY = {"kind": "top1", "value": 0.5, "count": 10, "low": 0.4, "high": 0.6, "expected": None}
 
 
@@ -235,6 +236,10 @@ def _precisions(**changes: Any) -> dict[str, Any]:
             "of type string",
         ),
         (_with(device_state={"start": {}}), "not a valid profile"),
+        *(
+            (_with(measured={"reference_answers": found}), "reference_answers")
+            for found in ("all right", {"0": True}, {"0": {"right": True}}, {"0": {**REFERENCE, "allowed": 0}})
+        ),
     ],
 )
 @pytest.mark.fault("profile fields of the wrong type or range", outcome="CalibrationError in one line")

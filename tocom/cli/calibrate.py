@@ -212,11 +212,12 @@ def _table(profile: Profile) -> Table:
 def _references(profile: Profile) -> str | None:
     """Return what came of the comparison with the bundle's reference answers, in words; None where none was made."""
     found = profile.measured.get("reference_answers")
-    if not isinstance(found, dict) or not found:
+    if not found:
         return None
     wrong = [degree for degree, each in found.items() if not each["right"]]
-    shares = [each["difference"] / each["allowed"] for each in found.values() if each["right"]]
-    text = f"reference answers: given at {len(shares)} of {len(found)} degrees"
+    right = [each for each in found.values() if each["right"] and each["difference"] is not None]
+    shares = [each["difference"] / each["allowed"] for each in right]
+    text = f"reference answers: given at {len(found) - len(wrong)} of {len(found)} degrees"
     text += f", with at most {max(shares):.1%} of the allowed difference" if shares else ""
     return text + (f"; not served, because wrong: {', '.join(wrong)}" if wrong else "")
 
