@@ -8,7 +8,6 @@ time than taking the colours apart. Nothing is rounded in between: an answer may
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -77,17 +76,9 @@ class _Band(NamedTuple):
     across: NDArray[np.float32]
 
 
-class _Scratch(threading.local):
-    """Arrays that a thread uses again: fresh ones of megabytes cost as much as what is computed, one fault a page."""
-
-    def array(self, name: str, *shape: int) -> NDArray[np.float32]:
-        kept: NDArray[np.float32] | None = self.__dict__.get(name)
-        if kept is None or kept.shape != shape:
-            kept = self.__dict__[name] = np.empty(shape, np.float32)
-        return kept
-
-
-_scratch = _Scratch()
+# Arrays of earlier calls: fresh ones of megabytes cost as much as what is computed, one fault a page. A call takes them
+# out while it works, so that another thread, or a signal's handler that interrupts it, makes its own.
+_scratch: list[dict[str, NDArray[np.float32]]] = []
 
 
 def shrink(pixels: NDArray[np.uint8], across: Window, down: Window, interpolation: str) -> NDArray[np.uint8]:
@@ -102,8 +93,12 @@ def shrink(pixels: NDArray[np.uint8], across: Window, down: Window, interpolatio
     columns, rows = _bands(across, interpolation, 3), _bands(down, interpolation)
     left, right, top, bottom = columns[0].start, columns[-1].stop, rows[0].start, rows[-1].stop
     lines = pixels.reshape(len(pixels), -1)
-    part = _scratch.array("part", _ROWS, right - left)
-    between = _scratch.array("between", bottom - top, 3 * across.wanted)
+    try:
+        scratch = _scratch.pop()
+    except IndexError:
+        scratch = {}
+    part = _array(scratch, "part", _ROWS, right - left)
+    between = _array(scratch, "between", bottom - top, 3 * across.wanted)
     for start in range(top, bottom, _ROWS):
         taken = lines[start : min(start + _ROWS, bottom), left:right]
         source, out = part[: len(taken)], between[start - top :][: len(taken)]
@@ -112,12 +107,20 @@ def shrink(pixels: NDArray[np.uint8], across: Window, down: Window, interpolatio
             wanted = out[:, band.first : band.first + len(band.weights)]
             np.matmul(source[:, band.start - left : band.stop - left], band.across, out=wanted)
     np.clip(between, 0.0, 255.0, out=between)
-    found = _scratch.array("found", down.wanted, 3 * across.wanted)
+    found = _array(scratch, "found", down.wanted, 3 * across.wanted)
     for band in rows:
         wanted = found[band.first : band.first + len(band.weights)]
         np.matmul(band.weights, between[band.start - top : band.stop - top], out=wanted)
     np.clip(np.rint(found, out=found), 0.0, 255.0, out=found)
-    return found.astype(np.uint8).reshape(down.wanted, across.wanted, 3)
+    smaller = found.astype(np.uint8).reshape(down.wanted, across.wanted, 3)
+    _scratch.append(scratch)
+    return smaller
+
+
+def _array(scratch: dict[str, NDArray[np.float32]], name: str, *shape: int) -> NDArray[np.float32]:
+    if name not in scratch or scratch[name].shape != shape:
+        scratch[name] = np.empty(shape, np.float32)
+    return scratch[name]
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,36 @@ def test_the_fast_way_is_within_one_grey_level(
     exact = preprocess(Image.fromarray(pixels), model)
     np.testing.assert_allclose(prepare(pixels, model)[0], exact, atol=1.01 / 255)
     np.testing.assert_array_equal(prepare(pixels[..., ::-1], model, "bgr"), prepare(pixels, model))
+
+
+def test_a_signal_handler_may_prepare_an_image_while_one_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = noise(90, 120, 1), noise(90, 120, 2)
+    expected, during = prepare(mine, entry()), list[np.ndarray]()
+    copy, signals = np.copyto, [signal.SIGUSR1]
+
+    def interrupted(target: np.ndarray, source: np.ndarray) -> None:
+        copy(target, source)
+        if signals:
+            signal.raise_signal(signals.pop())
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: during.append(prepare(other, entry())))
+    monkeypatch.setattr(np, "copyto", interrupted)
+    try:
+        found = prepare(mine, entry())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(during) == 1
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(during[0], prepare(other, entry()))
+
+
+def test_threads_prepare_images_at_once() -> None:
+    pictures = [noise(90, 120, seed) for seed in range(4)]
+    expected = [prepare(each, entry()) for each in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(20):
+            for found, wanted in zip(threads.map(lambda each: prepare(each, entry()), pictures), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
 
 
 def test_every_kind_of_image(tmp_path: Path) -> None:
