@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +20,27 @@ _THROTTLE = {0x4: "power cap", 0x8: "hardware", 0x20: "thermal", 0x40: "hardware
 
 
 class NvmlReader:
-    """Reads one GPU. NVML stays open until the process ends.
+    """Reads one GPU.
+
+    NVML, which counts its users, is shut down when the reader goes: a driver that is to be reloaded, or a GPU that is
+    to be reset, waits for all who have it open.
 
     Args:
-        nvml: The module ``pynvml``, initialised.
-        handle: The GPU's handle.
+        nvml: The module ``pynvml``.
+        gpu: The GPU's name, as CUDA gives it.
+
+    Raises:
+        NVMLError: NVML does not start, or does not list the GPUs.
     """
 
     name = "nvml"
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
+    def __init__(self, nvml: Any, gpu: str) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
+        # Not at the end of the process: the system does it then, in one that was forked from this one too.
+        weakref.finalize(self, nvml.nvmlShutdown).atexit = False
+        self._handle = _find(nvml, gpu)
 
     @classmethod
     def open(cls, gpu: str, nvml: Any = None) -> NvmlReader | None:
@@ -46,12 +57,11 @@ class NvmlReader:
                 log.warning("the GPU's clocks are not recorded: install nvidia-ml-py (pip install 'tocom[nvidia]')")
                 return None
         try:
-            nvml.nvmlInit()
-            handle = _find(nvml, gpu)
+            reader = cls(nvml, gpu)
         except nvml.NVMLError as error:
             log.warning("the GPU's clocks are not recorded: NVML does not start, or not list the GPUs (%s)", error)
             return None
-        return None if handle is None else cls(nvml, handle)
+        return None if reader._handle is None else reader
 
     def read(self) -> State:
         """Return clocks in MHz, temperature, power and power limit in watts, and why it is throttled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -80,7 +81,10 @@ def jetson(root: Path) -> LinuxReader:
 
 
 class ScriptedNvml:
-    """What the reader calls of ``pynvml``, with one refusal, as older GPUs give."""
+    """What the reader calls of ``pynvml``, with one refusal, as older GPUs give.
+
+    NVML counts its users: nvmlShutdown belongs to each nvmlInit that worked (nvml.h).
+    """
 
     class NVMLError(Exception):
         pass
@@ -88,9 +92,13 @@ class ScriptedNvml:
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
     def __init__(self, names: tuple[str, ...] = ("NVIDIA A", "NVIDIA B", "NVIDIA B")) -> None:
-        self.names, self.energy, self.reasons = names, 1000, 0x1
+        self.names, self.energy, self.reasons, self.users = names, 1000, 0x1, 0
 
-    def nvmlInit(self) -> None: ...
+    def nvmlInit(self) -> None:
+        self.users += 1
+
+    def nvmlShutdown(self) -> None:
+        self.users -= 1
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.names)
@@ -191,11 +199,18 @@ def test_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
         second = NvmlReader.open("NVIDIA B", nvml)
         assert second is not None
         assert second.read()["gpu_clock_mhz"] == 1002
+    assert nvml.users == 2
+    del reader, second
+    gc.collect()
+    assert nvml.users == 0
 
 
 def test_a_gpu_that_nvml_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
-    assert NvmlReader.open("Orin (nvgpu)", ScriptedNvml()) is None
+    nvml = ScriptedNvml()
+    assert NvmlReader.open("Orin (nvgpu)", nvml) is None
     assert "no GPU named 'Orin (nvgpu)'" in caplog.text
+    gc.collect()
+    assert nvml.users == 0
 
 
 def test_the_real_nvml_without_a_driver_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
