@@ -176,7 +176,8 @@ class Answering(Streaming):
                     batch = active.least_batch
                 left_ms = inf if budget_ms is None else budget_ms - queue_ms
                 if degree is None:
-                    decision = self._load.decide(arrival[0], begin, left_ms, controller, batch)
+                    share = self._load.share(arrival[0], begin, left_ms, controller, batch)
+                    decision = controller.decide(share.ms, batch, shared=share.shared)
                 else:
                     decision = _pinned(active, controller, batch, left_ms, degree)
                 taken = decision.degree

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple, Protocol
 
-from tocom.runtime.policy.choice import Decision
-from tocom.runtime.policy.controller import Controller
-
 __all__ = ["Load", "Share", "Together"]
 
 # Distance between two arrivals, relative to the usual one, up to which a source keeps its rhythm.
@@ -146,24 +143,6 @@ class Load:
         """Return until when a source is waited for that should come at a time."""
         rhythm = self._sources.get(source)
         return arrival if rhythm is None else max(arrival, rhythm.last + (1 + _LATE) * rhythm.period_s)
-
-    def decide(
-        self,
-        source: Hashable,
-        now: float,
-        left_ms: float,
-        controller: Controller,
-        batch: int = 1,
-        *,
-        besides: Collection[int] = (),
-    ) -> Decision:
-        """Return the degree for a request that starts now; arguments as for :meth:`share`.
-
-        Raises:
-            BudgetError: None is in time, and the controller is to say so.
-        """
-        share = self.share(source, now, left_ms, controller, batch, besides=besides)
-        return controller.decide(share.ms, batch, shared=share.shared)
 
     def share(
         self,

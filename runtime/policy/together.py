@@ -77,7 +77,8 @@ def plan_together(waiting: Sequence[Asking], now: float, load: Load, controller:
         left_ms = (min(each.due for each in group) - begin) * 1e3
         asker, tokens = Together(each.source for each in group), [each.token for each in group]
         try:
-            decision = load.decide(asker, begin, left_ms, controller, size, besides=tokens)
+            share = load.share(asker, begin, left_ms, controller, size, besides=tokens)
+            decision = controller.decide(share.ms, size, shared=share.shared)
         except BudgetError:  # not in time at any degree, and the caller wants to hear it
             continue
         value = decision.feasible, controller.accuracy(decision.degree)

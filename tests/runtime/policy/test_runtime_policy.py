@@ -277,9 +277,11 @@ def test_the_room_that_misses_ask_for_refuses_nothing() -> None:
 def test_who_has_no_time_left_because_of_others_counts_as_their_miss() -> None:
     load, target = Load(), controller()
     load.arrive("b", 0.0, 0.05)
-    assert load.decide("a", 0.0, 45.0, target).degree == 0
+    share = load.share("a", 0.0, 45.0, target)
+    assert target.decide(share.ms, shared=share.shared).degree == 0
     target.observe(0, 20.0, met=True)
-    assert not load.decide("a", 0.0, 5.0, target).feasible
+    share = load.share("a", 0.0, 5.0, target)
+    assert not target.decide(share.ms, shared=share.shared).feasible
     target.observe(8, 10.0, met=False)
     assert target.care > 0.0
 
