@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tocom.errors import CalibrationError
 from tocom.formats.bundle import Bundle
-from tocom.formats.profile import DegreeProfile, Latency, Profile, find_profiles
+from tocom.formats.profile import DegreeProfile, Latency, Profile
 from tocom.runtime.backends.base import Backend, Engine
 from tocom.system.cpu import power_mode
 from tocom.version import __version__
@@ -65,11 +65,9 @@ def matching_profile(
             )
         return profile
     ignored = []
-    for path in find_profiles(bundle.path):
-        try:
-            profile = Profile.load(path)
-        except CalibrationError as error:
-            ignored.append(str(error))
+    for path, profile in bundle.profiles.items():
+        if isinstance(profile, CalibrationError):
+            ignored.append(str(profile))
             continue
         why = _unfit(profile, identity, degrees)
         if why is None:
@@ -89,10 +87,8 @@ def batch_profiles(bundle: Bundle, backend: Backend, degrees: Sequence[int]) -> 
     """Return the profiles beside a bundle that hold here, for another batch of its range: by their batch."""
     least, optimal, most = bundle.batch
     found = {}
-    for path in find_profiles(bundle.path):
-        try:
-            profile = Profile.load(path)
-        except CalibrationError:  # reported where the profile in use was looked for
+    for profile in bundle.profiles.values():
+        if isinstance(profile, CalibrationError):  # reported where the profile in use was looked for
             continue
         identity = identity_of(bundle, backend, profile.batch)
         if least <= profile.batch <= most and profile.batch != optimal and _unfit(profile, identity, degrees) is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from tocom.errors import CalibrationError, EngineError, RequestError
+from tocom.errors import EngineError, RequestError
 from tocom.formats.bundle import Bundle
-from tocom.formats.profile import Profile, find_profiles
+from tocom.formats.profile import Profile
 from tocom.runtime.backends.base import Backend
 from tocom.system.cpu import cpu_identity, power_mode, usable_cores
 
@@ -101,12 +100,12 @@ def compare_measured(bundle: Bundle, threads: int | None = None) -> tuple[str | 
     here = {**cpu_identity(), **({"power_mode": mode} if (mode := power_mode()) else {})}
     wanted = (bundle.fingerprint, bundle.batch[1], usable_cores() if threads is None else threads)
     known: dict[str, Profile] = {}
-    for path in find_profiles(bundle.path):
-        with contextlib.suppress(CalibrationError):  # said where a profile is chosen
-            profile = Profile.load(path)
-            same = (profile.bundle_fingerprint, profile.batch, profile.threads) == wanted
-            if same and profile.backend in _ON_CPU and here.items() <= dict(profile.device).items():
-                known[profile.backend] = profile
+    for profile in bundle.profiles.values():
+        if not isinstance(profile, Profile):  # reported where a profile is chosen
+            continue
+        same = (profile.bundle_fingerprint, profile.batch, profile.threads) == wanted
+        if same and profile.backend in _ON_CPU and here.items() <= dict(profile.device).items():
+            known[profile.backend] = profile
     if len(known) < len(_ON_CPU):
         return None, ""
     mine, theirs = (known[name].degrees for name in _ON_CPU)

@@ -22,7 +22,7 @@ from tocom.calibration import (
     wilson_interval,
 )
 from tocom.errors import BundleError, DataError, OutputError, RequestError
-from tocom.formats.profile import Profile
+from tocom.formats.profile import Profile, find_profiles
 from tocom.runtime import Runtime
 
 
@@ -210,6 +210,17 @@ def test_calibrate_saves_what_the_runtime_then_uses(bundle: SmallBundle, tmp_pat
     assert all(entry.accuracy is not None and entry.latency.count == 5 for entry in profile.degrees.values())
     with Runtime.open(bundle.path) as runtime:
         assert runtime.profile == profile
+
+
+def test_opening_reads_each_profile_once(bundle: SmallBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for batch in (2, 4):
+        calibrate(bundle.path, samples=3, batch=batch)
+    read: list[Path] = []
+    load = Profile.load
+    monkeypatch.setattr(Profile, "load", staticmethod(lambda path: [read.append(path), load(path)][1]))
+    with Runtime.open(bundle.path) as runtime:
+        assert runtime.profile is not None
+    assert sorted(read) == find_profiles(bundle.path)
 
 
 def test_calibrate_twice_replaces(bundle: SmallBundle) -> None:

@@ -17,9 +17,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from tocom.errors import BundleError
+from tocom.errors import BundleError, CalibrationError
 from tocom.formats.manifest import MANIFEST_NAME, SCHEMA_VERSION, check_manifest
 from tocom.formats.onnx.tensors import external_data, read_tensors, stored_tensors
+from tocom.formats.profile import Profile, find_profiles
 from tocom.formats.sealed_json import parse_sealed
 from tocom.formats.signatures import PublicKey, signed_files
 from tocom.system.cpu import usable_cores
@@ -143,6 +144,17 @@ class Bundle:
         """Names of the classes, or None."""
         labels: list[str] | None = self.manifest.get("labels")
         return labels
+
+    @cached_property
+    def profiles(self) -> dict[Path, Profile | CalibrationError]:
+        """The profiles beside it, as they are when this is first asked for; of one that cannot be used, why."""
+        found: dict[Path, Profile | CalibrationError] = {}
+        for path in find_profiles(self.path):
+            try:
+                found[path] = Profile.load(path)
+            except CalibrationError as error:
+                found[path] = error
+        return found
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest names.

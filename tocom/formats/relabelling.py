@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tocom.errors import BundleError, RequestError, TocomError
+from tocom.errors import BundleError, RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.manifest import MANIFEST_NAME
-from tocom.formats.profile import Profile, find_profiles
+from tocom.formats.profile import Profile
 from tocom.formats.sealed_json import write_sealed_json
 from tocom.formats.signatures import SIGNATURES_FOLDER
 
@@ -42,16 +41,12 @@ def relabel(path: Path | str, labels: Sequence[str]) -> Bundle:
             f"The bundle {path} is signed, and a signature is of its manifest. Remove {path / SIGNATURES_FOLDER}, "
             "relabel, and sign again."
         )
-    profiles: list[tuple[Path, Profile]] = []
-    for file in find_profiles(path):
-        with contextlib.suppress(TocomError):  # one that no runtime would read either stays as it is
-            profiles.append((file, Profile.load(file)))
     write_sealed_json(path / MANIFEST_NAME, {**bundle.manifest, "labels": list(labels)})
     renamed = Bundle(path, verify=False)
     if renamed.labels != list(labels):
         raise BundleError(f"The bundle {path} was changed while it was relabelled. Do it again.")
-    for file, profile in profiles:
-        if profile.bundle_fingerprint == bundle.fingerprint:
+    for file, profile in bundle.profiles.items():  # one that no runtime would read either stays as it is
+        if isinstance(profile, Profile) and profile.bundle_fingerprint == bundle.fingerprint:
             degrees = {degree: replace(entry, accuracy=None) for degree, entry in profile.degrees.items()}
             replace(profile, bundle_fingerprint=renamed.fingerprint, degrees=degrees).save(path)
             file.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from typing import Any
 from tocom.errors import AlignmentError, BundleError, CalibrationError, EngineError
 from tocom.formats.bundle import MANIFEST_NAME, Bundle
 from tocom.formats.device_alignment import DeviceAlignment, find_alignments
-from tocom.formats.profile import Profile, find_profiles
 from tocom.formats.sidecar import read_sidecar
 from tocom.formats.signatures import PublicKey, read_signatures, signed_files
 from tocom.system.files import open_regular, sha256_open
@@ -76,13 +75,13 @@ def verify(path: Path | str, keys: Sequence[PublicKey] | None = None) -> Verific
             here, but a problem in what is returned.
     """
     bundle = Bundle(path, verify=False, trusted_keys=keys)
-    signed = {} if keys is None else signed_files(path, keys)
+    signed = None if keys is None else signed_files(path, keys)
     files = [
         Checked(MANIFEST_NAME, "manifest", "signature" if keys else "seal" if "sha256" in bundle.manifest else ""),
         *_export(bundle),
-        *_engines(bundle, signed if keys is not None else None),
+        *_engines(bundle, signed),
         *_profiles(bundle),
-        *_alignments(bundle, signed if keys is not None else None),
+        *_alignments(bundle, signed),
     ]
     by: list[str] | None = None if keys is None else []
     for signature in read_signatures(path):
@@ -145,12 +144,9 @@ def _differs(path: Path, sha256: str) -> str | None:
 
 
 def _profiles(bundle: Bundle) -> Iterator[Checked]:
-    for path in find_profiles(bundle.path):
-        try:
-            Profile.load(path)
-            yield Checked(_name(bundle, path), "profile", "seal")
-        except CalibrationError as error:
-            yield Checked(_name(bundle, path), "profile", "seal", str(error))
+    for path, found in bundle.profiles.items():
+        problem = str(found) if isinstance(found, CalibrationError) else None
+        yield Checked(_name(bundle, path), "profile", "seal", problem)
 
 
 def _alignments(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
