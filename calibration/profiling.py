@@ -143,7 +143,7 @@ def calibrate(
             },
             device_state=run.state,
         )
-        profile = with_dominated(profile, runtime.bundle)
+        profile = with_dominated(profile)
         if save:
             try:
                 profile.save(runtime.bundle.path)

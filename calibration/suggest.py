@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tocom.errors import CalibrationError, RequestError
-from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
 from tocom.runtime.policy.choice import Candidate, dominators, frontier, rank_accuracies
 
@@ -27,7 +26,7 @@ class Suggestion:
         mean_loss: Accuracy lost against all measured degrees, as a share, averaged over the budgets.
         worst_loss: The same at the budget where it is largest.
         budgets_ms: Lowest and highest budget of that average.
-        accuracy: What the degrees were ranked by: ``top1``, ``agreement``, ``manifest`` or ``degree`` (not measured).
+        accuracy: What the degrees were ranked by: ``top1``, ``agreement`` or ``degree`` (not measured).
     """
 
     degrees: tuple[int, ...]
@@ -44,40 +43,23 @@ class Suggestion:
         return {**asdict(self), **lists}
 
 
-def candidates_of(profile: Profile, exported: Mapping[int, float | None] | None = None) -> tuple[list[Candidate], str]:
-    """Return the degrees as the policy sees them at the profile's speed, and what their accuracies are.
-
-    Args:
-        profile: The profile.
-        exported: Accuracies of the manifest, used where the profile has none.
-    """
-    degrees = list(profile.degrees)
-    measured = {degree: e.accuracy.rank if e.accuracy else None for degree, e in profile.degrees.items()}
-    accuracy = rank_accuracies(degrees, measured, exported or {})
-    kinds = {entry.accuracy.kind for entry in profile.degrees.values() if entry.accuracy}
-    if all(value is not None for value in measured.values()):
-        kind = kinds.pop() if len(kinds) == 1 else "mixed"
-    else:
-        kind = "manifest" if all((exported or {}).get(degree) is not None for degree in degrees) else "degree"
-    entries = profile.degrees.items()
-    return [Candidate(degree, accuracy[degree], entry.latency.p50_ms) for degree, entry in entries], kind
+def candidates_of(profile: Profile) -> tuple[list[Candidate], str]:
+    """Return the degrees as the policy sees them at the profile's speed, and what their accuracies are."""
+    entries = profile.degrees
+    accuracy = rank_accuracies(list(entries), entries)
+    kinds = {"degree" if entry.accuracy is None else entry.accuracy.kind for entry in entries.values()}
+    kind = "degree" if "degree" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+    return [Candidate(degree, accuracy[degree], entry.latency.p50_ms) for degree, entry in entries.items()], kind
 
 
-def with_dominated(profile: Profile, bundle: Bundle) -> Profile:
+def with_dominated(profile: Profile) -> Profile:
     """Return the profile with every degree marked that brings nothing on this device."""
-    exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
-    dominated = dominators(candidates_of(profile, exported)[0])
+    dominated = dominators(candidates_of(profile)[0])
     degrees = {degree: replace(e, dominated_by=dominated.get(degree)) for degree, e in profile.degrees.items()}
     return replace(profile, degrees=degrees)
 
 
-def suggest_degrees(
-    profile: Profile,
-    exported: Mapping[int, float | None] | None = None,
-    *,
-    max_loss: float = 0.0005,
-    most: int | None = None,
-) -> Suggestion:
+def suggest_degrees(profile: Profile, *, max_loss: float = 0.0005, most: int | None = None) -> Suggestion:
     """Return the fewest degrees whose accuracy, averaged over the budgets, is within ``max_loss`` of all of them.
 
     A budget takes the most accurate degree that meets it, so leaving a degree out costs accuracy only for budgets
@@ -87,7 +69,6 @@ def suggest_degrees(
 
     Args:
         profile: A profile of many degrees.
-        exported: Accuracies of the manifest, used where the profile has none.
         max_loss: Share of accuracy that may be lost on average; 0.0005 is 0.05 points, half of it for what the
             runtime loses by learning.
         most: Most degrees to suggest, whatever is lost; None sets no limit.
@@ -98,7 +79,7 @@ def suggest_degrees(
     """
     if not 0 <= max_loss < 1 or (most is not None and most < 2):
         raise RequestError(f"Expected 0 <= max_loss < 1 and most >= 2. Got {max_loss!r} and {most!r}.")
-    candidates, kind = candidates_of(profile, exported)
+    candidates, kind = candidates_of(profile)
     if kind == "mixed":
         raise CalibrationError("The profile mixes accuracies and agreements. Measure it again with 'tocom calibrate'.")
     if kind == "degree":

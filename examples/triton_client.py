@@ -60,8 +60,7 @@ def accuracies(bundle: Bundle, degrees: list[int]) -> dict[int, float]:
     """Return a number per degree that orders them by accuracy."""
     profiles = sorted(find_profiles(bundle.path), key=lambda path: path.stat().st_mtime)
     entries = Profile.load(profiles[-1]).degrees if profiles else {}
-    measured = {d: None if entry.accuracy is None else entry.accuracy.rank for d, entry in entries.items()}
-    return rank_accuracies(degrees, measured, {d: entry.accuracy for d, entry in bundle.degrees.items()})
+    return rank_accuracies(degrees, entries)
 
 
 def main() -> None:

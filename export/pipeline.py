@@ -264,7 +264,6 @@ def export(
                     "onnx": _file_name(degree),
                     "token_counts": list(token_counts(tokens, removed)),
                     "macs": count_macs(vit, removed, method=method) + placement.macs(degree),
-                    "accuracy": None,
                     "check": results[degree].to_json() if degree in results else None,
                 }
                 for degree, removed in schedules.items()

@@ -28,10 +28,10 @@ def ranks(
     Raises:
         CalibrationError: The goal is energy, and the profile does not hold it, or nothing says the accuracy.
     """
-    accuracy = _accuracies(bundle, degrees, profile)
+    entries = {} if profile is None else profile.degrees
+    accuracy = rank_accuracies(degrees, entries)
     if goal == "accuracy":
         return accuracy
-    entries = {} if profile is None else profile.degrees
     energy = {d: entries[d].energy for d in degrees if d in entries}
     millijoules = {degree: each.millijoules for degree, each in energy.items() if each is not None}
     has_energy, has_accuracy = len(millijoules) == len(degrees), min(accuracy.values()) >= 0
@@ -42,13 +42,6 @@ def ranks(
             f"{bundle.path} --images FOLDER. Where the table then shows no mJ, the device does not tell its energy."
         )
     return rank_for_energy(accuracy, millijoules, max_loss)
-
-
-def _accuracies(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:
-    entries = {} if profile is None else profile.degrees
-    measured = {d: None if e.accuracy is None else e.accuracy.rank for d, e in entries.items()}
-    exported = {degree: entry.accuracy for degree, entry in bundle.degrees.items()}
-    return rank_accuracies(degrees, measured, exported)
 
 
 def expected_latency(bundle: Bundle, degrees: Sequence[int], profile: Profile | None) -> dict[int, float]:

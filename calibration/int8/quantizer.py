@@ -168,7 +168,7 @@ def quantize(
             },
         }
         manifest["degrees"] = [
-            {**each, "check": None, "accuracy": None, **entries[each["degree"]]}
+            {**each, "check": None, **entries[each["degree"]]}
             for each in manifest["degrees"]
             if each["degree"] in entries
         ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tocom.errors import BudgetError, RequestError
+from tocom.formats.profile import DegreeProfile
 
 __all__ = [
     "GOALS",
@@ -57,18 +58,11 @@ class Decision:
     feasible: bool
 
 
-def rank_accuracies(
-    degrees: Sequence[int], measured: Mapping[int, float | None], exported: Mapping[int, float | None]
-) -> dict[int, float]:
-    """Return the number that orders the degrees by accuracy: the profile's, else the manifest's, else ``-degree``.
-
-    Each source counts only when it covers every degree: figures of different origin do not compare.
-    """
-    for source in (measured, exported):
-        values = {degree: source.get(degree) for degree in degrees}
-        if all(value is not None for value in values.values()):
-            return {degree: float(value) for degree, value in values.items() if value is not None}
-    return {degree: -float(degree) for degree in degrees}
+def rank_accuracies(degrees: Sequence[int], measured: Mapping[int, DegreeProfile]) -> dict[int, float]:
+    """Return the number that orders the degrees by accuracy: the measured one where all are known, else ``-degree``."""
+    known = {degree: measured[degree].accuracy for degree in degrees if degree in measured}
+    ranks = {degree: accuracy.rank for degree, accuracy in known.items() if accuracy is not None}
+    return ranks if len(ranks) == len(degrees) else {degree: -float(degree) for degree in degrees}
 
 
 def rank_for_energy(

@@ -79,7 +79,6 @@ OUT_OF_RANGE = {
     "a batch that descends": put("batch", "max", value=0),
     "a standard deviation of zero": put("input", "std", value=[0.5, 0, 0.5]),
     "a crop above one": put("input", "crop", value=1.5),
-    "an accuracy above one": put("degrees", 0, "accuracy", value=1.5),
     "a token count of zero": put("degrees", 0, "token_counts", value=[17, 0]),
     "a shape of three": put("input", "shape", value=[3, 8, 8]),
     "a schema version to come": put("schema_version", value=99),

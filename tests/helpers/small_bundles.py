@@ -46,7 +46,6 @@ def write_small_bundle(
     width: int = 64,
     layers: Sequence[int] | None = None,
     batch: tuple[int, int, int] = (1, 1, 4),
-    accuracy: Sequence[float | None] | None = None,
     labels: list[str] | None = None,
     input_type: str = "float32",
     seed: int = 0,
@@ -68,7 +67,6 @@ def write_small_bundle(
         model = _model(degree, count, weights, places, input_type)
         (path / _onnx_name(degree)).write_bytes(model.SerializeToString())
     names = [WEIGHTS_NAME, *map(_onnx_name, degrees)]
-    accuracy = accuracy or [None] * len(degrees)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "created_by": "tests",
@@ -97,10 +95,9 @@ def write_small_bundle(
                 "onnx": _onnx_name(degree),
                 "token_counts": [17, 17 - min(degree, 8)],
                 "macs": 1000 * count,
-                "accuracy": value,
                 "check": None,
             }
-            for degree, count, value in zip(degrees, layers, accuracy, strict=True)
+            for degree, count in zip(degrees, layers, strict=True)
         ],
         "files": {name: {"sha256": sha256_file(path / name), "size": (path / name).stat().st_size} for name in names},
     }

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_bundles import SIZE, SmallBundle, images_of, write_small_bundle
+from small_bundles import SIZE, SmallBundle, images_of
 from small_profiles import profile_for
 
 from tocom.errors import BudgetError, BundleError, CalibrationError, DegreeError, EngineError, RequestError
@@ -279,9 +279,3 @@ with tocom.runtime.Runtime.open({str(small_bundle.path)!r}) as runtime:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(1, 5)"
-
-
-def test_manifest_accuracies_order_the_degrees(tmp_path: pytest.TempPathFactory) -> None:
-    bundle = write_small_bundle(tmp_path / "b", accuracy=[0.5, 0.9, 0.4])  # type: ignore[operator]
-    with Runtime.open(bundle.path) as runtime:
-        assert runtime.infer(images_of(1)).degree == 4

@@ -120,8 +120,7 @@ def calibrate(
     opened = Bundle(bundle, verify=False, trusted_keys=load_public_keys(trusted_key) if trusted_key else None)
     suggestion = None
     if suggest or report:
-        exported = {degree: entry.accuracy for degree, entry in opened.degrees.items()}
-        suggestion = suggest_degrees(profile, exported, max_loss=max_loss / 100, most=most)
+        suggestion = suggest_degrees(profile, max_loss=max_loss / 100, most=most)
     page = None
     if report:
         blocks: list[BlockTimes] = []

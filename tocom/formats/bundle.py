@@ -44,14 +44,12 @@ class DegreeEntry:
         onnx: File name inside the bundle.
         token_counts: Tokens entering each block, and last those leaving the final block.
         macs: Multiply-accumulates of one image, matching included.
-        accuracy: Share of correct answers in 0…1 where the export knew it, else None.
     """
 
     degree: int
     onnx: str
     token_counts: tuple[int, ...]
     macs: int
-    accuracy: float | None = None
 
 
 class Bundle:
@@ -96,9 +94,7 @@ class Bundle:
     def degrees(self) -> dict[int, DegreeEntry]:
         """The degrees in ascending order."""
         return {
-            entry["degree"]: DegreeEntry(
-                entry["degree"], entry["onnx"], tuple(entry["token_counts"]), entry["macs"], entry["accuracy"]
-            )
+            entry["degree"]: DegreeEntry(entry["degree"], entry["onnx"], tuple(entry["token_counts"]), entry["macs"])
             for entry in sorted(self.manifest["degrees"], key=lambda entry: int(entry["degree"]))
         }
 

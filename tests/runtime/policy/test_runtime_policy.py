@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tocom.errors import BudgetError, RequestError
-from tocom.formats.profile import Latency
+from tocom.formats.profile import Accuracy, DegreeProfile, Latency
 from tocom.runtime import Candidate, Controller, ControllerConfig, LatencyModel, choose, frontier
 from tocom.runtime.policy.choice import rank_accuracies
 from tocom.runtime.policy.load import Load
@@ -90,10 +90,12 @@ def test_infeasible_raises_when_asked(entries: list[Candidate]) -> None:
         choose(kept, 0.01, on_infeasible="ignore")
 
 
-def test_accuracies_of_different_origin_are_never_mixed() -> None:
-    assert rank_accuracies([0, 4], {0: 0.9, 4: 0.8}, {0: 0.1, 4: 0.2}) == {0: 0.9, 4: 0.8}
-    assert rank_accuracies([0, 4], {0: 0.9}, {0: 0.1, 4: 0.2}) == {0: 0.1, 4: 0.2}
-    assert rank_accuracies([0, 4], {0: 0.9}, {4: 0.2}) == {0: 0.0, 4: -4.0}
+def test_measured_accuracies_order_the_degrees_where_all_are_known() -> None:
+    latency = Latency(10, 1.0, 2.0, 3.0, 4.0)
+    known, unknown = DegreeProfile(latency, Accuracy("top1", 0.9, 10, 0.8, 1.0)), DegreeProfile(latency)
+    assert rank_accuracies([0, 4], {0: known, 4: known}) == {0: 0.9, 4: 0.9}
+    assert rank_accuracies([0, 4], {0: known, 4: unknown}) == {0: 0.0, 4: -4.0}
+    assert rank_accuracies([0, 4], {0: known}) == {0: 0.0, 4: -4.0}
 
 
 def latency(p50: float, spread: float = 1.05) -> Latency:
