@@ -65,17 +65,17 @@ def matching_profile(
             )
         return profile
     ignored = []
-    for path, profile in bundle.profiles.items():
-        if isinstance(profile, CalibrationError):
-            ignored.append(str(profile))
+    for path, found in bundle.profiles.items():
+        if isinstance(found, CalibrationError):
+            ignored.append(str(found))
             continue
-        why = _unfit(profile, identity, degrees)
+        why = _unfit(found, identity, degrees)
         if why is None:
-            if profile.device_state is not None and profile.device_state.marks:
-                marks = "; ".join(profile.device_state.marks)
+            if found.device_state is not None and found.device_state.marks:
+                marks = "; ".join(found.device_state.marks)
                 log.warning("the profile %s is doubtful: %s. Measure it again with 'tocom calibrate'.", path, marks)
-            return profile
-        if profile.backend == identity["backend"]:
+            return found
+        if found.backend == identity["backend"]:
             ignored.append(f"{path}: {why}")
     # Profiles of other backends, and beside the one that holds those of other devices and modes, are not news.
     for why in ignored:
