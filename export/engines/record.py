@@ -14,6 +14,7 @@ from tocom.export.op_plugin.library import OpPluginLibrary
 from tocom.formats.build_options import BuildOptions
 from tocom.formats.bundle import WEIGHTS_NAME, Bundle
 from tocom.formats.engine import engine_name
+from tocom.formats.onnx.summary import content_sha256
 from tocom.formats.sidecar import (
     EngineAnswers,
     OnnxFiles,
@@ -98,7 +99,9 @@ class Plan:
     def onnx(self) -> OnnxFiles:
         """Return the bundle's files as they are now."""
         weights = self.bundle.manifest["files"].get(WEIGHTS_NAME, {})
-        return OnnxFiles(self.source.path.name, self.source.sha256, weights.get("sha256"), self.source.content_sha256())
+        return OnnxFiles(
+            self.source.path.name, self.source.sha256, weights.get("sha256"), content_sha256(self.source.path)
+        )
 
 
 def library_name(library: OpPluginLibrary) -> str:
@@ -124,7 +127,7 @@ def current(plan: Plan) -> Sidecar | None:
             return None
     if any(getattr(sidecar, name) != value for name, value in wanted.items()):
         return None
-    if sidecar.mismatch(plan.bundle) is not None and sidecar.onnx.content_sha256 != plan.source.content_sha256():
+    if sidecar.mismatch(plan.bundle) is not None and sidecar.onnx.content_sha256 != content_sha256(plan.source.path):
         return None
     if not _is_whole(plan.engine, sidecar.engine):
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocom.errors import EngineError
-from tocom.formats.onnx.summary import DOMAIN, content_sha256, has_zero_points, op_nodes, op_version
+from tocom.formats.onnx.summary import DOMAIN, has_zero_points, op_nodes, op_version
 from tocom.system.files import sha256_file
 
 __all__ = ["OP_VERSION", "OnnxSource", "read_source"]
@@ -29,14 +29,7 @@ class OnnxSource:
     path: Path
     sha256: str
     op_nodes: int
-    zero_points: bool = False
-
-    def content_sha256(self) -> str:
-        """Return a hash of the model with its external weights, wherever they stand in the weights file.
-
-        It stays the same when another degree joins the bundle and moves the weights around.
-        """
-        return content_sha256(self.path)
+    zero_points: bool
 
 
 def read_source(path: Path) -> OnnxSource:

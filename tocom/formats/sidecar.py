@@ -18,6 +18,7 @@ from tocom.formats.engine import unpack_engine
 from tocom.formats.sealed_json import parse_json
 from tocom.formats.typed_json import as_dataclass
 from tocom.system.files import read_regular, write_json
+from tocom.system.sealed_library import read_hashed
 
 __all__ = [
     "EngineAnswers",
@@ -173,7 +174,7 @@ class Sidecar:
             EngineError: The file is missing, or not what the sidecar says.
         """
         path = folder / self.engine.file
-        content = _read_hashed(path, self.engine.sha256)
+        content = read_hashed(path, self.engine.sha256)
         return unpack_engine(content, self.engine.content_bytes, path) if self.options.compact else content
 
     def read_op_plugin(self, folder: Path) -> tuple[str, bytes] | None:
@@ -184,7 +185,7 @@ class Sidecar:
         """
         if self.op_plugin is None:
             return None
-        return self.op_plugin.file, _read_hashed(folder / self.op_plugin.file, self.op_plugin.sha256)
+        return self.op_plugin.file, read_hashed(folder / self.op_plugin.file, self.op_plugin.sha256)
 
     def mismatch(self, bundle: Bundle) -> str | None:
         """Return why the engine is not of this bundle as it is now, or None where it is."""
@@ -231,18 +232,3 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
         OutputError: It cannot be written.
     """
     write_json(path, sidecar.to_json())
-
-
-def _read_hashed(path: Path, sha256: str) -> bytes:
-    """Return the bytes that were hashed: the file may be another by now."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}). Build it again: 'tocom build'.") from error
-    got = hashlib.sha256(content).hexdigest()
-    if got != sha256:
-        raise EngineError(
-            f"{path} has {len(content)} bytes and sha256 {got}, its sidecar says {sha256}: it was cut off or changed. "
-            "Engines and op plugins can carry code, so it is not loaded. Build it again: 'tocom build'."
-        )
-    return content

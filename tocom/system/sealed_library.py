@@ -14,12 +14,31 @@ from pathlib import Path
 
 from tocom.errors import EngineError
 
-__all__ = ["hold_library"]
+__all__ = ["hold_library", "read_hashed"]
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 _lock = threading.Lock()
 _held: dict[str, int] = {}
+
+
+def read_hashed(path: Path, sha256: str) -> bytes:
+    """Return the bytes that were hashed: the file may be another by now.
+
+    Raises:
+        EngineError: It cannot be read, or has another sha256.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}). Build it again: 'tocom build'.") from error
+    got = hashlib.sha256(content).hexdigest()
+    if got != sha256:
+        raise EngineError(
+            f"{path} has {len(content)} bytes and sha256 {got}, expected is {sha256}: it was cut off or changed. "
+            "Engines and op plugins can carry code, so it is not loaded. Build it again: 'tocom build'."
+        )
+    return content
 
 
 def hold_library(path: Path, sha256: str) -> str:
@@ -30,18 +49,7 @@ def hold_library(path: Path, sha256: str) -> str:
     Raises:
         EngineError: The file cannot be read, has another sha256, or cannot be copied into memory.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"The engines need the op plugin library {path}, which cannot be read ({error.strerror}). Build them again."
-        ) from error
-    got = hashlib.sha256(content).hexdigest()
-    if got != sha256:
-        raise EngineError(
-            f"The op plugin library {path} has sha256 {got}, the engines were built with {sha256}. It is not loaded. "
-            "Build them again."
-        )
+    content = read_hashed(path, sha256)
     with _lock:
         if sha256 not in _held:
             _held[sha256] = _sealed_copy(content, path)

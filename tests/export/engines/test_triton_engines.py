@@ -118,7 +118,7 @@ def _another_library(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_changed_engine, r"degree-04.engine.zip has .* its sidecar says .* it was cut off or changed"),
+        (_changed_engine, r"degree-04.engine.zip has .* expected is .* it was cut off or changed"),
         (lambda folder: (folder / "degree-04.engine.zip").unlink(), r"degree-04.engine.zip cannot be read"),
         (_changed_library, r"libtocom_op_plugin.*so has .* was cut off or changed"),
         (_another_library, r"need different op plugin libraries \(.*Build all degrees again"),

@@ -152,10 +152,10 @@ def test_the_op_plugin_library_is_checked_then_loaded(
     content = b"a library"
     op_plugin = op_plugin_json(content)
     folder = write_engines(bundle, op_plugin=op_plugin)
-    with pytest.raises(EngineError, match=r"need the op plugin library .*libop\.so, which cannot be read"):
+    with pytest.raises(EngineError, match=r"libop\.so cannot be read"):
         opened()
     (folder / "libop.so").write_bytes(b"another library")
-    with pytest.raises(EngineError, match="It is not loaded"):
+    with pytest.raises(EngineError, match="it is not loaded"):
         opened()
     assert not any(registry.libraries for registry in trt.registries)
     (folder / "libop.so").write_bytes(content)
@@ -194,7 +194,7 @@ def test_an_exchange_after_the_hash_loads_nothing_else(
     monkeypatch.setattr(IPluginRegistry, "load_library", exchanged)
     opened()
     assert answers == [42]
-    with pytest.raises(EngineError, match="It is not loaded"):
+    with pytest.raises(EngineError, match="it is not loaded"):
         opened()
 
 
