@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from tocom.calibration.accuracy.answers import collect_answers, read_samples
-from tocom.calibration.accuracy.intervals import check_above_chance, check_interval
+from tocom.calibration.accuracy.intervals import check_above_chance, check_interval, images_needed
 from tocom.calibration.accuracy.precisions import compare_precisions
 from tocom.calibration.device_state.energy import measure_energy
 from tocom.calibration.device_state.reader import open_reader
-from tocom.calibration.latency.measure import LatencyRun, run_latency
+from tocom.calibration.latency.measure import LatencyRun, check_precision, run_latency
 from tocom.calibration.suggest import with_dominated
 from tocom.errors import CalibrationError, OutputError, RequestError
 from tocom.formats.bundle import Bundle
@@ -76,6 +76,9 @@ def calibrate(
         RequestError: ``against`` is of another model, or of the same precision; or ``batch`` is out of range.
         OutputError: The profile cannot be written: found before the work, or it holds the profile as ``unsaved``.
     """
+    check_precision(samples, tolerance)
+    if interval_points is not None:
+        images_needed(0.5, interval_points / 100)
     with Runtime.open(bundle, backend, threads=threads, warm=False, trusted_keys=trusted_keys) as runtime:
         if save:
             check_writable(runtime.bundle.path / PROFILES_FOLDER)

@@ -10,7 +10,7 @@ from tocom.errors import CalibrationError, RequestError
 from tocom.formats.profile import Profile
 from tocom.runtime.policy.choice import Candidate, dominators, frontier, rank_accuracies
 
-__all__ = ["Suggestion", "candidates_of", "suggest_degrees", "with_dominated"]
+__all__ = ["Suggestion", "candidates_of", "check_limits", "suggest_degrees", "with_dominated"]
 
 # Budgets that count: from what the fastest degree needs to a little more than the slowest one.
 _HEADROOM = 1.05
@@ -77,8 +77,7 @@ def suggest_degrees(profile: Profile, *, max_loss: float = 0.0005, most: int | N
         RequestError: An argument is out of its range.
         CalibrationError: Accuracies are of different kinds.
     """
-    if not 0 <= max_loss < 1 or (most is not None and most < 2):
-        raise RequestError(f"Expected 0 <= max_loss < 1 and most >= 2. Got {max_loss!r} and {most!r}.")
+    check_limits(max_loss, most)
     candidates, kind = candidates_of(profile)
     if kind == "mixed":
         raise CalibrationError("The profile mixes accuracies and agreements. Measure it again with 'tocom calibrate'.")
@@ -97,6 +96,12 @@ def suggest_degrees(profile: Profile, *, max_loss: float = 0.0005, most: int | N
         (stairs[-1].latency_ms, stairs[0].latency_ms * _HEADROOM),
         kind,
     )
+
+
+def check_limits(max_loss: float, most: int | None) -> None:
+    """Raise RequestError where one of these parameters of :func:`suggest_degrees` is out of its range."""
+    if not 0 <= max_loss < 1 or (most is not None and most < 2):
+        raise RequestError(f"Expected 0 <= max_loss < 1 and most >= 2. Got {max_loss!r} and {most!r}.")
 
 
 def _by_latency_alone(candidates: Sequence[Candidate]) -> list[Candidate]:

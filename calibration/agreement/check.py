@@ -98,13 +98,14 @@ def check(
         RequestError: A backend's name is unknown, or none can be used.
         EngineError: ``images`` are given, and ONNX Runtime does not give the bundle's reference answers.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    wanted = sorted(set(bundle.degrees if degrees is None else degrees))
-    for degree in wanted:
-        bundle.onnx_path(degree)  # raises when it is not there
     names = list(dict.fromkeys(BACKENDS if backends is None else backends))
     if unknown := [name for name in names if name not in BACKENDS]:
         raise RequestError(f"The 'backends' parameter must name some of {', '.join(BACKENDS)}. Got {unknown} instead.")
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle, verify=False)
+    wanted = sorted(set(bundle.degrees if degrees is None else degrees))
+    for degree in wanted:
+        bundle.onnx_path(degree)  # raises when it is not there
+    bundle.require_verified()
     references = read_references(bundle)
     if images is not None:
         references = references_of(bundle, references, wanted, images, threads)

@@ -77,12 +77,19 @@ def quantize(
         EngineError: ONNX Runtime refuses a model.
         OutputError: ``out`` cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    _check_numbers(floor_points, range_images, held_out_images, seconds_per_degree)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle, verify=False)
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
     for degree in chosen:
         bundle.onnx_path(degree)  # raises when it is not there
-    _check_request(bundle, floor_points, range_images, held_out_images, seconds_per_degree)
+    if bundle.precision != "fp32":
+        raise RequestError(
+            f"{bundle.path} is in {bundle.precision}: quantize a float32 bundle. Export one with --precision fp32."
+        )
     bundle.require_verified()
+    largest = max(bundle.degree_bytes(degree) for degree in bundle.degrees)
+    if largest > _MOST_BYTES:
+        raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")
     scheme = scheme or default_scheme()
     entry = bundle.manifest["input"]
     for_ranges, for_choice = _split_images(
@@ -206,17 +213,7 @@ def _split_images(
     return shuffled[:count], list(rest)
 
 
-def _check_request(
-    bundle: Bundle,
-    floor_points: float,
-    range_images: int,
-    held_out_images: int,
-    seconds: float,
-) -> None:
-    if bundle.precision != "fp32":
-        raise RequestError(
-            f"{bundle.path} is in {bundle.precision}: quantize a float32 bundle. Export one with --precision fp32."
-        )
+def _check_numbers(floor_points: float, range_images: int, held_out_images: int, seconds: float) -> None:
     if not 0 < floor_points <= 100:
         raise RequestError(f"The 'floor_points' parameter must be above 0 and at most 100. Got {floor_points!r}.")
     if range_images < 1 or held_out_images < 1 or not seconds >= 0:
@@ -224,6 +221,3 @@ def _check_request(
             "The 'range_images' and 'held_out_images' parameters must be at least 1, 'seconds_per_degree' at least 0. "
             f"Got {range_images!r}, {held_out_images!r} and {seconds!r}."
         )
-    largest = max(bundle.degree_bytes(degree) for degree in bundle.degrees)
-    if largest > _MOST_BYTES:
-        raise RequestError(f"A degree of {bundle.path} takes {largest} bytes; above 2 GiB quantizing is not supported.")

@@ -21,7 +21,7 @@ from tocom.runtime import Runtime
 from tocom.system.numbers import is_integer
 from tocom.system.progress import Progress, silent
 
-__all__ = ["LatencyRun", "run_latency"]
+__all__ = ["LatencyRun", "check_precision", "run_latency"]
 
 _JUDGE_EVERY = 10
 
@@ -92,10 +92,7 @@ def run_latency(
         RequestError: ``samples``, ``tolerance`` or ``batch`` is out of its range.
         EngineError: A degree does not run.
     """
-    if not is_integer(samples, 1):
-        raise RequestError(f"The 'samples' parameter must be an integer >= 1. Got {samples!r} instead.")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
-        raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")
+    check_precision(samples, tolerance)
     generator = np.random.default_rng(seed)
     chosen = tuple(runtime.degrees)
     size = runtime.bundle.batch[1] if batch is None else batch
@@ -118,6 +115,14 @@ def run_latency(
     steadiness = judge(measured)
     state = recorder.finish(_marks(steadiness, ends))
     return LatencyRun(chosen, measured, np.asarray(ends), steadiness, stopped, state)
+
+
+def check_precision(samples: Any, tolerance: Any) -> None:
+    """Raise RequestError where one of these parameters of :func:`run_latency` is out of its range."""
+    if not is_integer(samples, 1):
+        raise RequestError(f"The 'samples' parameter must be an integer >= 1. Got {samples!r} instead.")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+        raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")
 
 
 def _judged(

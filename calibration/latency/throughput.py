@@ -13,7 +13,7 @@ from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
 from tocom.system.numbers import is_integer
 
-__all__ = ["bench"]
+__all__ = ["bench", "check_load"]
 
 
 def bench(
@@ -44,11 +44,7 @@ def bench(
     Raises:
         RequestError: A duration, the batch or the concurrency is out of its range.
     """
-    for name, value in (("duration_s", duration_s), ("warmup_s", warmup_s)):
-        if not 0 <= value < float("inf") or (name == "duration_s" and value == 0):
-            raise RequestError(f"The {name!r} parameter must be a number of seconds. Got {value!r} instead.")
-    if not is_integer(concurrency, 1):
-        raise RequestError(f"The 'concurrency' parameter must be an integer >= 1. Got {concurrency!r} instead.")
+    check_load(duration_s, warmup_s, concurrency)
     images = random_images(runtime.bundle.manifest["input"], batch, np.random.default_rng(0))
     runtime.infer(images, budget_ms, degree=degree)  # a bad argument shows here, on the caller's thread
     rows: list[tuple[float, float, int, bool]] = []
@@ -81,6 +77,15 @@ def bench(
         "queue_ms": _quantiles(queue),
         "compute_ms": _quantiles(total - queue),
     }
+
+
+def check_load(duration_s: float, warmup_s: float, concurrency: int) -> None:
+    """Raise RequestError where one of these parameters of :func:`bench` is out of its range."""
+    for name, value in (("duration_s", duration_s), ("warmup_s", warmup_s)):
+        if not 0 <= value < float("inf") or (name == "duration_s" and value == 0):
+            raise RequestError(f"The {name!r} parameter must be a number of seconds. Got {value!r} instead.")
+    if not is_integer(concurrency, 1):
+        raise RequestError(f"The 'concurrency' parameter must be an integer >= 1. Got {concurrency!r} instead.")
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

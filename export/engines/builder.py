@@ -97,9 +97,9 @@ def build(
         EngineError: The backend is missing, the library does not fit, or an engine cannot be built within the limits.
         OutputError: The folder cannot be written.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     tell = say or (lambda line: None)
     _check_limits(timeout_s, memory_limit_mib)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle, verify=False)
     found = find_backend(backend)
     options = BuildOptions(
         lowering=lowering or "plugin",
@@ -111,6 +111,9 @@ def build(
         compact=found.name == "tensorrt-rtx" if compact is None else compact,
     )
     chosen = sorted(set(bundle.degrees if degrees is None else degrees))
+    for degree in chosen:
+        bundle.onnx_path(degree)  # raises when it is not there
+    bundle.require_verified()
     for degree in chosen:
         bundle.read_onnx(degree)  # a parser follows every path in the file: they must lead to the manifest's files
     sources = {degree: read_source(bundle.onnx_path(degree)) for degree in chosen}

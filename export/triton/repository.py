@@ -90,9 +90,10 @@ def write_triton_repository(
         EngineError: There are no engines, or one is not what its sidecar says.
         OutputError: ``out`` cannot be written, or is not empty.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle, verify=False)
     out = Path(out)
     prefix = _check_request(bundle, out, backend, engines, name)
+    bundle.require_verified()
     engine_folder, engine_of = (out, {}) if backend == "onnxruntime" else find_servable(bundle, engines)
     if not engine_of and backend == "tensorrt":
         raise EngineError(f"{bundle.path} has no engines of TensorRT. Build them: tocom build --backend tensorrt.")

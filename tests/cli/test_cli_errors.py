@@ -67,8 +67,8 @@ BAD = {
     "batch of four": (f"{EXPORT} --batch 1:2:3:4", "RequestError: .*'batch' option"),
     "batch 0": (f"{EXPORT} --batch 0", "ExportError: .*each at least 1"),
     "batch descending": (f"{EXPORT} --batch 4:2:1", "ExportError: .*ascending"),
-    "precision": (f"{EXPORT} --precision fp8", "ExportError: .*Got 'fp8'"),
-    "method": (f"{EXPORT} --method drop", "DegreeError: .*Got 'drop'"),
+    "precision": (f"{EXPORT} --precision fp8", "RequestError: .*Got 'fp8'"),
+    "method": (f"{EXPORT} --method drop", "RequestError: .*Got 'drop'"),
     "fuse without prune": (f"{EXPORT} --fuse", "DegreeError: .*'fuse' parameter belongs to method 'prune'"),
     "beyond the groups": (
         f"{EXPORT} --degrees 0,6 --compensator {{four_groups}}",
@@ -176,3 +176,49 @@ def test_batches() -> None:
     for text in ("", "a", "1:2", "1:2:3:4", "1:b:3", "1.0"):
         with pytest.raises(RequestError, match="'batch' option must be N or min:opt:max"):
             parse_batch(text)
+
+
+NO_MODEL = ("--model", "no_such_model", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "missing", "--degrees", "x"), "'degrees' option"),
+        (("build", "missing", "--degrees", "x"), "'degrees' option"),
+        (("build", "missing", "--batch", "x"), "'batch' option"),
+        (("build", "missing", "--timeout-s", "x"), "'timeout-s' option"),
+        (("pack", "missing", "--layout", "triton", "--out", "out", "--degrees", "x"), "'degrees' option"),
+        (("bench", "missing", "--degrees", "x"), "'degrees' option"),
+        (("bench", "missing", "--duration", "0"), "'duration_s' parameter"),
+        (("bench", "missing", "--concurrency", "0"), "'concurrency' parameter"),
+        (("run", "missing", "--images", ".", "--timeout-s", "x"), "'timeout-s' option"),
+        (("calibrate", "missing", "--samples", "0"), "'samples' parameter"),
+        (("calibrate", "missing", "--tolerance", "2"), "'tolerance' parameter"),
+        (("calibrate", "missing", "--interval", "99"), "half width"),
+        (("calibrate", "missing", "--suggest", "--most", "1"), "most >= 2"),
+        (("quantize", "missing", "--images", ".", "--out", "out", "--degrees", "x"), "'degrees' option"),
+        (("quantize", "missing", "--images", ".", "--out", "out", "--floor", "0"), "'floor_points' parameter"),
+        (("export", *NO_MODEL, "--degrees", "x"), "'degrees' option"),
+        (("export", *NO_MODEL, "--degrees", "0", "--precision", "x"), "'precision' option"),
+        (("export", *NO_MODEL, "--degrees", "0", "--input", "x"), "'input' option"),
+        (("export", *NO_MODEL, "--degrees", "0", "--merge-blocks", "1", "--every", "2"), "not both"),
+        (("export", *NO_MODEL, "--degrees", "0", "--compensator", "missing"), "Cannot read the compensator"),
+        (("align", *NO_MODEL, "--degrees", "4", "--images", "missing"), "No image folder at missing"),
+        (("align", *NO_MODEL, "--degrees", "4", "--images", ".", "--method", "x"), "'method' option"),
+        (("train", *NO_MODEL, "--images", ".", "--loss", "x"), "'loss' parameter"),
+        (("train", *NO_MODEL, "--images", ".", "--merge-blocks", "x"), "'merge-blocks' option"),
+        (
+            ("evaluate", "--model", "no_such_model", "--images", "missing", "--degrees", "4"),
+            "No image folder at missing",
+        ),
+        (("evaluate", "--model", "no_such_model", "--images", ".", "--degrees", "x"), "'degrees' option"),
+    ],
+)
+def test_options_are_checked_before_anything_is_opened(
+    tocom: Tocom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = tocom(*arguments)
+    assert done.code == 1
+    assert said in done.err

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import show, table_of
-from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_degrees, parse_seconds
+from tocom.cli.options import BackendName, SomeDegrees, Threads, TimeoutS, TrustedKeys
 from tocom.cli.progress import steps
 
 __all__ = ["bench"]
@@ -17,7 +17,7 @@ __all__ = ["bench"]
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    degrees: SomeDegrees = None,
     budget_ms: Annotated[
         float | None, typer.Option(help="Let the policy choose within this budget, in place of each degree in turn.")
     ] = None,
@@ -26,26 +26,28 @@ def bench(
     batch: Annotated[int, typer.Option(help="Images per request.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Threads that send requests; more than one makes them queue.")] = 1,
     backend: BackendName = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    threads: Threads = None,
     timeout_s: TimeoutS = None,
     trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Measure latency and throughput. Degrees follow each other: to compare them finely, use calibrate."""
     from tocom.calibration.latency.throughput import bench as measure
+    from tocom.calibration.latency.throughput import check_load
     from tocom.runtime import Runtime
     from tocom.runtime.checks import check_budget
 
     if budget_ms is not None:
         check_budget(budget_ms)
+    check_load(duration, warmup, concurrency)
     with (
         Runtime.open(
             bundle,
             backend,
-            degrees=None if degrees is None else parse_degrees(degrees),
+            degrees=degrees,
             threads=threads,
-            timeout_s="auto" if timeout_s is None else parse_seconds(timeout_s),
-            trusted_keys=trusted_key or None,
+            timeout_s=timeout_s,
+            trusted_keys=trusted_key,
         ) as runtime,
         steps() as progress,
     ):

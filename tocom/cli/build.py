@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tocom.cli.app import console, print_json
-from tocom.cli.options import TrustedKeys, parse_batch, parse_degrees, parse_seconds
+from tocom.cli.options import SomeDegrees, TrustedKeys, parse_batch, parse_seconds, read_by, trusted_bundle
 from tocom.cli.progress import steps
 
 __all__ = ["build"]
@@ -22,8 +22,8 @@ def build(
         str | None,
         typer.Option(help="'plugin' or 'native'; default: the op plugin, native where its library cannot be built."),
     ] = None,
-    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Batch: N, or min:opt:max; default: the bundle's.")] = None,
+    degrees: SomeDegrees = None,
+    batch: Annotated[Any, read_by(parse_batch, "Batch: N, or min:opt:max; default: the bundle's.")] = None,
     workspace_mib: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
     optimization_level: Annotated[int | None, typer.Option(help="0 (fast build) to 5 (fast engine).")] = None,
     version_compatible: Annotated[
@@ -40,7 +40,7 @@ def build(
     ] = None,
     op_plugin: Annotated[Path | None, typer.Option(help="An op plugin library built elsewhere.")] = None,
     timeout_s: Annotated[
-        str, typer.Option(help="Seconds that one engine may take until its build is killed; 'none' for no limit.")
+        Any, read_by(parse_seconds, "Seconds that one engine may take until its build is killed; 'none' for no limit.")
     ] = "3600",
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the process that builds, in MiB; it is killed beyond it.")
@@ -50,23 +50,21 @@ def build(
 ) -> None:
     """Build one engine per degree; engines that are current are kept."""
     from tocom.export.engines.builder import build as run
-    from tocom.formats.bundle import Bundle
-    from tocom.formats.signatures import load_public_keys
 
     with steps() as progress:
         engines = run(
-            Bundle(bundle, trusted_keys=load_public_keys(trusted_key) if trusted_key else None),
+            trusted_bundle(bundle, trusted_key),
             backend=backend,
             lowering=lowering,
-            degrees=None if degrees is None else parse_degrees(degrees),
-            batch=None if batch is None else parse_batch(batch),
+            degrees=degrees,
+            batch=batch,
             workspace_mib=workspace_mib,
             optimization_level=optimization_level,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             compact=compact,
             op_plugin=op_plugin,
-            timeout_s=parse_seconds(timeout_s),
+            timeout_s=timeout_s,
             memory_limit_mib=memory_limit_mib,
             progress=progress,
             say=lambda line: console.print(line, soft_wrap=True),

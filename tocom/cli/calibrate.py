@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import console, output, print_json, table_of
-from tocom.cli.options import BackendName, CheckFolder, TrustedKeys
+from tocom.cli.options import BackendName, CheckFolder, Threads, TrustedKeys, trusted_bundle
 from tocom.cli.progress import steps
 from tocom.errors import OutputError, RequestError
 from tocom.formats.profile import PROFILES_FOLDER, Profile
@@ -34,7 +34,7 @@ def calibrate(
         float, typer.Option(help="Stop before, once the 95 % intervals of p50, p90 and p95 are this narrow: ± 0.03.")
     ] = 0.03,
     backend: BackendName = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    threads: Threads = None,
     batch: Annotated[
         int | None, typer.Option(help="Images per inference, in the bundle's range; default: its optimal batch.")
     ] = None,
@@ -78,13 +78,13 @@ def calibrate(
     # Imported here: the command line must start, and tell what is missing, without numpy's weight.
     from tocom.calibration import block_times, saved_profile, suggest_degrees, write_report
     from tocom.calibration import calibrate as measure
-    from tocom.formats.bundle import Bundle
-    from tocom.formats.signatures import load_public_keys
+    from tocom.calibration.suggest import check_limits
     from tocom.runtime.backends.select import compare_measured
     from tocom.system.files import check_writable
 
     options: dict[str, Any] = {"against": against, "backend": backend, "threads": threads, "seed": seed}
-    options["trusted_keys"] = trusted_key or None
+    options["trusted_keys"] = trusted_key
+    check_limits(max_loss / 100, most)
     if align:
         _align(bundle, images, check, as_json, **options)
         return
@@ -117,7 +117,7 @@ def calibrate(
             if not isinstance(error.unsaved, Profile):
                 raise
             profile, unsaved = error.unsaved, error
-    opened = Bundle(bundle, verify=False, trusted_keys=load_public_keys(trusted_key) if trusted_key else None)
+    opened = trusted_bundle(bundle, trusted_key)
     suggestion = None
     if suggest or report:
         suggestion = suggest_degrees(profile, max_loss=max_loss / 100, most=most)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tocom.cli.app import output, print_json, table_of
 from tocom.cli.model_options import ModelOptions, print_loaded, with_model_options
-from tocom.cli.options import parse_degrees
+from tocom.cli.options import Degrees, Device, one_of
 from tocom.cli.progress import steps
 from tocom.errors import RequestError
 
@@ -29,13 +29,15 @@ _WAYS = {"without": "alone", "compensated": "compensator", "aligned": "alignment
 @with_model_options
 def evaluate(
     images: Annotated[Path, typer.Option(help="Test images, one subfolder per class; with --schedules any.")],
-    degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    degrees: Degrees,
     source: ModelOptions,
     compensator: Annotated[Path | None, typer.Option(help="Compensator file.")] = None,
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
     ] = False,
-    method: Annotated[str, typer.Option(help="Of --schedules: 'merge' or 'prune'.")] = "merge",
+    method: Annotated[
+        str, typer.Option(help="Of --schedules: 'merge' or 'prune'.", callback=one_of("merge", "prune"))
+    ] = "merge",
     profiled: Annotated[
         list[Path] | None,
         typer.Option(help="With --schedules: a calibrated bundle of a family, for its latencies; repeat for more."),
@@ -68,7 +70,7 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
     answers: Annotated[Path | None, typer.Option(help="CSV file for what is answered to each test image.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -80,7 +82,7 @@ def evaluate(
     from tocom.compensator.compensator import Compensator
     from tocom.evaluation.held_out import split_samples
     from tocom.evaluation.pairs import evaluate as run
-    from tocom.images import class_folders
+    from tocom.images import class_folders, image_files
     from tocom.system.files import check_writable, write_json
     from tocom.training.distributed import choose_device
 
@@ -88,6 +90,8 @@ def evaluate(
         check_writable(out)
     if schedules and compensator is not None:
         raise RequestError("The '--schedules' option compares families without a compensator. Leave it out.")
+    for folder in filter(None, (images, held_out)):
+        image_files(folder)  # raises what is not there, before a model is loaded
     torch_device = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
@@ -95,7 +99,7 @@ def evaluate(
     first = next(iter(loaded.values()))
     if schedules:
         first.model.to(torch_device)
-        _compare(first, images, parse_degrees(degrees), method, profiled or [], batch_size, out, as_json)
+        _compare(first, images, degrees, method, profiled or [], batch_size, out, as_json)
         return
     test, kept = class_folders(images, first.labels, classes=first.model.num_classes), []
     if held_out is not None:
@@ -109,7 +113,7 @@ def evaluate(
             first.input_entry,
             test=test,
             held_out=kept,
-            targets=parse_degrees(degrees),
+            targets=degrees,
             scale=scale,
             allowed=max_loss / 100,
             method=method,

@@ -10,7 +10,19 @@ from rich.table import Table
 
 from tocom.cli.app import show, table_of
 from tocom.cli.model_options import ModelOptions, print_loaded, read_labels, with_model_options
-from tocom.cli.options import MergeBlocks, Spacing, parse_batch, parse_degrees, parse_family
+from tocom.cli.options import (
+    Degrees,
+    Fuse,
+    MergeBlocks,
+    Method,
+    Scale,
+    SourceDegree,
+    Spacing,
+    asked_family,
+    one_of,
+    parse_batch,
+    read_by,
+)
 from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
@@ -21,27 +33,34 @@ __all__ = ["bundle_table", "export"]
 
 @with_model_options
 def export(
-    degrees: Annotated[str, typer.Option(help="Target degrees: 0,4,8 or first:last:step.")],
+    degrees: Degrees,
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     source: ModelOptions,
     weights: Annotated[
         str, typer.Option(help="Checkpoint (file or folder), 'pretrained' (timm's hub), or 'random' (for timing only).")
     ] = "pretrained",
     compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
-    scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None,
+    scale: Scale = None,
     alignment: Annotated[Path | None, typer.Option(help="Alignment file, fitted with the same options.")] = None,
-    source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0,
-    method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    source_degree: SourceDegree = 0,
+    method: Method = "merge",
     merge_blocks: MergeBlocks = None,
     every: Spacing = None,
-    fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False,
+    fuse: Fuse = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     patch_features: Annotated[bool, typer.Option(help="Last, give features for every patch.")] = False,
-    precision: Annotated[str, typer.Option(help="'fp32', 'fp16' or 'bf16'.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="'fp32', 'fp16' or 'bf16'.", callback=one_of("fp32", "fp16", "bf16"))
+    ] = "fp32",
     input_type: Annotated[
-        str, typer.Option("--input", help="'float32', or 'uint8': pixels, which the graph normalises.")
+        str,
+        typer.Option(
+            "--input",
+            help="'float32', or 'uint8': pixels, which the graph normalises.",
+            callback=one_of("float32", "uint8"),
+        ),
     ] = "float32",
-    batch: Annotated[str, typer.Option(help="Batch: N, or min:opt:max.")] = "1",
+    batch: Annotated[Any, read_by(parse_batch, "Batch: N, or min:opt:max.")] = "1",
     labels: Annotated[Path | None, typer.Option(help="Class names: text with one per line, or JSON.")] = None,
     check: Annotated[bool, typer.Option(help="Compare every degree with torch.")] = True,
     check_images: Annotated[Path | None, typer.Option(help="Images for the check; default: synthetic ones.")] = None,
@@ -49,7 +68,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a bundle: one ONNX file per degree, the compensator merged in, weights stored once."""
-    wanted, sizes = parse_degrees(degrees), parse_batch(batch)
+    family = asked_family(merge_blocks, every)
     names = None if labels is None else read_labels(labels)
 
     import numpy as np
@@ -57,30 +76,30 @@ def export(
     from tocom.alignment.alignment import Alignment
     from tocom.compensator.compensator import Compensator
     from tocom.export import export as run
-    from tocom.training.image_files import ImageFiles
+    from tocom.images import image_files, read_image
 
+    part = None if compensator is None else Compensator.load(compensator)
+    aligned = None if alignment is None else Alignment.load(alignment)
+    paths = [] if check_images is None else image_files(check_images)[:8]
     loaded = source.load(weights)
-    images = None
-    if check_images is not None:
-        files = ImageFiles(check_images, loaded.input_entry)
-        images = np.stack([files[index].numpy() for index in range(min(len(files), 8))])
+    images = np.stack([read_image(path, loaded.input_entry) for path in paths]) if paths else None
     with steps() as progress:
         bundle = run(
             loaded,
             out,
-            degrees=wanted,
-            compensator=None if compensator is None else Compensator.load(compensator),
+            degrees=degrees,
+            compensator=part,
             scale=scale,
-            alignment=None if alignment is None else Alignment.load(alignment),
+            alignment=aligned,
             source_degree=source_degree,
             method=method,
-            family=parse_family(merge_blocks, every, len(loaded.model.blocks)),
+            family=family(len(loaded.model.blocks)),
             fuse=fuse,
             features=features,
             patch_features=patch_features,
             precision=precision,
             input_type=input_type,
-            batch=sizes,
+            batch=batch,
             labels=names,
             check=check,
             check_images=images,

@@ -1,78 +1,43 @@
-"""Options that several verbs have, and how their text is read."""
+"""Options that several verbs have, and how their text is read: with the command line, before anything is opened."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tocom.errors import RequestError
 
+if TYPE_CHECKING:
+    from tocom.formats.bundle import Bundle
+
 __all__ = [
     "BackendName",
     "CheckFolder",
+    "Degrees",
+    "Device",
+    "Fuse",
     "MergeBlocks",
+    "Method",
+    "Scale",
+    "SomeDegrees",
+    "SourceDegree",
     "Spacing",
+    "Threads",
     "TimeoutS",
     "TrustedKeys",
+    "asked_family",
+    "one_of",
     "parse_batch",
     "parse_degrees",
-    "parse_family",
     "parse_seconds",
+    "read_by",
     "reading",
+    "trusted_bundle",
 ]
-
-CheckFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--check",
-        help="Folder of images of what will be answered, none of --images: refuse the alignment of degrees that it "
-        "does not help on these. Default: each fifth of --images in turn.",
-    ),
-]
-TrustedKeys = Annotated[
-    list[Path] | None,
-    typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
-]
-BackendName = Annotated[
-    str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime, or openvino (on the CPU).")
-]
-TimeoutS = Annotated[
-    str | None,
-    typer.Option(
-        help="Seconds until a device that does not answer is given up, or 'none'; default: 60 on a GPU, none on a CPU."
-    ),
-]
-MergeBlocks = Annotated[
-    str | None,
-    typer.Option(help="Blocks that remove tokens, from 0: 1,4,7,10; they take over what the others would remove."),
-]
-Spacing = Annotated[
-    int | None, typer.Option("--every", help="Remove tokens in every N-th block: 3 is blocks 1,4,7,10 of 12.")
-]
-
-
-def parse_family(merge_blocks: str | None, spacing: int | None, depth: int) -> str | None:
-    """Return the family that two options ask for, of a model with so many blocks; None where neither is given.
-
-    Raises:
-        RequestError: Both are given, or the blocks are not numbers.
-        DegreeError: Blocks or a spacing that the model does not have.
-    """
-    from tocom.formats.families import every_nth, spaced_family
-
-    if merge_blocks is not None and spacing is not None:
-        raise RequestError("Give --merge-blocks or --every, not both: each says which blocks remove tokens.")
-    if spacing is not None:
-        return every_nth(spacing, depth)
-    if merge_blocks is None:
-        return None
-    with reading("merge-blocks", merge_blocks, "numbers of blocks (1,4,7,10)"):
-        blocks = [int(part) for part in merge_blocks.split(",")]
-    return spaced_family(blocks, depth)
 
 
 @contextlib.contextmanager
@@ -123,3 +88,113 @@ def parse_seconds(text: str) -> float | None:
         if not 0 < (seconds := float(text)) < 1e6:
             raise ValueError(text)
         return seconds
+
+
+def parse_blocks(text: str) -> list[int]:
+    """Read ``1,4,7,10``.
+
+    Raises:
+        RequestError: It is not a list of numbers.
+    """
+    with reading("merge-blocks", text, "numbers of blocks (1,4,7,10)"):
+        return [int(part) for part in text.split(",")]
+
+
+def read_by(parse: Callable[[str], Any], help: str, *names: str, absent: Any = None) -> Any:
+    """Return an option whose text is read at once, so that a typing error shows first.
+
+    Args:
+        parse: Reads the text.
+        help: Help of the option.
+        names: Its names, where they do not follow from the parameter's.
+        absent: Its value where it is not given.
+    """
+    return typer.Option(*names, help=help, parser=str, callback=lambda text: absent if text is None else parse(text))
+
+
+def one_of(*allowed: str) -> Callable[[typer.CallbackParam, str], str]:
+    """Return what refuses an option's text that is none of these."""
+
+    def check(param: typer.CallbackParam, value: str) -> str:
+        if value not in allowed:
+            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
+            option = str(param.opts[0]).removeprefix("--")
+            raise RequestError(f"The {option!r} option must be {words}. Got {value!r} instead.")
+        return value
+
+    return check
+
+
+def asked_family(merge_blocks: list[int] | None, spacing: int | None) -> Callable[[int], str | None]:
+    """Return what gives the family that two options ask for, of a model with so many blocks; None for neither.
+
+    Raises:
+        RequestError: Both are given.
+        DegreeError: Blocks or a spacing that the model does not have; by what is returned.
+    """
+    if merge_blocks is not None and spacing is not None:
+        raise RequestError("Give --merge-blocks or --every, not both: each says which blocks remove tokens.")
+
+    def family(depth: int) -> str | None:
+        from tocom.formats.families import every_nth, spaced_family
+
+        if spacing is not None:
+            return every_nth(spacing, depth)
+        return None if merge_blocks is None else spaced_family(merge_blocks, depth)
+
+    return family
+
+
+def trusted_bundle(path: Path, keys: list[Path] | None) -> Bundle:
+    """Return a bundle that one of these keys signed, its files not hashed yet; without keys ask for no signature."""
+    from tocom.formats.bundle import Bundle
+    from tocom.formats.signatures import load_public_keys
+
+    return Bundle(path, verify=False, trusted_keys=load_public_keys(keys) if keys else None)
+
+
+CheckFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--check",
+        help="Folder of images of what will be answered, none of --images: refuse the alignment of degrees that it "
+        "does not help on these. Default: each fifth of --images in turn.",
+    ),
+]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        help="A public key; repeatable. Refuse what none of them signed.",
+        callback=lambda keys: keys or None,
+    ),
+]
+BackendName = Annotated[
+    str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime, or openvino (on the CPU).")
+]
+Degrees = Annotated[Any, read_by(parse_degrees, "Target degrees: 0,4,8 or first:last:step.")]
+SomeDegrees = Annotated[Any, read_by(parse_degrees, "Degrees: 0,4,8 or first:last:step; default: all.")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")]
+Fuse = Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")]
+Method = Annotated[str, typer.Option(help="'merge' or 'prune'.", callback=one_of("merge", "prune"))]
+Scale = Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")]
+SourceDegree = Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")]
+TimeoutS = Annotated[
+    Any,
+    read_by(
+        parse_seconds,
+        "Seconds until a device that does not answer is given up, or 'none'; default: 60 on a GPU, none on a CPU.",
+        absent="auto",
+    ),
+]
+MergeBlocks = Annotated[
+    Any,
+    read_by(
+        parse_blocks,
+        "Blocks that remove tokens, from 0: 1,4,7,10; they take over what the others would remove.",
+    ),
+]
+Spacing = Annotated[
+    int | None, typer.Option("--every", help="Remove tokens in every N-th block: 3 is blocks 1,4,7,10 of 12.")
+]

@@ -9,16 +9,18 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import console, print_json
-from tocom.cli.options import TrustedKeys, parse_degrees
+from tocom.cli.options import SomeDegrees, TrustedKeys, one_of, trusted_bundle
 from tocom.cli.progress import steps
-from tocom.errors import RequestError
 
 __all__ = ["pack"]
 
 
 def pack(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    layout: Annotated[str, typer.Option(help="'triton': a model repository of NVIDIA Triton Inference Server.")],
+    layout: Annotated[
+        str,
+        typer.Option(help="'triton': a model repository of NVIDIA Triton Inference Server.", callback=one_of("triton")),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the repository to.")],
     backend: Annotated[
         str, typer.Option(help="What serves: 'tensorrt' (engines), 'onnxruntime', or 'auto': engines if there are any.")
@@ -26,26 +28,22 @@ def pack(
     engines: Annotated[
         Path | None, typer.Option(help="Folder of engines, where the bundle has some for several devices.")
     ] = None,
-    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    degrees: SomeDegrees = None,
     name: Annotated[str | None, typer.Option(help="What the models' names begin with; default: the model's.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
     trusted_key: TrustedKeys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the repository's models as JSON.")] = False,
 ) -> None:
     """Write a model repository: one model per degree; the caller picks, by budget or otherwise."""
-    if layout != "triton":
-        raise RequestError(f"The 'layout' option must be triton. Got {layout!r} instead.")
     from tocom.export.triton.repository import write_triton_repository
-    from tocom.formats.bundle import Bundle
-    from tocom.formats.signatures import load_public_keys
 
     with steps() as progress:
         repository = write_triton_repository(
-            Bundle(bundle, trusted_keys=load_public_keys(trusted_key) if trusted_key else None),
+            trusted_bundle(bundle, trusted_key),
             out,
             backend=backend,
             engines=engines,
-            degrees=None if degrees is None else parse_degrees(degrees),
+            degrees=degrees,
             name=name,
             overwrite=overwrite,
             progress=progress,

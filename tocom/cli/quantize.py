@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import show, table_of
-from tocom.cli.options import parse_degrees
+from tocom.cli.options import SomeDegrees, one_of
 from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ def quantize(
         Path, typer.Option(help="Images: one subfolder per class, or a flat folder (then agreement is what counts).")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the INT8 bundle to.")],
-    degrees: Annotated[str | None, typer.Option(help="Degrees: 0,4,8 or first:last:step; default: all.")] = None,
+    degrees: SomeDegrees = None,
     floor: Annotated[float, typer.Option(help="Points of accuracy that a degree may lose to float32.")] = 1.0,
     activations: Annotated[
-        str, typer.Option(help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).")
+        str,
+        typer.Option(
+            help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).",
+            callback=one_of("asymmetric", "symmetric"),
+        ),
     ] = "asymmetric",
     reduce_range: Annotated[
         bool | None, typer.Option(help="Weights of 7 bits, for x86 without VNNI; default: as this processor needs.")
@@ -52,15 +56,13 @@ def quantize(
         raise RequestError(
             f"Quantizing needs the package {error.name}. Install it: pip install 'tocom[quantize]'."
         ) from error
-    if activations not in ("asymmetric", "symmetric"):
-        raise RequestError(f"The 'activations' option must be asymmetric or symmetric. Got {activations!r} instead.")
     reduced = default_scheme().reduce_range if reduce_range is None else reduce_range
     with steps() as progress:
         made = run(
             bundle,
             out,
             images,
-            degrees=None if degrees is None else parse_degrees(degrees),
+            degrees=degrees,
             floor_points=floor,
             scheme=Scheme(activations, reduced),
             range_images=range_images,

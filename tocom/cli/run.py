@@ -14,7 +14,7 @@ from rich.table import Table
 from tocom.cli.answers import AnswerFile, Row, Summary, row_of, text_of
 from tocom.cli.app import console, output, show
 from tocom.cli.live import LiveView
-from tocom.cli.options import BackendName, TimeoutS, TrustedKeys, parse_seconds
+from tocom.cli.options import BackendName, Threads, TimeoutS, TrustedKeys
 from tocom.cli.sources import Source, folder_source, video_source
 from tocom.errors import DataError, RequestError
 
@@ -55,7 +55,7 @@ def run(
         Path | None, typer.Option(help="Write every answer as it comes to this .csv or .jsonl file.")
     ] = None,
     backend: BackendName = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")] = None,
+    threads: Threads = None,
     memory_limit_mib: Annotated[
         int | None, typer.Option(help="Most memory of the engines; the most useful degrees within it are kept.")
     ] = None,
@@ -99,8 +99,8 @@ def run(
             memory_limit_bytes=None if memory_limit_mib is None else memory_limit_mib << 20,
             goal=goal,
             max_loss=None if max_loss is None else max_loss / 100,
-            timeout_s="auto" if timeout_s is None else parse_seconds(timeout_s),
-            trusted_keys=trusted_key or None,
+            timeout_s=timeout_s,
+            trusted_keys=trusted_key,
         ) as runtime,
     ):
         summary = Summary(budget_ms)

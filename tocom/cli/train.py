@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,8 @@ import typer
 
 from tocom.cli.app import console, output, print_json
 from tocom.cli.model_options import ModelOptions, with_model_options
-from tocom.cli.options import MergeBlocks, Spacing, parse_family
+from tocom.cli.options import Device, MergeBlocks, Method, Spacing, asked_family, one_of
 from tocom.cli.progress import steps
-from tocom.errors import RequestError
 
 __all__ = ["train"]
 
@@ -25,7 +25,7 @@ def train(
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
     groups: Annotated[int, typer.Option(help="Degrees 0 to this many will be within reach.")] = 16,
     rank: Annotated[int, typer.Option(help="Rank of each degree step.")] = 2,
-    method: Annotated[str, typer.Option(help="'merge' or 'prune'.")] = "merge",
+    method: Method = "merge",
     merge_blocks: MergeBlocks = None,
     every: Spacing = None,
     loss: Annotated[str, typer.Option(help="'kl', 'cosine', 'mse', 'patch', or 'auto'.")] = "auto",
@@ -54,10 +54,13 @@ def train(
     checkpoint: Annotated[Path | None, typer.Option(help="File to keep the state of the run in.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
     resume: Annotated[bool, typer.Option(help="Go on from --checkpoint where that file is there.")] = False,
-    unreadable: Annotated[str, typer.Option(help="Images that cannot be read: 'skip' (and count) or 'fail'.")] = "skip",
+    unreadable: Annotated[
+        str,
+        typer.Option(help="Images that cannot be read: 'skip' (and count) or 'fail'.", callback=one_of("skip", "fail")),
+    ] = "skip",
     workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads between steps.")] = 0,
     scalars: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the compensator's metadata as JSON.")] = False,
 ) -> None:
     """Train a compensator by self-distillation: no labels, the backbone stays frozen.
@@ -65,6 +68,7 @@ def train(
     On several processes: torchrun --nproc-per-node 2 --no-python tocom train …
     """
     from tocom.formats.families import EVERY
+    from tocom.images import image_files
     from tocom.system.files import check_writable
     from tocom.system.progress import silent
     from tocom.training.config import TrainingConfig
@@ -72,15 +76,11 @@ def train(
     from tocom.training.image_files import ImageFiles
     from tocom.training.trainer import train as run
 
-    if unreadable not in ("skip", "fail"):
-        raise RequestError(f"The 'unreadable' option must be skip or fail. Got {unreadable!r} instead.")
-    check_writable(out.parent)
-    loaded = source.load(weights)
+    family = asked_family(merge_blocks, every)
     config = TrainingConfig(
         groups=groups,
         rank=rank,
         method=method,
-        family=parse_family(merge_blocks, every, len(loaded.model.blocks)) or EVERY,
         loss=loss,
         hidden=hidden,
         relative=relative,
@@ -95,8 +95,12 @@ def train(
         flip=flip,
         seed=seed,
     )
-    files = ImageFiles(images, loaded.input_entry)
+    check_writable(out.parent)
     torch_device = choose_device(device)
+    paths = image_files(images)
+    loaded = source.load(weights)
+    config = replace(config, family=family(len(loaded.model.blocks)) or EVERY)
+    files = ImageFiles(paths, loaded.input_entry)
     with (
         joined(torch_device) as processes,
         steps(log_every_s=10) if processes.first else contextlib.nullcontext(silent) as progress,
