@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -17,6 +18,7 @@ from tocom.export.graph.alignment import HEAD, Placement
 from tocom.export.graph.projections import to_onnx
 from tocom.export.graph.retarget import make_retargetable
 from tocom.export.graph.trace import Tracing, projection_name, trace
+from tocom.formats.families import EVERY
 from tocom.formats.weights import WeightStore
 
 __all__ = ["Templates", "put_shared"]
@@ -46,6 +48,8 @@ class Templates:
             ExportError: torch cannot trace the model.
         """
         aligned = placement.has_layer(compressed=how.compressed)
+        if not how.compressed:  # which tokens would go, and how, changes nothing
+            how = replace(how, method="merge", family=EVERY, fuse=False)
         key = (model_sha256(model, without="head."), _build(model), aligned, how)
         if key not in self._traced:
             self._traced[key] = trace(_with_random_head(placement.traced(compressed=how.compressed)), how)

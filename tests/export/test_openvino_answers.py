@@ -39,10 +39,9 @@ def test_openvino_equals_onnx_runtime_at_every_degree(exported: Exported) -> Non
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-2), ("bf16", 1e-1)])
 def test_a_bundle_of_one_batch_size_and_half_precision_runs(tmp_path: Path, precision: str, bound: float) -> None:
     model = small_vit()
-    bundle = export(model, tmp_path / "bundle", degrees=[0, 3], precision=precision, check=False)
+    bundle = export(model, tmp_path / "bundle", degrees=[3], precision=precision, check=False)
     images = small_images(model, 1)
     with Runtime.open(bundle.path, "openvino", threads=1) as runtime, torch.inference_mode():
-        for degree in bundle.degrees:
-            got = runtime.infer(images.numpy(), degree=degree).outputs["logits"]
-            want = compress(model, degree)(images).numpy()
-            np.testing.assert_allclose(got, want, rtol=0, atol=bound * max(1.0, np.abs(want).max()))
+        got = runtime.infer(images.numpy(), degree=3).outputs["logits"]
+        want = compress(model, 3)(images).numpy()
+        np.testing.assert_allclose(got, want, rtol=0, atol=bound * max(1.0, np.abs(want).max()))

@@ -25,7 +25,7 @@ DEGREE = 3
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    model, out = small_vit(num_classes=3), tmp_path_factory.mktemp("onward") / "bundle"
+    model, out = small_vit(depth=2, num_classes=3), tmp_path_factory.mktemp("onward") / "bundle"
     return export(
         model, out, degrees=(0, DEGREE), batch=(1, 2, 3), compensator=busy_compensator(model), patch_features=True
     )

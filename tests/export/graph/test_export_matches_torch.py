@@ -171,7 +171,7 @@ def test_the_model_is_left_as_it_was(exported: Exported, degree: int) -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_features_beside_the_logits(name: str, tmp_path: Path) -> None:
-    model = small_vit(name)
+    model = small_vit(name, depth=1)
     images = small_images(model, 3)
     bundle = export(
         model, tmp_path / "bundle", degrees=[4], features=True, batch=(1, 1, 4), check_images=images.numpy()
@@ -185,4 +185,4 @@ def test_features_beside_the_logits(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, want[0], rtol=0, atol=1e-4)
     np.testing.assert_allclose(features, want[1].numpy(), rtol=0, atol=1e-4)
     with pytest.raises(ExportError, match="gives features alone"):
-        export(small_vit(name, num_classes=0), tmp_path / "other", degrees=[4], features=True)
+        export(small_vit(name, depth=1, num_classes=0), tmp_path / "other", degrees=[4], features=True)
