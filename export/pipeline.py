@@ -67,7 +67,7 @@ def export(
     check_images: np.ndarray | None = None,
     overwrite: bool = False,
     templates: Templates | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Write a bundle: a manifest, one ONNX file per degree with the compensator merged in, and the weights once.
 
@@ -152,7 +152,7 @@ def export(
     done = itertools.count()
 
     def begin(what: str) -> None:
-        (progress or silent)(what, next(done), 1 + 2 * len(degrees))
+        progress(what, next(done), 1 + 2 * len(degrees))
 
     given = sample_images(tuple(entry["shape"][1:])) if check_images is None else check_images
     references = ReferenceImages(given, entry, values=outputs.values(vit), degrees=len(degrees))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tocom.errors import EngineError, RequestError
 from tocom.runtime.backends.arrays import DeviceImages
 from tocom.runtime.policy.choice import GOALS
-from tocom.system.numbers import is_integer
+from tocom.system.numbers import is_integer, is_number
 
 __all__ = [
     "check_budget",
@@ -93,8 +93,7 @@ def check_goal(goal: Any, max_loss: Any) -> float:
         raise RequestError(f"The 'goal' parameter must be one of {', '.join(GOALS)}. Got {goal!r} instead.")
     if goal != "energy" and max_loss is None:
         return 0.0
-    is_share = isinstance(max_loss, (int, float)) and not isinstance(max_loss, bool) and 0 <= max_loss < 1
-    if goal != "energy" or not is_share:
+    if goal != "energy" or not is_number(max_loss) or not 0 <= max_loss < 1:
         raise RequestError(
             "The 'max_loss' parameter belongs to goal='energy': the share of accuracy that it may cost, such as 0.01. "
             f"Got {max_loss!r} with goal={goal!r}."
@@ -119,9 +118,7 @@ def check_timeout(timeout_s: Any) -> None:
     Raises:
         RequestError: It is neither ``auto``, None, nor a number greater than 0.
     """
-    if timeout_s is None or timeout_s == "auto":
-        return
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e6:
+    if timeout_s is not None and timeout_s != "auto" and not (is_number(timeout_s) and 0 < timeout_s < 1e6):
         raise RequestError(
             f"The 'timeout_s' parameter must be a number of seconds greater than 0, None or 'auto'. Got {timeout_s!r}."
         )

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from numpy.typing import NDArray
-
 from tocom.errors import RequestError
 from tocom.formats.bundle import Bundle
 from tocom.formats.profile import Profile
@@ -26,7 +24,6 @@ from tocom.runtime.checks import (
 from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.runtime.lifecycle import keep_for_ever, opening, track
 from tocom.runtime.policy.controller import ControllerConfig
-from tocom.runtime.preprocessing import prepare
 
 __all__ = ["Runtime", "State"]
 
@@ -180,25 +177,6 @@ class Runtime(Answering):
     def labels(self) -> list[str] | None:
         """The names of the model's classes, or None."""
         return self._active.labels
-
-    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
-        """Return images as :meth:`infer` takes them: resized, cropped and normalised as the model was trained with.
-
-        Args:
-            images: An encoded image (bytes), a path, a PIL image, an array of uint8 [height, width, 3] or
-                [height, width], or a list of such.
-            order: Order of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
-
-        Returns:
-            [batch, channels, height, width], float32; or uint8, where the bundle's graph normalises. Files and
-            PIL images equal timm's evaluation transform bit for bit; arrays are resized where the model looks alone,
-            which is faster and equal within one grey level.
-
-        Raises:
-            DataError: An image cannot be decoded, or its pixels' range is not known; a file is named.
-            RequestError: An array is of another type or shape, or ``order`` is neither.
-        """
-        return prepare(images, self.bundle.manifest["input"], order)
 
     def warm_up(self, *, expect_profile: bool = True) -> None:
         """Run every degree on the reference images, and drop those that answer wrongly, with a warning each.

@@ -22,6 +22,7 @@ from tocom.runtime.engine_set import EngineSet
 from tocom.runtime.policy.controller import Controller
 from tocom.runtime.policy.load import Load, Together
 from tocom.runtime.policy.together import Asking, Plan, plan_together
+from tocom.runtime.preprocessing import prepare
 from tocom.runtime.result import Result
 from tocom.runtime.stats import Counters
 from tocom.runtime.stream import Frame, Streams, Waiting
@@ -45,10 +46,6 @@ class Streaming(ABC):
         self._streams: weakref.WeakSet[Streams] = weakref.WeakSet()
 
     @abstractmethod
-    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
-        """See :meth:`Runtime.preprocess`."""
-
-    @abstractmethod
     def _answer(
         self,
         images: Any,
@@ -57,6 +54,25 @@ class Streaming(ABC):
         degree: int | None,
         arrival: tuple[Hashable, int] | None = None,
     ) -> Result: ...
+
+    def preprocess(self, images: Any, *, order: str = "rgb") -> NDArray[Any]:
+        """Return images as :meth:`infer` takes them: resized, cropped and normalised as the model was trained with.
+
+        Args:
+            images: An encoded image (bytes), a path, a PIL image, an array of uint8 [height, width, 3] or
+                [height, width], or a list of such.
+            order: Order of the channels of arrays: ``rgb``, or ``bgr``, which is OpenCV's.
+
+        Returns:
+            [batch, channels, height, width], float32; or uint8, where the bundle's graph normalises. Files and
+            PIL images equal timm's evaluation transform bit for bit; arrays are resized where the model looks alone,
+            which is faster and equal within one grey level.
+
+        Raises:
+            DataError: An image cannot be decoded, or its pixels' range is not known; a file is named.
+            RequestError: An array is of another type or shape, or ``order`` is neither.
+        """
+        return prepare(images, self._active.bundle.manifest["input"], order)
 
     def stream(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tocom.formats.measurements import State
+from tocom.system.cgroups import text_of
 from tocom.system.cpu import power_mode
 
 __all__ = ["LinuxReader"]
@@ -54,7 +55,7 @@ class LinuxReader:
         state: State = {}
         clocks = [khz / 1e3 for khz in _numbers(folder / "scaling_cur_freq" for folder in self._policies)]
         if not clocks:  # as in virtual machines on x86
-            text = _text(self._proc / "cpuinfo") or ""
+            text = text_of(self._proc / "cpuinfo")
             found = re.findall(r"^processor\s*: (\d+)$.*?^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE | re.DOTALL)
             clocks = [float(mhz) for cpu, mhz in found if f"cpu{cpu}" in self._cpus]
         if clocks:
@@ -109,7 +110,7 @@ class LinuxReader:
 
     def _cpu_ticks(self) -> tuple[float, float, float, float] | None:
         every = busy = stolen = 0.0
-        for line in (_text(self._proc / "stat") or "").splitlines():
+        for line in text_of(self._proc / "stat").splitlines():
             name, *values = line.split()
             if name not in self._cpus or len(values) < 8:
                 continue
@@ -125,7 +126,7 @@ def _named(folders: object, name_file: str, value_file: str) -> dict[str, Path]:
     """Return the folders by the name that they carry; one of equal names gets a number."""
     found: dict[str, Path] = {}
     for folder in sorted(folders):  # type: ignore[call-overload]
-        name = re.sub(r"[^a-z0-9]+", "_", (_text(folder / name_file) or folder.name).lower()).strip("_")
+        name = re.sub(r"[^a-z0-9]+", "_", (text_of(folder / name_file) or folder.name).lower()).strip("_")
         if (folder / value_file).exists():
             found[name if name not in found else f"{name}_{len(found)}"] = folder
     return found
@@ -135,21 +136,14 @@ def _rails(sys: Path) -> dict[str, tuple[Path, Path]]:
     """Return the INA3221's rails by label: the files of millivolts and milliamperes."""
     rails = {}
     for folder in sorted(sys.glob("class/hwmon/hwmon*")):
-        if "ina" not in (_text(folder / "name") or ""):
+        if "ina" not in text_of(folder / "name"):
             continue
         for label in sorted(folder.glob("in*_label")):
             number = label.name[2:-6]
             pair = (folder / f"in{number}_input", folder / f"curr{number}_input")
             if all(path.exists() for path in pair):
-                rails[_text(label) or number] = pair
+                rails[text_of(label) or number] = pair
     return rails
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 def _numbers(paths: Iterable[Path]) -> list[float]:
@@ -157,5 +151,5 @@ def _numbers(paths: Iterable[Path]) -> list[float]:
     found = []
     for path in paths:
         with contextlib.suppress(ValueError):
-            found.append(float(_text(path) or ""))
+            found.append(float(text_of(path)))
     return found

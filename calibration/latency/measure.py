@@ -18,7 +18,7 @@ from tocom.errors import RequestError
 from tocom.formats.measurements import Latency, StateLog
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
-from tocom.system.numbers import is_integer
+from tocom.system.numbers import is_integer, is_number
 from tocom.system.progress import Progress, silent
 
 __all__ = ["LatencyRun", "check_precision", "run_latency"]
@@ -121,7 +121,7 @@ def check_precision(samples: Any, tolerance: Any) -> None:
     """Raise RequestError where one of these parameters of :func:`run_latency` is out of its range."""
     if not is_integer(samples, 1):
         raise RequestError(f"The 'samples' parameter must be an integer >= 1. Got {samples!r} instead.")
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+    if not is_number(tolerance) or not 0 < tolerance < 1:
         raise RequestError(f"The 'tolerance' parameter must be a share between 0 and 1. Got {tolerance!r} instead.")
 
 

@@ -65,7 +65,7 @@ def build(
     op_plugin: Path | str | None = None,
     timeout_s: float | None = TIMEOUT_S,
     memory_limit_mib: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     say: Callable[[str], None] | None = None,
 ) -> EngineSet:
     """Build the engines that are missing or no longer current, in a child process.
@@ -148,7 +148,7 @@ def build(
             folder,
             tell,
             timing_cache=folder / "timing.cache",
-            progress=progress or silent,
+            progress=progress,
             timeout_s=timeout_s,
             memory_limit_mib=memory_limit_mib,
         )

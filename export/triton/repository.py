@@ -69,7 +69,7 @@ def write_triton_repository(
     degrees: Sequence[int] | None = None,
     name: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> TritonRepository:
     """Write a repository that stands alone: nothing in it refers to the bundle.
 
@@ -103,11 +103,10 @@ def write_triton_repository(
             f"{bundle.path} has no engine of degree {', '.join(map(str, missing))}. Build it, or take the degrees "
             f"{', '.join(map(str, engine_of))}."
         )
-    tell = progress or silent
     models: dict[int, TritonModel] = {}
     with atomic_folder(out, overwrite=overwrite) as folder:
         for index, degree in enumerate(chosen):
-            tell(f"degree {degree}: writing", index, len(chosen))
+            progress(f"degree {degree}: writing", index, len(chosen))
             model_folder = folder / f"{prefix}-r{degree:02d}"
             version = model_folder / _VERSION
             version.mkdir(parents=True)

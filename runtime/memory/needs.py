@@ -65,11 +65,10 @@ def needs_of(bundle: Bundle, degrees: Sequence[int]) -> dict[int, Need]:
     """
     needs = {}
     for degree in degrees:
+        model = bundle.read_onnx(degree)
         try:
-            tensors = read_tensors(bundle.read_onnx(degree))
+            tensors = read_tensors(model)
         except ValueError as error:
-            if isinstance(error, BundleError):
-                raise
             path = bundle.onnx_path(degree)
             raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again.") from error
         blobs = stored_tensors(tensors)

@@ -11,7 +11,7 @@ Values are read from :meth:`Runtime.stats` when Prometheus asks for them; a requ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tocom.errors import RequestError
@@ -54,48 +54,35 @@ class RuntimeCollector:
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families as of now."""
-        stats, core = self._runtime.stats(), self._core
-        answers = core.CounterMetricFamily(
-            "tocom_requests", "Answered requests by degree", labels=["runtime", "degree"]
-        )
-        for degree, count in stats["answers"].items():
-            answers.add_metric([self._name, degree], count)
-        yield answers
+        stats, counter, gauge = self._runtime.stats(), self._core.CounterMetricFamily, self._core.GaugeMetricFamily
+        yield self._family(counter, "requests", "Answered requests by degree", "degree", stats["answers"])
         for key, text in _COUNTERS.items():
-            counter = core.CounterMetricFamily(f"tocom_{key}", text, labels=["runtime"])
-            counter.add_metric([self._name], stats[key])
-            yield counter
+            yield self._family(counter, key, text, None, {"": stats[key]})
         for key, (text, label) in _LABELLED.items():
-            counter = core.CounterMetricFamily(
-                f"tocom_{'frames_dropped' if key == 'dropped' else key}", text, labels=["runtime", label]
-            )
-            for value, count in stats[key].items():
-                counter.add_metric([self._name, value], count)
-            yield counter
+            yield self._family(counter, "frames_dropped" if key == "dropped" else key, text, label, stats[key])
         for key, text in (("latency_ms", "Recent latency"), ("queue_ms", "Recent time spent queueing")):
-            gauge = core.GaugeMetricFamily(
-                f"tocom_{key.removesuffix('_ms')}_seconds", text, labels=["runtime", "quantile"]
-            )
-            for quantile, value in stats[key].items():
-                gauge.add_metric([self._name, str(int(quantile[1:]) / 100)], value / 1e3)
-            yield gauge
-        drift = core.GaugeMetricFamily(
-            "tocom_latency_drift", "Device latency over the profile's; above 1 it is slower", labels=["runtime"]
+            seconds = {str(int(quantile[1:]) / 100): ms / 1e3 for quantile, ms in stats[key].items()}
+            yield self._family(gauge, f"{key.removesuffix('_ms')}_seconds", text, "quantile", seconds)
+        drift = {} if stats["latency_model"] is None else {"": stats["latency_model"]["drift"]}
+        yield self._family(
+            gauge, "latency_drift", "Device latency over the profile's; above 1 it is slower", None, drift
         )
-        if stats["latency_model"] is not None:
-            drift.add_metric([self._name], stats["latency_model"]["drift"])
-        yield drift
-        right = core.GaugeMetricFamily(
-            "tocom_degree_answers_rightly",
+        yield self._family(
+            gauge,
+            "degree_answers_rightly",
             "1 where the degree gave the reference answers when it was opened; 0: it is not served",
-            labels=["runtime", "degree"],
+            "degree",
+            {degree: found["right"] for degree, found in stats["answers_checked"].items()},
         )
-        for degree, found in stats["answers_checked"].items():
-            right.add_metric([self._name, degree], found["right"])
-        yield right
-        memory = core.GaugeMetricFamily("tocom_estimated_bytes", "Estimated memory of the engines", labels=["runtime"])
-        memory.add_metric([self._name], stats["estimated_bytes"])
-        yield memory
+        memory = {"": stats["estimated_bytes"]}
+        yield self._family(gauge, "estimated_bytes", "Estimated memory of the engines", None, memory)
+
+    def _family(self, kind: Any, name: str, text: str, label: str | None, values: Mapping[str, float]) -> Any:
+        """Return a metric family of values by their label; of one without a label the key means nothing."""
+        family = kind(f"tocom_{name}", text, labels=["runtime", *([] if label is None else [label])])
+        for key, value in values.items():
+            family.add_metric([self._name, *([] if label is None else [key])], value)
+        return family
 
 
 def register_metrics(runtime: Runtime, *, name: str = "default", registry: Any = None) -> RuntimeCollector:

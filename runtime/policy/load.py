@@ -16,7 +16,10 @@ import itertools
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tocom.runtime.policy.controller import Controller
 
 __all__ = ["Load", "Share", "Together"]
 
@@ -74,16 +77,6 @@ class Share(NamedTuple):
 
     ms: float
     shared: bool
-
-
-class Predictor(Protocol):
-    """What the load asks of the controller."""
-
-    def tail(self, misses: float = 1.0) -> float:
-        """Return the policy's quantile of a latency over its median, with this share of the misses it allows."""
-
-    def fastest_ms(self, batch: int = 1) -> float:
-        """Return the predicted latency of the fastest degree at the policy's quantile, milliseconds."""
 
 
 class Load:
@@ -149,7 +142,7 @@ class Load:
         source: Hashable,
         now: float,
         left_ms: float,
-        predictor: Predictor,
+        controller: Controller,
         batch: int = 1,
         *,
         besides: Collection[int] = (),
@@ -163,7 +156,7 @@ class Load:
             source: Who asks; :class:`Together` where several do.
             now: The present time.
             left_ms: What is left of its budget.
-            predictor: Knows how long an inference takes, and how sure that is.
+            controller: Knows how long an inference takes, and how sure that is.
             batch: Images in the request.
             besides: Tokens of the request's own, which still wait.
         """
@@ -171,8 +164,8 @@ class Load:
         if not waiting and len(rhythms) < 2:
             return Share(left_ms, shared=False)
         sources = source if isinstance(source, Together) else (source,)
-        tail, fastest_ms = predictor.tail(), predictor.fastest_ms(batch)
-        others_ms = fastest_ms if len(sources) == 1 else predictor.fastest_ms()
+        tail, fastest_ms = controller.tail(), controller.fastest_ms(batch)
+        others_ms = fastest_ms if len(sources) == 1 else controller.fastest_ms()
         until = now + left_ms / 1e3
         due = [deadline for token, deadline in list(waiting.items()) if deadline < inf and token not in besides]
         rate, kept = 0.0, 0
@@ -188,7 +181,7 @@ class Load:
             if name not in sources and now - 0.5 * rhythm.period_s < arrival < until:
                 due.append(max(arrival, now) + rhythm.budget_s)
         # Who is late makes the next one late as well: with others about, a request has to be surer to be in time.
-        surer = tail / predictor.tail(_SURER)
+        surer = tail / controller.tail(_SURER)
         shared = bool(due) or kept > 1
         share = left_ms * surer if shared else left_ms
         before = 1

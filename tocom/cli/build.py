@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from tocom.cli.app import console, print_json
+from tocom.cli.app import console, print_json, table_of
 from tocom.cli.options import SomeDegrees, TrustedKeys, parse_batch, parse_seconds, read_by, trusted_bundle
 from tocom.cli.progress import steps
 
@@ -79,17 +78,19 @@ def build(
             }
         )
         return
-    table = Table("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "answers", "")
-    for degree, sidecar in engines.records.items():
-        table.add_row(
-            str(degree),
-            f"{sidecar.token_counts[0]} … {sidecar.token_counts[-1]}",
-            str(sidecar.layers),
-            str(sidecar.op_plugin_layers),
-            f"{sidecar.engine.size_bytes / 1e6:.1f}",
-            f"{sidecar.build_seconds:.1f}",
-            sidecar.answers.state,
+    columns = ("degree", "tokens", "layers", "op plugin layers", "MB", "seconds", "answers", "")
+    rows = [
+        (
+            degree,
+            f"{each.token_counts[0]} … {each.token_counts[-1]}",
+            each.layers,
+            each.op_plugin_layers,
+            f"{each.engine.size_bytes / 1e6:.1f}",
+            f"{each.build_seconds:.1f}",
+            each.answers.state,
             "built" if degree in engines.built else "current",
         )
-    console.print(table)
+        for degree, each in engines.records.items()
+    ]
+    console.print(table_of(columns, rows, left=columns))
     typer.echo(str(engines.folder))

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tocom.cli.app import console, print_json
+from tocom.cli.app import console, print_json, table_of
 from tocom.cli.options import SomeDegrees, TrustedKeys, one_of, trusted_bundle
 from tocom.cli.progress import steps
 
@@ -51,8 +50,7 @@ def pack(
     if as_json:
         print_json(repository.to_json())
         return
-    table = Table("degree", "model", "backend", "most images", title="how to start the server: README.md")
-    for degree, model in repository.models.items():
-        table.add_row(str(degree), model.name, model.backend, str(model.batch[2]))
-    console.print(table)
+    columns = ("degree", "model", "backend", "most images")
+    rows = [(degree, each.name, each.backend, each.batch[2]) for degree, each in repository.models.items()]
+    console.print(table_of(columns, rows, title="how to start the server: README.md", left=columns))
     typer.echo(str(repository.path))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tocom.system.numbers import is_number
+
 __all__ = ["check_schema", "shown"]
 
 _TYPES: dict[str, Any] = {
@@ -97,5 +99,5 @@ def _wanted(value: Any, schema: Mapping[str, Any]) -> str | None:
 def _is_of(value: Any, kind: str) -> bool:
     if kind == "number":
         # Compared, not converted: JSON knows integers that no float can hold, and NaN compares with nothing.
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
+        return is_number(value) and -1e30 < value < 1e30
     return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))

@@ -16,6 +16,8 @@ from tocom.system.files import open_regular, sha256_open
 
 __all__ = ["Checked", "Verification", "verify"]
 
+Signed = dict[str, frozenset[str]] | None
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -110,7 +112,7 @@ def _export(bundle: Bundle) -> Iterator[Checked]:
         yield Checked(name, "export", "manifest", problem)
 
 
-def _engines(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
+def _engines(bundle: Bundle, signed: Signed) -> Iterator[Checked]:
     """Yield engines and op plugins by what their sidecars say; with keys, a sidecar must be signed."""
     seen = set()
     for sidecar in sorted(bundle.path.glob("engines/*/degree-*.json")):
@@ -123,10 +125,8 @@ def _engines(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterat
         wanted = [(engine.engine.file, "engine", engine.engine.sha256)]
         if engine.op_plugin is not None:
             wanted.append((engine.op_plugin.file, "op plugin", engine.op_plugin.sha256))
-        name, problem = _name(bundle, sidecar), None
-        if signed is not None and digest not in signed.get(name, ()):
-            problem = "no trusted key signed it: sign the bundle again with 'tocom sign'"
-        yield Checked(name, "engine", by, problem)
+        name = _name(bundle, sidecar)
+        yield Checked(name, "engine", by, _unsigned(signed, name, digest))
         for file, kind, sha256 in wanted:
             path = sidecar.parent / file
             if path not in seen:  # degrees share one op plugin library
@@ -149,18 +149,23 @@ def _profiles(bundle: Bundle) -> Iterator[Checked]:
         yield Checked(_name(bundle, path), "profile", "seal", problem)
 
 
-def _alignments(bundle: Bundle, signed: dict[str, frozenset[str]] | None) -> Iterator[Checked]:
+def _alignments(bundle: Bundle, signed: Signed) -> Iterator[Checked]:
     """Yield each; with keys, it must be signed."""
     by = "seal" if signed is None else "signature"
     for path in find_alignments(bundle.path):
-        name, problem = _name(bundle, path), None
+        name = _name(bundle, path)
         try:
-            _, digest = DeviceAlignment.load(path)
-            if signed is not None and digest not in signed.get(name, ()):
-                problem = "no trusted key signed it: sign the bundle again with 'tocom sign'"
+            problem = _unsigned(signed, name, DeviceAlignment.load(path)[1])
         except AlignmentError as error:
             problem = str(error)
         yield Checked(name, "alignment", by, problem)
+
+
+def _unsigned(signed: Signed, name: str, sha256: str) -> str | None:
+    """Return what is wrong with a file that no trusted key signed; nothing where no keys are asked for."""
+    if signed is None or sha256 in signed.get(name, ()):
+        return None
+    return "no trusted key signed it: sign the bundle again with 'tocom sign'"
 
 
 def _name(bundle: Bundle, path: Path) -> str:

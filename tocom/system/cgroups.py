@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_quota", "free_group_memory"]
+__all__ = ["cpu_quota", "free_group_memory", "text_of"]
 
 
 def cpu_quota(root: Path | str = "/") -> float | None:
@@ -51,7 +51,7 @@ def free_group_memory(root: Path | str = "/") -> int | None:
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the folders of this process's groups that may limit the controller, its own and those above it."""
-    lines = _text(root / "proc/self/cgroup").splitlines()
+    lines = text_of(root / "proc/self/cgroup").splitlines()
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
@@ -65,11 +65,12 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _words(path: Path) -> list[str]:
-    return _text(path).split()
+    return text_of(path).split()
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return what a file of the system says; nothing where it is not there, or not to be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

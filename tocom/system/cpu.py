@@ -9,7 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from tocom.system.cgroups import cpu_quota
+from tocom.system.cgroups import cpu_quota, text_of
 
 __all__ = ["cpu_facts", "cpu_identity", "power_mode", "usable_cores"]
 
@@ -27,7 +27,7 @@ def usable_cores(root: Path | str = "/") -> int:
     """
     cores = set()
     for cpu in os.sched_getaffinity(0):
-        siblings = _read(Path(root) / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings = text_of(Path(root) / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings or str(cpu))
     quota = cpu_quota(root)
     return len(cores) if quota is None else max(min(len(cores), int(quota)), 1)
@@ -56,21 +56,14 @@ def power_mode(root: Path | str = "/") -> str | None:
     if mode := _nvpmodel():
         return mode
     sys = Path(root) / "sys"
-    governors = sorted({text for path in sys.glob(_GOVERNORS) if (text := _read(path))})
-    profile = _read(sys / "firmware" / "acpi" / "platform_profile")
+    governors = sorted({text for path in sys.glob(_GOVERNORS) if (text := text_of(path))})
+    profile = text_of(sys / "firmware" / "acpi" / "platform_profile")
     return ", ".join([*([profile] if profile else []), *governors]) or None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def cpu_facts(*keys: str) -> list[str]:
     """Return the lines of ``/proc/cpuinfo`` under these keys, in their order, each once; none without that file."""
-    lines = list(dict.fromkeys(_read(Path("/proc/cpuinfo")).splitlines()))
+    lines = list(dict.fromkeys(text_of(Path("/proc/cpuinfo")).splitlines()))
     return [line for key in keys for line in lines if line.startswith(key) and ":" in line]
 
 
