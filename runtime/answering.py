@@ -78,7 +78,7 @@ class Answering(Streaming):
                 what :meth:`preprocess` takes, which is done within the budget. A batch smaller than the bundle's
                 smallest is filled up, and the filling's answers are dropped.
             budget_ms: Milliseconds from this call to the answer; None sets no limit.
-            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
+            deadline: A point in time of ``time.monotonic()``, seconds, instead of a budget.
             degree: Run this degree whatever the budget; for calibration and comparisons.
 
         Raises:
@@ -104,7 +104,7 @@ class Answering(Streaming):
         Args:
             images: As for :meth:`infer`; not to be changed until the future is done.
             budget_ms: Milliseconds from this call to the answer, waiting included; None sets no limit.
-            deadline: A point in time of ``time.monotonic()``, seconds, in place of a budget.
+            deadline: A point in time of ``time.monotonic()``, seconds, instead of a budget.
 
         Raises:
             RequestError: An argument is out of its range, the queue is full, or the runtime is not warm or is closed.

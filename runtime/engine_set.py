@@ -101,22 +101,18 @@ class EngineSet:
         """
         try:
             with opening():
-                return cls._open(path, options, profile)
+                bundle = Bundle(path, verify=False, trusted_keys=options.trusted_keys)
+                wanted = _wanted_degrees(bundle, options.degrees)
+                # Hashed beside what follows; whoever parses or maps a file waits for its check, and the end for all.
+                bundle.begin_verify()
+                try:
+                    return cls._load(bundle, wanted, options, profile)
+                finally:
+                    bundle.end_verify()
         except MemoryError as error:
             raise EngineError(
                 f"Out of memory while opening {path}. Free some, or keep fewer degrees resident."
             ) from error
-
-    @classmethod
-    def _open(cls, path: Path | str, options: OpenOptions, profile: Profile | Path | str | None) -> EngineSet:
-        bundle = Bundle(path, verify=False, trusted_keys=options.trusted_keys)
-        wanted = _wanted_degrees(bundle, options.degrees)
-        # Hashed beside what follows; whoever parses or maps a file waits for its check, and the end does for all.
-        bundle.begin_verify()
-        try:
-            return cls._load(bundle, wanted, options, profile)
-        finally:
-            bundle.end_verify()
 
     @classmethod
     def _load(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from tocom.errors import RequestError
 
-__all__ = ["keep_for_ever", "opening", "track"]
+__all__ = ["keep_forever", "opening", "track"]
 
 # For what another thread opens at the end of the process: a backend compiles for seconds, and then there is no hang.
 _MOST_WAIT_S = 60.0
@@ -70,7 +70,7 @@ def track(opened: _Tracked) -> None:
     _open.add(opened)
 
 
-def keep_for_ever(thing: Any) -> None:
+def keep_forever(thing: Any) -> None:
     """Never destroy an object: in a forked process its destructor would wait for threads that are not there."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 

@@ -22,7 +22,7 @@ from tocom.runtime.checks import (
     check_timeout,
 )
 from tocom.runtime.engine_set import EngineSet, OpenOptions
-from tocom.runtime.lifecycle import keep_for_ever, opening, track
+from tocom.runtime.lifecycle import keep_forever, opening, track
 from tocom.runtime.policy.controller import ControllerConfig
 
 __all__ = ["Runtime", "State"]
@@ -92,7 +92,7 @@ class Runtime(Answering):
                 policy within it is kept. None sets no limit.
             check_finite: Refuse images with NaN or infinity.
             queue_limit: Most submissions that may wait.
-            timeout_s: Seconds until an inference is given up as lost, with an EngineError; None waits for ever.
+            timeout_s: Seconds until an inference is given up as lost, with an EngineError; None waits forever.
                 ``auto`` is 60 on a GPU and None on the CPU, where the caller's own thread computes. A number moves
                 inferences to a thread of the runtime's own, which costs about 30 µs each.
             check_answers: Serve no degree whose answers to the bundle's reference images are wrong: each is compared
@@ -284,7 +284,7 @@ class Runtime(Answering):
         # Whoever held them is not in this process.
         self._lock, self._reload_lock = threading.RLock(), threading.RLock()
         self._queue.abandon(self._unusable("submit"))
-        keep_for_ever(self._active)
+        keep_forever(self._active)
 
     def __reduce__(self) -> NoReturn:
         raise RequestError(

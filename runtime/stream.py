@@ -96,7 +96,7 @@ class Streams:
         rates: Frames per second at which to read each source; None reads as fast as it gives.
         budgets: Milliseconds that each source's answers may take; None for no limit.
         load: Where waiting frames are noted.
-        on_drop: Told a source whose frame was dropped.
+        on_drop: Called with the name of a source whose frame was dropped.
         clock: Seconds, monotonic.
     """
 

@@ -27,7 +27,7 @@ _TURNS = {
 def decoded(image: Any) -> Any:
     """Return a PIL image at 8 bits a channel, the right way up.
 
-    A camera writes the EXIF orientation in place of turning the pixels. timm's transforms do not look at it; the person
+    A camera writes the EXIF orientation instead of turning the pixels. timm's transforms do not look at it; the person
     who labelled the photograph saw it turned.
 
     Raises:

@@ -235,7 +235,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     seen = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(here)
-        # A link to a folder above leads around for ever.
+        # A link to a folder above leads around forever.
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             seen.add(real)

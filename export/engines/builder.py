@@ -86,7 +86,7 @@ def build(
         timeout_s: Seconds that one engine may take until its build is killed; None sets no limit.
         memory_limit_mib: Most memory that the process that builds may hold in RAM, in MiB; None sets no limit.
         progress: Called with what is being done, the steps done, and all steps.
-        say: Told what was found and decided, one line each.
+        say: Called with what was found and decided, one line each.
 
     Returns:
         The engines, in ``bundle/engines/<device>/``.

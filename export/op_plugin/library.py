@@ -83,7 +83,7 @@ def build_library(
         tensorrt_include: Folder of TensorRT's headers; None searches.
         nvcc: The compiler driver; None searches.
         cache: Folder to keep libraries in; None takes the user's cache.
-        say: Told what was found and what is done, one line each.
+        say: Called with what was found and what is done, one line each.
 
     Raises:
         EngineError: No nvcc, no headers, or the compiler failed; the message holds its last lines.

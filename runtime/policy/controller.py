@@ -26,7 +26,7 @@ class ControllerConfig:
     Attributes:
         quantile: Quantile of the predicted latency that must meet the budget.
         hysteresis: Share by which a slower degree must beat the budget right after a switch. It shrinks to nothing
-            over ``settle`` requests, so that a degree that fits is not shut out for ever.
+            over ``settle`` requests, so that a degree that fits is not shut out forever.
         settle: Requests after a switch until the hysteresis is gone.
         on_infeasible: ``fastest`` or ``raise``.
         probe_after: Requests in time, one after another, that leave room for a miss: then the next slower degree is

@@ -19,7 +19,7 @@ def bench(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     degrees: SomeDegrees = None,
     budget_ms: Annotated[
-        float | None, typer.Option(help="Let the policy choose within this budget, in place of each degree in turn.")
+        float | None, typer.Option(help="Let the policy choose within this budget, instead of each degree in turn.")
     ] = None,
     duration: Annotated[float, typer.Option(help="Seconds per degree.")] = 3.0,
     warmup: Annotated[float, typer.Option(help="Seconds before them, not counted.")] = 0.2,

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tocom.alignment.ridge import FeatureMap, fit_map
-from tocom.compensator.compensator import Compensator
+from tocom.compensator.compensator import Compensator, model_name
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
 from tocom.errors import RequestError
@@ -235,7 +235,7 @@ def evaluate(
         **along,
         provenance={
             "compensator_sha256": None if compensator is None else compensator.metadata.get("file_sha256"),
-            "model": _name(sources),
+            "model": model_name(next(iter(sources.values()))),
         },
         answers=answers,
     )
@@ -295,8 +295,3 @@ def _rank(scores: Scores) -> tuple[float, float]:
     if scores.accuracy is None or scores.log_loss is None:
         return scores.feature_gap, 0.0
     return -scores.accuracy, scores.log_loss
-
-
-def _name(sources: Mapping[int, VisionTransformer]) -> str:
-    config = getattr(next(iter(sources.values())), "pretrained_cfg", None) or {}
-    return str(config.get("architecture", "unknown"))

@@ -11,14 +11,15 @@ from torch.nn import functional as F
 __all__ = ["fit_head"]
 
 
-def fit_head(inputs: Tensor, labels: Sequence[int], *, weight_decay: float = 1e-2, steps: int = 100) -> nn.Linear:
+_WEIGHT_DECAY, _MOST_STEPS = 1e-2, 100
+
+
+def fit_head(inputs: Tensor, labels: Sequence[int]) -> nn.Linear:
     """Fit multinomial logistic regression by L-BFGS, from zero: no randomness.
 
     Args:
         inputs: Features [count, channels].
         labels: Class of each.
-        weight_decay: Weight decay of the weights on standardised features.
-        steps: Iterations at most.
 
     Returns:
         A layer on the features as they are: the standardisation stands in its weights.
@@ -28,11 +29,11 @@ def fit_head(inputs: Tensor, labels: Sequence[int], *, weight_decay: float = 1e-
     head = nn.Linear(inputs.shape[1], int(target.max()) + 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=_MOST_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(head(standard), target) + weight_decay * head.weight.square().sum() / 2
+        loss = F.cross_entropy(head(standard), target) + _WEIGHT_DECAY * head.weight.square().sum() / 2
         loss.backward()
         return loss
 

@@ -29,7 +29,7 @@ def session_options(threads: int | None = None, *, cpu: bool = True) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Threads of an idle session spin for a while by default: after a switch they fight the new session's threads
-    # for the cores (two cores, DeiT-S: 57 ms in place of 30).
+    # for the cores (two cores, DeiT-S: 57 ms instead of 30).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if cpu:
         options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(_SLOWER_FUSIONS))

@@ -63,7 +63,7 @@ def batches(
         images: Map-style, [channels, height, width] each.
         config: The run's: its batches, a multiple of the number of processes, and their order.
         start: Steps already done.
-        skip_unreadable: Take the next readable image in place of one that cannot be read; otherwise its error.
+        skip_unreadable: Take the next readable image instead of one that cannot be read; otherwise its error.
         workers: Processes that read images; 0 reads in this one.
         processes: Those that train together; None is one.
 

@@ -58,7 +58,7 @@ def train(
         checkpoint: File to keep the state of the run in; replaced as a whole.
         checkpoint_every: Steps between two of them; there is always one at the end.
         resume: Go on from ``checkpoint`` when it is there, as if the run had never stopped; on a CPU to the last bit.
-        skip_unreadable: Train on the next readable image in place of one that cannot be read, and count those;
+        skip_unreadable: Train on the next readable image instead of one that cannot be read, and count those;
             otherwise the first of them is an error.
         workers: Processes that read images; 0 reads between steps. They are new processes, not forks: the dataset must
             pickle, and a script that trains needs ``if __name__ == "__main__":``. A dataset that augments at random is

@@ -108,7 +108,7 @@ class OnnxRuntimeBackend:
         if cuda:
             if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
                 raise EngineError(
-                    "This onnxruntime has no CUDA provider. Install it: pip install onnxruntime-gpu, in place of "
+                    "This onnxruntime has no CUDA provider. Install it: pip install onnxruntime-gpu, instead of "
                     "onnxruntime."
                 )
             self._providers.insert(0, "CUDAExecutionProvider")

@@ -164,7 +164,7 @@ class OpenVinoBackend:
         }
 
     def _read(self, model: bytes, weights: Mapping[str, NDArray[Any]], degree: int) -> Any:
-        """Return OpenVINO's model with the weights in place of the inputs that stand for them."""
+        """Return OpenVINO's model with the weights instead of the inputs that stand for them."""
         read = self._core.read_model(model)
         for parameter in read.get_parameters():
             name = next((name for name in parameter.output(0).get_names() if name in weights), None)

@@ -73,7 +73,7 @@ class Device(Protocol):
         """Copy within device memory, in stream order."""
 
     def begin_capture(self, stream: int) -> None:
-        """Record what the stream is given from now on, in place of running it."""
+        """Record what the stream is given from now on, instead of running it."""
 
     def end_capture(self, stream: int) -> Any:
         """Return the recorded graph, ready to launch. The stream records no longer, also when this raises."""
