@@ -15,11 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tocom.errors import DegreeError, RequestError, TocomError
-from tocom.runtime.checks import (
-    check_budget,
-    check_deadline,
-    check_outputs,
-)
+from tocom.runtime.checks import check_budget, check_deadline, check_outputs
 from tocom.runtime.engine_set import EngineSet
 from tocom.runtime.policy.choice import Decision
 from tocom.runtime.policy.controller import Controller

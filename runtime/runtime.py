@@ -16,11 +16,7 @@ from tocom.formats.profile import Profile
 from tocom.formats.signatures import load_public_keys
 from tocom.runtime.answering import Answering, State
 from tocom.runtime.backends.base import Backend
-from tocom.runtime.checks import (
-    check_goal,
-    check_open_options,
-    check_timeout,
-)
+from tocom.runtime.checks import check_goal, check_open_options, check_timeout
 from tocom.runtime.engine_set import EngineSet, OpenOptions
 from tocom.runtime.lifecycle import keep_forever, opening, track
 from tocom.runtime.policy.controller import ControllerConfig

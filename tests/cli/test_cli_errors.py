@@ -206,6 +206,8 @@ NO_MODEL = ("--model", "no_such_model", "--out", "out")
         (("export", *NO_MODEL, "--degrees", "0", "--compensator", "missing"), "Cannot read the compensator"),
         (("align", *NO_MODEL, "--degrees", "4", "--images", "missing"), "No image folder at missing"),
         (("align", *NO_MODEL, "--degrees", "4", "--images", ".", "--method", "x"), "'method' option"),
+        (("export", *NO_MODEL, "--degrees", "0", "--image-size", "x"), "'image-size' option"),
+        (("export", *NO_MODEL, "--degrees", "0", "--mean", "x"), "'mean' option"),
         (("train", *NO_MODEL, "--images", ".", "--loss", "x"), "'loss' parameter"),
         (("train", *NO_MODEL, "--images", ".", "--merge-blocks", "x"), "'merge-blocks' option"),
         (

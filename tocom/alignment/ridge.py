@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tocom.errors import AlignmentError
 from tocom.formats.device_alignment import FittedDegree, Linear
 
-__all__ = ["STRENGTHS", "FeatureMap", "check_counts", "feature_gaps", "fit_first", "fit_map"]
+__all__ = ["STRENGTHS", "FeatureMap", "check_counts", "feature_gaps", "fit_first", "fit_map", "fit_map_apart"]
 
 _LEAST_IMAGES = 25
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -48,8 +48,25 @@ class FeatureMap(FittedDegree):
         return np.asarray(features, np.float32) if self.linear is None else self.linear(features)
 
 
+def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> FeatureMap:
+    """Fit the map from features of a degree to those of the source degree, of the same images.
+
+    Each fifth of the images, drawn by the seed, is held out once. Together they choose the strength and say whether the
+    map helps: where it does not, beyond what chance explains, it is refused. The map is then fitted on all images.
+
+    Args:
+        found: Features of the degree, [images, channels].
+        wanted: Features of the source degree, [images, channels].
+        seed: Seed of the fifths.
+
+    Raises:
+        AlignmentError: Fewer than 25 images, shapes that differ, or values that are not finite.
+    """
+    return fit_map_apart(found, wanted, seed=seed)[0]
+
+
 def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -> FeatureMap:
-    """Fit the map on the first images, as :func:`fit_map` does; all others, where there are some, judge it.
+    """Fit the map as :func:`fit_map` does on the first images alone; all others, where there are some, judge it.
 
     Images that are held out in fifths are of the kind that was fitted on: they cannot see that a map harms another
     kind. Images of what will be answered can.
@@ -63,7 +80,7 @@ def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -
     Raises:
         AlignmentError: As :func:`fit_map`, and fewer than 25 others, but some.
     """
-    fitted, _ = fit_map(found[:count], wanted[:count], seed=seed)
+    fitted = fit_map(found[:count], wanted[:count], seed=seed)
     if count == len(found):
         return fitted
     check_counts(count, len(found) - count)
@@ -74,13 +91,11 @@ def fit_first(found: Features, wanted: Features, count: int, *, seed: int = 0) -
     return judged if helps else replace(judged, used=False, linear=None)
 
 
-def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
-    """Fit the map from features of a degree to those of the source degree, of the same images.
+def fit_map_apart(found: Features, wanted: Features, *, seed: int = 0) -> tuple[FeatureMap, NDArray[np.float32]]:
+    """Fit the map as :func:`fit_map` does, and map every image by one that was fitted without its fifth.
 
-    Each fifth of the images, drawn by the seed, is held out once. Together they choose the strength and say whether the
-    map helps: where it does not, beyond what chance explains, it is refused. The map is then fitted on all images. What
-    it is worth on other images is seen on these very ones, each mapped as if its fifth had not been fitted on; where
-    the map is refused, features stay as they are.
+    What the map is worth on other images can so be seen on the very images that it is fitted on. Where the map is
+    refused, features stay as they are.
 
     Args:
         found: Features of the degree, [images, channels].
@@ -88,10 +103,10 @@ def fit_map(found: Features, wanted: Features, *, seed: int = 0) -> tuple[Featur
         seed: Seed of the fifths.
 
     Returns:
-        The map, and the features [images, channels], float32, each mapped by a map that was fitted without its fifth.
+        The map, and the features of the images [images, channels], float32.
 
     Raises:
-        AlignmentError: Fewer than 25 images, shapes that differ, or values that are not finite.
+        AlignmentError: As :func:`fit_map`.
     """
     found, wanted = _checked(found, wanted)
     count = len(found)

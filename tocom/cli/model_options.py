@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tocom.cli.app import output
-from tocom.cli.options import reading
+from tocom.cli.options import read_by, reading
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -23,6 +23,30 @@ if TYPE_CHECKING:
 __all__ = ["ModelOptions", "describe_input", "parse_size", "print_loaded", "read_labels", "with_model_options"]
 
 _FIELDS = ("mean", "std", "interpolation", "crop", "crop_mode")
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Read a side in pixels, or ``height,width``.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    with reading("image-size", text, "a side or height,width in pixels (224,448)"):
+        sides = [int(part) for part in text.split(",")]
+        if min(sides) < 1:
+            raise ValueError(text)
+        if len(sides) == 1:
+            return sides[0]
+        height, width = sides
+        return height, width
+
+
+def _numbers(name: str) -> Callable[[str], tuple[float, ...]]:
+    def read(text: str) -> tuple[float, ...]:
+        with reading(name, text, "numbers, one per channel (0.5,0.5)"):
+            return tuple(float(part) for part in text.replace(",", " ").split())
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class ModelOptions:
         int | None, typer.Option(help="Classes of the head, 0 for features; default: the checkpoint's.")
     ] = None
     image_size: Annotated[
-        str | None, typer.Option(help="Pixels: a side, or height,width; default: the checkpoint's, or the model's.")
+        Any, read_by(parse_size, "Pixels: a side, or height,width; default: the checkpoint's, or the model's.")
     ] = None
     in_chans: Annotated[int | None, typer.Option(help="Channels of the image; default: the checkpoint's.")] = None
     model_kwargs: Annotated[
@@ -49,8 +73,8 @@ class ModelOptions:
     ] = None
     # What follows the first pair of --model-kwargs stands where arguments stand.
     more_kwargs: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None
-    mean: Annotated[str | None, typer.Option(help="Mean of the pixels of 0 … 1: 0.485,0.456,0.406.")] = None
-    std: Annotated[str | None, typer.Option(help="Standard deviation of them: 0.229,0.224,0.225.")] = None
+    mean: Annotated[Any, read_by(_numbers("mean"), "Mean of the pixels of 0 … 1: 0.485,0.456,0.406.")] = None
+    std: Annotated[Any, read_by(_numbers("std"), "Standard deviation of them: 0.229,0.224,0.225.")] = None
     interpolation: Annotated[
         str | None, typer.Option(help="Of the resize: bilinear, bicubic, nearest, box, hamming or lanczos.")
     ] = None
@@ -80,12 +104,12 @@ class ModelOptions:
             adapter=self.adapter,
             weights_key=self.weights_key,
             num_classes=self.num_classes,
-            image_size=None if self.image_size is None else parse_size(self.image_size),
+            image_size=self.image_size,
             in_chans=self.in_chans,
             model_options=dict(_pair(text) for part in pairs for text in part.split()),
             preprocessing=Preprocessing(
-                mean=None if self.mean is None else _numbers("mean", self.mean),
-                std=None if self.std is None else _numbers("std", self.std),
+                mean=self.mean,
+                std=self.std,
                 interpolation=self.interpolation,
                 crop=self.crop,
                 crop_mode=self.crop_mode,
@@ -111,22 +135,6 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
-
-
-def parse_size(text: str) -> int | tuple[int, int]:
-    """Read a side in pixels, or ``height,width``.
-
-    Raises:
-        RequestError: It is neither.
-    """
-    with reading("image-size", text, "a side or height,width in pixels (224,448)"):
-        sides = [int(part) for part in text.split(",")]
-        if min(sides) < 1:
-            raise ValueError(text)
-        if len(sides) == 1:
-            return sides[0]
-        height, width = sides
-        return height, width
 
 
 def print_loaded(loaded: LoadedModel) -> None:
@@ -184,11 +192,6 @@ def _json_labels(text: str) -> list[str]:
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError("a class has no name")
     return [name.strip() for name in names]
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    with reading(name, text, "numbers, one per channel (0.5,0.5)"):
-        return tuple(float(part) for part in text.replace(",", " ").split())
 
 
 def _pair(text: str) -> tuple[str, Any]:

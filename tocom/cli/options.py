@@ -109,7 +109,13 @@ def read_by(parse: Callable[[str], Any], help: str, *names: str, absent: Any = N
         names: Its names, where they do not follow from the parameter's.
         absent: Its value where it is not given.
     """
-    return typer.Option(*names, help=help, parser=str, callback=lambda text: absent if text is None else parse(text))
+    return typer.Option(
+        *names,
+        help=help,
+        parser=str,
+        metavar="TEXT",
+        callback=lambda text: absent if text is None else parse(text),
+    )
 
 
 def one_of(*allowed: str) -> Callable[[typer.CallbackParam, str], str]:

@@ -8,18 +8,34 @@ from typing import Annotated, Any
 import typer
 
 from tocom.cli.app import console, print_json
-from tocom.cli.options import reading
+from tocom.cli.options import read_by, reading
 
 __all__ = ["plugins"]
 
 plugins = typer.Typer(help="The op plugin library for TensorRT and TensorRT-RTX.", no_args_is_help=True)
 
 
+def parse_architectures(text: str) -> tuple[int, ...]:
+    """Return the architectures in ``text``, such as ``80,86``.
+
+    Raises:
+        RequestError: It is not a list of numbers.
+    """
+    with reading("--arch", text, "numbers such as 87 or 80,86"):
+        parts = [part.strip().removeprefix("sm_") for part in text.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(text)
+        return tuple(map(int, parts))
+
+
 @plugins.command()
 def build(
     arch: Annotated[
-        str | None,
-        typer.Option(help="Compute capabilities times ten, such as 87 or 80,86; default: all that the toolkit knows."),
+        Any,
+        read_by(
+            parse_architectures,
+            "Compute capabilities times ten, such as 87 or 80,86; default: all that the toolkit knows.",
+        ),
     ] = None,
     tensorrt_include: Annotated[Path | None, typer.Option(help="Folder of TensorRT's headers.")] = None,
     nvcc: Annotated[Path | None, typer.Option(help="The CUDA compiler.")] = None,
@@ -29,7 +45,7 @@ def build(
     from tocom.export.op_plugin.library import build_library
 
     library = build_library(
-        architectures=parse_architectures(arch),
+        architectures=arch,
         tensorrt_include=tensorrt_include,
         nvcc=nvcc,
         say=lambda line: console.print(line, soft_wrap=True),
@@ -46,21 +62,6 @@ def inspect(
     from tocom.export.op_plugin.library import read_library
 
     _show(read_library(library), as_json)
-
-
-def parse_architectures(text: str | None) -> tuple[int, ...] | None:
-    """Return the architectures in ``text``, such as ``80,86``.
-
-    Raises:
-        RequestError: It is not a list of numbers.
-    """
-    if text is None:
-        return None
-    with reading("--arch", text, "numbers such as 87 or 80,86"):
-        parts = [part.strip().removeprefix("sm_") for part in text.split(",")]
-        if not all(part.isdecimal() for part in parts):
-            raise ValueError(text)
-        return tuple(map(int, parts))
 
 
 def _show(library: Any, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tocom.alignment.ridge import FeatureMap, fit_map
+from tocom.alignment.ridge import FeatureMap, fit_map_apart
 from tocom.compensator.compensator import Compensator, model_name
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
@@ -205,7 +205,7 @@ def evaluate(
             known[way] = {}
             for source, target in changed:
                 given, aim = ask.features(source, target, each), ask.features(source, source)
-                maps[source, target, way], apart = fit_map(given.numpy(), aim.numpy())
+                maps[source, target, way], apart = fit_map_apart(given.numpy(), aim.numpy())
                 known[way][source, target] = ask.answers(source, torch.from_numpy(apart))
         if len(held_out) >= FEWEST_IMAGES:
             for source in sources:
