@@ -198,7 +198,10 @@ def _metadata_version(*names: str) -> str | None:
 def _import_version(module: str) -> str:
     """Ask a child process: importing TensorRT here could end this one."""
     code = f"import {module}; print({module}.__version__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"The module {module} is installed, but importing it took longer than 120 s.") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise EngineError(

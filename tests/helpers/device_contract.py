@@ -21,8 +21,7 @@ from host_cuda import ILLEGAL_ADDRESS, NO_DEVICE, OS_CALL, OUT_OF_MEMORY, UNKNOW
 
 from tocom.errors import EngineError
 from tocom.runtime.backends.arrays import LEGACY_STREAM
-from tocom.runtime.backends.tensorrt.device.base import Device
-from tocom.runtime.backends.tensorrt.device.select import LIBRARIES
+from tocom.runtime.backends.tensorrt.device.select import LIBRARIES, Device
 
 __all__ = ["CASES", "ON_A_GPU"]
 

@@ -21,8 +21,7 @@ from tocom.formats.sidecar import Sidecar
 from tocom.runtime.backends.arrays import device_images, host_array
 from tocom.runtime.backends.base import DEVICE_TIMEOUT_S
 from tocom.runtime.backends.tensorrt.context import Arena, Shared
-from tocom.runtime.backends.tensorrt.device.base import Device
-from tocom.runtime.backends.tensorrt.device.select import open_device
+from tocom.runtime.backends.tensorrt.device.select import Device, open_device
 from tocom.runtime.backends.tensorrt.engine import TensorRtEngine
 from tocom.runtime.backends.tensorrt.files import EngineFolder, any_engines, find_engines
 from tocom.runtime.backends.tensorrt.fixed_batch import FixedBatchEngine

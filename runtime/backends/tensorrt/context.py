@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tocom.errors import EngineError
-from tocom.runtime.backends.tensorrt.device.base import Device
+from tocom.runtime.backends.tensorrt.device.select import Device
 from tocom.runtime.backends.tensorrt.library import LogCapture
 
 if TYPE_CHECKING:

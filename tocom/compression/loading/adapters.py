@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tocom.compression.loading.files import read_json
 from tocom.compression.loading.readers.hugging_face_vit import canonical
 from tocom.errors import ModelError, first_line
 
@@ -62,7 +62,11 @@ def merge_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
                 f"The adapter {folder} does not fit {key} {tuple(weight.shape)}: it has {tuple(up.shape)} times "
                 f"{tuple(down.shape)}. Pass the weights that it was trained on."
             )
-        delta = _scale(config, layer.removeprefix("base_model.model."), down.shape[0]) * (up @ down)
+        try:
+            scale = _scale(config, layer.removeprefix("base_model.model."), down.shape[0])
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise ModelError(f"{folder / _CONFIG}: its alpha cannot be read ({error}). Copy it again.") from error
+        delta = scale * (up @ down)
         merged[key] = (weight.float() + delta).to(weight.dtype)
     if not done:
         raise ModelError(f"The adapter {folder} holds no LoRA weights (….lora_A.weight). Copy it again.")
@@ -79,8 +83,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"The 'adapter' parameter must be a folder of peft with {_CONFIG} and {_WEIGHTS}. Got {folder}."
         )
     try:
-        return json.loads((folder / _CONFIG).read_text(encoding="utf-8")), load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        return read_json(folder / _CONFIG), load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"Cannot read the adapter {folder}: {first_line(error)}. Copy it again.") from error
 
 

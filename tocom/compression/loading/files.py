@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tocom.errors import ModelError, first_line
 
-__all__ = ["Opened", "open_checkpoint"]
+__all__ = ["Opened", "open_checkpoint", "read_json"]
 
 # Weights that a folder of each library holds, the first that is there.
 _WEIGHTS = (
@@ -78,7 +78,7 @@ def open_checkpoint(path: Path) -> Opened:
         raise ModelError(
             f"The 'weights' parameter must be 'pretrained', 'random' or a checkpoint. {path} does not exist."
         )
-    sidecars = {name: _read_json(path.parent / name) for name in _SIDECARS if path.name in _WEIGHTS}
+    sidecars = {name: read_json(path.parent / name) for name in _SIDECARS if path.name in _WEIGHTS}
     return _open_file(path, {name: content for name, content in sidecars.items() if content})
 
 
@@ -86,7 +86,7 @@ def _open_folder(path: Path) -> Opened:
     if (path / "bundle.json").exists():
         raise ModelError(f"{path} is a bundle, which is exported already. Give the checkpoint that it came from.")
     if (path / "adapter_config.json").exists():
-        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         raise ModelError(
             f"{path} is an adapter, not a model: pass the weights that it was trained on ({base or 'its base'}) with "
             f"--weights, and this folder with --adapter."
@@ -94,10 +94,10 @@ def _open_folder(path: Path) -> Opened:
     name = next((name for name in _WEIGHTS if (path / name).exists()), None)
     if name is None:
         raise ModelError(f"{path} holds no weights. Expected one of {', '.join(_WEIGHTS)}; or give the file itself.")
-    sidecars = {each: _read_json(path / each) for each in _SIDECARS if (path / each).exists()}
+    sidecars = {each: read_json(path / each) for each in _SIDECARS if (path / each).exists()}
     if not name.endswith(".index.json"):
         return _open_file(path / name, sidecars)
-    shards = sorted(set(_read_json(path / name).get("weight_map", {}).values()))
+    shards = sorted(set(read_json(path / name).get("weight_map", {}).values()))
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard:
@@ -175,7 +175,8 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds, an empty one where there is no file; raise ModelError for others."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.runtime.backends.tensorrt.device.base import NON_BLOCKING
 from tocom.runtime.backends.tensorrt.device.failures import check_gpu, failed, refused, version_text
 
-__all__ = ["OUT_OF_MEMORY", "DriverDevice"]
+__all__ = ["NON_BLOCKING", "OUT_OF_MEMORY", "DriverDevice"]
 
 OUT_OF_MEMORY = 2
+NON_BLOCKING = 1
 _COMPUTE_CAPABILITY = (75, 76)
 _DISABLE_TIMING = 2
 _THREAD_LOCAL = 1
@@ -27,8 +27,16 @@ _THREAD_LOCAL = 1
 class DriverDevice:
     """One GPU, in its primary context, which it shares with the other libraries of the process.
 
+    Pointers and streams are integers; ``pinned`` memory is a byte array. Calls about memory, streams and graphs are
+    made inside :meth:`attached`. Every failing call raises EngineError, naming the call and CUDA's own words; a lack of
+    memory is a MemoryError. All devices pass one contract test suite.
+
     Args:
         index: Which GPU.
+
+    Attributes:
+        library: ``libcuda``, ``pycuda`` or ``cuda-python``.
+        captures: CUDA graphs can be captured.
 
     Raises:
         EngineError: There is no such GPU, or the driver is too old or refuses.
@@ -92,7 +100,7 @@ class DriverDevice:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Push the context on this thread, pop it after."""
+        """Make the GPU current on this thread for the block: push its context, pop it after."""
         self.call("cuCtxPushCurrent", self._context)
         try:
             yield
@@ -100,7 +108,7 @@ class DriverDevice:
             self.call("cuCtxPopCurrent")
 
     def allocate(self, size: int) -> int:
-        """Return a pointer to device memory."""
+        """Return a pointer to ``size`` bytes of device memory, aligned to 256 bytes."""
         return int(self.call("cuMemAlloc", max(size, 1)))
 
     def release(self, pointer: int) -> None:
@@ -108,16 +116,16 @@ class DriverDevice:
         self.call("cuMemFree", pointer)
 
     def pinned(self, size: int) -> NDArray[Any]:
-        """Return page-locked host memory."""
+        """Return ``size`` bytes of page-locked host memory as a uint8 array."""
         pointer = int(self.call("cuMemHostAlloc", max(size, 1), 0))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
     def release_pinned(self, array: NDArray[Any]) -> None:
-        """Give page-locked memory back."""
+        """Give page-locked memory back; the array must not be used afterwards."""
         self.call("cuMemFreeHost", array.ctypes.data)
 
     def create_stream(self) -> int:
-        """Return a new non-blocking stream."""
+        """Return a new stream that does not wait for the default stream."""
         stream = int(self.call("cuStreamCreate", NON_BLOCKING))
         self._streams.add(stream)
         return stream
@@ -137,23 +145,23 @@ class DriverDevice:
         self.call("cuStreamWaitEvent", stream, self._event, 0)
 
     def to_device(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy host memory to device memory."""
+        """Copy page-locked memory, from the start of one of our blocks, to device memory, in stream order."""
         self.call("cuMemcpyHtoDAsync", target, source, size, stream)
 
     def to_host(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy device memory to host memory."""
+        """Copy device memory to page-locked memory, to the start of one of our blocks, in stream order."""
         self.call("cuMemcpyDtoHAsync", target, source, size, stream)
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy device memory to device memory."""
+        """Copy within device memory, in stream order."""
         self.call("cuMemcpyDtoDAsync", target, source, size, stream)
 
     def begin_capture(self, stream: int) -> None:
-        """Start recording a stream; other threads' calls are not disturbed."""
+        """Record what the stream is given from now on, not run it; other threads' calls are not disturbed."""
         self.call("cuStreamBeginCapture", stream, _THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> Any:
-        """Return the recorded graph, instantiated."""
+        """Return the recorded graph, ready to launch. The stream records no longer, also when this raises."""
         graph = self.call("cuStreamEndCapture", stream)
         try:
             return self.call("cuGraphInstantiate", graph, 0)
@@ -169,7 +177,7 @@ class DriverDevice:
         self.call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Destroy the streams that are left, and give the primary context back."""
+        """Destroy the streams that are left, and give the primary context back. More than once is fine."""
         if not self._opened:
             return
         try:

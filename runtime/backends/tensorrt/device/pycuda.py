@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tocom.errors import EngineError
-from tocom.runtime.backends.tensorrt.device.base import NON_BLOCKING
+from tocom.runtime.backends.tensorrt.device.driver_api import NON_BLOCKING
 from tocom.runtime.backends.tensorrt.device.failures import check_gpu, failed, not_usable, refused, version_text
 
 __all__ = ["PycudaDevice"]
@@ -22,7 +22,7 @@ _NO_GRAPHS = "pycuda captures no CUDA graphs; leave it uninstalled and the runti
 
 
 class PycudaDevice:
-    """One GPU through ``pycuda.driver``, in its primary context so that other libraries of the process share it.
+    """One GPU through ``pycuda.driver``: a :class:`DriverDevice` without graphs, call by call.
 
     Args:
         index: Which GPU.

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable
 
 from tocom.errors import EngineError
-from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.cuda_python import CudaPythonDevice
+from tocom.runtime.backends.tensorrt.device.driver_api import DriverDevice
 from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
 
-__all__ = ["LIBRARIES", "LIBRARY_VARIABLE", "open_device"]
+__all__ = ["LIBRARIES", "LIBRARY_VARIABLE", "Device", "open_device"]
+
+Device = DriverDevice | PycudaDevice
 
 LIBRARY_VARIABLE = "TOCOM_CUDA_LIBRARY"
 

@@ -27,10 +27,9 @@ from tocom.cli import doctor
 from tocom.errors import EngineError
 from tocom.runtime.backends.arrays import device_images
 from tocom.runtime.backends.tensorrt.device import failures
-from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.libcuda import FUNCTIONS, LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
-from tocom.runtime.backends.tensorrt.device.select import LIBRARIES, LIBRARY_VARIABLE, open_device
+from tocom.runtime.backends.tensorrt.device.select import LIBRARIES, LIBRARY_VARIABLE, Device, open_device
 
 HELPERS = Path(device_contract.__file__).parent
 NAMES = json.loads((HELPERS / "pycuda_names.json").read_text())

@@ -22,9 +22,9 @@ from tocom.runtime import Runtime
 from tocom.runtime.backends import select
 from tocom.runtime.backends.arrays import LEGACY_STREAM
 from tocom.runtime.backends.tensorrt.backend import TensorRtBackend
-from tocom.runtime.backends.tensorrt.device.base import Device
 from tocom.runtime.backends.tensorrt.device.libcuda import LibcudaDevice
 from tocom.runtime.backends.tensorrt.device.pycuda import PycudaDevice
+from tocom.runtime.backends.tensorrt.device.select import Device
 
 
 @pytest.fixture
