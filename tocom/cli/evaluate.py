@@ -35,9 +35,7 @@ def evaluate(
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
     ] = False,
-    method: Annotated[
-        str, typer.Option(help="Of --schedules: 'merge' or 'prune'.", callback=one_of("merge", "prune"))
-    ] = "merge",
+    method: Annotated[str, one_of("Of --schedules: 'merge' or 'prune'.", "merge", "prune")] = "merge",
     profiled: Annotated[
         list[Path] | None,
         typer.Option(help="With --schedules: a calibrated bundle of a family, for its latencies; repeat for more."),

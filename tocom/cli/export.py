@@ -49,16 +49,9 @@ def export(
     fuse: Fuse = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     patch_features: Annotated[bool, typer.Option(help="Last, give features for every patch.")] = False,
-    precision: Annotated[
-        str, typer.Option(help="'fp32', 'fp16' or 'bf16'.", callback=one_of("fp32", "fp16", "bf16"))
-    ] = "fp32",
+    precision: Annotated[str, one_of("'fp32', 'fp16' or 'bf16'.", "fp32", "fp16", "bf16")] = "fp32",
     input_type: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            help="'float32', or 'uint8': pixels, which the graph normalises.",
-            callback=one_of("float32", "uint8"),
-        ),
+        str, one_of("'float32', or 'uint8': pixels, which the graph normalises.", "float32", "uint8", name="--input")
     ] = "float32",
     batch: Annotated[Any, read_by(parse_batch, "Batch: N, or min:opt:max.")] = "1",
     labels: Annotated[Path | None, typer.Option(help="Class names: text with one per line, or JSON.")] = None,

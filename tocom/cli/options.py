@@ -118,17 +118,16 @@ def read_by(parse: Callable[[str], Any], help: str, *names: str, absent: Any = N
     )
 
 
-def one_of(*allowed: str) -> Callable[[typer.CallbackParam, str], str]:
-    """Return what refuses an option's text that is none of these."""
+def one_of(help: str, *allowed: str, name: str | None = None) -> Any:
+    """Return an option whose text must be one of these: with its help and, where the parameter's is not, its name."""
 
     def check(param: typer.CallbackParam, value: str) -> str:
         if value not in allowed:
-            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
-            option = str(param.opts[0]).removeprefix("--")
-            raise RequestError(f"The {option!r} option must be {words}. Got {value!r} instead.")
+            words = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+            raise RequestError(f"The {param.opts[0].lstrip('-')!r} option must be {words}. Got {value!r} instead.")
         return value
 
-    return check
+    return typer.Option(*filter(None, (name,)), help=help, callback=check)
 
 
 def asked_family(merge_blocks: list[int] | None, spacing: int | None) -> Callable[[int], str | None]:
@@ -182,7 +181,7 @@ Degrees = Annotated[Any, read_by(parse_degrees, "Target degrees: 0,4,8 or first:
 SomeDegrees = Annotated[Any, read_by(parse_degrees, "Degrees: 0,4,8 or first:last:step; default: all.")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")]
 Fuse = Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")]
-Method = Annotated[str, typer.Option(help="'merge' or 'prune'.", callback=one_of("merge", "prune"))]
+Method = Annotated[str, one_of("'merge' or 'prune'.", "merge", "prune")]
 Scale = Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")]
 SourceDegree = Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")]

@@ -16,10 +16,7 @@ __all__ = ["pack"]
 
 def pack(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    layout: Annotated[
-        str,
-        typer.Option(help="'triton': a model repository of NVIDIA Triton Inference Server.", callback=one_of("triton")),
-    ],
+    layout: Annotated[str, one_of("'triton': a model repository of NVIDIA Triton Inference Server.", "triton")],
     out: Annotated[Path, typer.Option(help="Folder to write the repository to.")],
     backend: Annotated[
         str, typer.Option(help="What serves: 'tensorrt' (engines), 'onnxruntime', or 'auto': engines if there are any.")

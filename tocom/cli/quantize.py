@@ -28,11 +28,7 @@ def quantize(
     degrees: SomeDegrees = None,
     floor: Annotated[float, typer.Option(help="Points of accuracy that a degree may lose to float32.")] = 1.0,
     activations: Annotated[
-        str,
-        typer.Option(
-            help="'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).",
-            callback=one_of("asymmetric", "symmetric"),
-        ),
+        str, one_of("'asymmetric' (ONNX Runtime), or 'symmetric' (TensorRT demands it).", "asymmetric", "symmetric")
     ] = "asymmetric",
     reduce_range: Annotated[
         bool | None, typer.Option(help="Weights of 7 bits, for x86 without VNNI; default: as this processor needs.")

@@ -55,8 +55,7 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
     resume: Annotated[bool, typer.Option(help="Go on from --checkpoint where that file is there.")] = False,
     unreadable: Annotated[
-        str,
-        typer.Option(help="Images that cannot be read: 'skip' (and count) or 'fail'.", callback=one_of("skip", "fail")),
+        str, one_of("Images that cannot be read: 'skip' (and count) or 'fail'.", "skip", "fail")
     ] = "skip",
     workers: Annotated[int, typer.Option(help="Processes that read images; 0 reads between steps.")] = 0,
     scalars: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
