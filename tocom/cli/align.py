@@ -9,57 +9,38 @@ import typer
 
 from tocom.cli.alignment_table import alignment_table
 from tocom.cli.app import show
-from tocom.cli.model_options import ModelOptions, with_model_options
-from tocom.cli.options import (
-    CheckFolder,
-    Degrees,
-    Device,
-    Fuse,
-    MergeBlocks,
-    Method,
-    Scale,
-    SourceDegree,
-    Spacing,
-    asked_family,
-)
+from tocom.cli.model_options import CompressionOptions, ModelOptions, with_option_groups
+from tocom.cli.options import CheckFolder, Degrees, Device
 from tocom.cli.progress import steps
 
 __all__ = ["align"]
 
 
-@with_model_options
+@with_option_groups
 def align(
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     degrees: Degrees,
     out: Annotated[Path, typer.Option(help="Alignment to write (.safetensors).")],
     source: ModelOptions,
+    way: CompressionOptions,
     weights: Annotated[str, typer.Option(help="Checkpoint file, or 'pretrained' (timm's hub).")] = "pretrained",
     check: CheckFolder = None,
-    compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with.")] = None,
-    scale: Scale = None,
-    source_degree: SourceDegree = 0,
-    method: Method = "merge",
-    merge_blocks: MergeBlocks = None,
-    every: Spacing = None,
-    fuse: Fuse = False,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the fifths that are held out.")] = 0,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fit a map of the features of each degree to those of the source degree: 50 images or more, no labels."""
-    from tocom.compensator.compensator import Compensator
     from tocom.images import image_files
     from tocom.system.files import check_writable
     from tocom.training.align import align as run
     from tocom.training.distributed import choose_device
     from tocom.training.image_files import ImageFiles
 
-    family = asked_family(merge_blocks, every)
     check_writable(out.parent)
     torch_device = choose_device(device)
     paths, others = image_files(images), None if check is None else image_files(check)
-    part = None if compensator is None else Compensator.load(compensator)
+    along = way.read()
     loaded = source.load(weights)
     with steps() as progress:
         found = run(
@@ -67,12 +48,7 @@ def align(
             ImageFiles(paths, loaded.input_entry),
             degrees=degrees,
             check=None if others is None else ImageFiles(others, loaded.input_entry),
-            compensator=part,
-            scale=scale,
-            source_degree=source_degree,
-            method=method,
-            family=family(len(loaded.model.blocks)),
-            fuse=fuse,
+            **along(loaded),
             batch_size=batch_size,
             seed=seed,
             progress=progress,

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import output, print_json, table_of
-from tocom.cli.model_options import ModelOptions, print_loaded, with_model_options
+from tocom.cli.model_options import ModelOptions, print_loaded, with_option_groups
 from tocom.cli.options import Degrees, Device, one_of
 from tocom.cli.progress import steps
 from tocom.errors import RequestError
@@ -26,7 +26,7 @@ __all__ = ["evaluate"]
 _WAYS = {"without": "alone", "compensated": "compensator", "aligned": "alignment", "both": "both"}
 
 
-@with_model_options
+@with_option_groups
 def evaluate(
     images: Annotated[Path, typer.Option(help="Test images, one subfolder per class; with --schedules any.")],
     degrees: Degrees,

@@ -9,20 +9,8 @@ import typer
 from rich.table import Table
 
 from tocom.cli.app import show, table_of
-from tocom.cli.model_options import ModelOptions, print_loaded, read_labels, with_model_options
-from tocom.cli.options import (
-    Degrees,
-    Fuse,
-    MergeBlocks,
-    Method,
-    Scale,
-    SourceDegree,
-    Spacing,
-    asked_family,
-    one_of,
-    parse_batch,
-    read_by,
-)
+from tocom.cli.model_options import CompressionOptions, ModelOptions, print_loaded, read_labels, with_option_groups
+from tocom.cli.options import Degrees, one_of, parse_batch, read_by
 from tocom.cli.progress import steps
 
 if TYPE_CHECKING:
@@ -31,22 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["bundle_table", "export"]
 
 
-@with_model_options
+@with_option_groups
 def export(
     degrees: Degrees,
     out: Annotated[Path, typer.Option(help="Folder to write the bundle to.")],
     source: ModelOptions,
+    way: CompressionOptions,
     weights: Annotated[
         str, typer.Option(help="Checkpoint (file or folder), 'pretrained' (timm's hub), or 'random' (for timing only).")
     ] = "pretrained",
-    compensator: Annotated[Path | None, typer.Option(help="Compensator file (.safetensors).")] = None,
-    scale: Scale = None,
     alignment: Annotated[Path | None, typer.Option(help="Alignment file, fitted with the same options.")] = None,
-    source_degree: SourceDegree = 0,
-    method: Method = "merge",
-    merge_blocks: MergeBlocks = None,
-    every: Spacing = None,
-    fuse: Fuse = False,
     features: Annotated[bool, typer.Option(help="Beside the logits give the pooled features.")] = False,
     patch_features: Annotated[bool, typer.Option(help="Last, give features for every patch.")] = False,
     precision: Annotated[str, one_of("'fp32', 'fp16' or 'bf16'.", "fp32", "fp16", "bf16")] = "fp32",
@@ -61,17 +43,15 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Write a bundle: one ONNX file per degree, the compensator merged in, weights stored once."""
-    family = asked_family(merge_blocks, every)
     names = None if labels is None else read_labels(labels)
 
     import numpy as np
 
     from tocom.alignment.alignment import Alignment
-    from tocom.compensator.compensator import Compensator
     from tocom.export import export as run
     from tocom.images import image_files, read_image
 
-    part = None if compensator is None else Compensator.load(compensator)
+    along = way.read()
     aligned = None if alignment is None else Alignment.load(alignment)
     paths = [] if check_images is None else image_files(check_images)[:8]
     loaded = source.load(weights)
@@ -81,13 +61,8 @@ def export(
             loaded,
             out,
             degrees=degrees,
-            compensator=part,
-            scale=scale,
             alignment=aligned,
-            source_degree=source_degree,
-            method=method,
-            family=family(len(loaded.model.blocks)),
-            fuse=fuse,
+            **along(loaded),
             features=features,
             patch_features=patch_features,
             precision=precision,

@@ -7,20 +7,28 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tocom.cli.app import output
-from tocom.cli.options import read_by, reading
+from tocom.cli.options import MergeBlocks, Method, Spacing, asked_family, read_by, reading
 from tocom.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     from tocom.compression.loading.model import LoadedModel
 
-__all__ = ["ModelOptions", "describe_input", "parse_size", "print_loaded", "read_labels", "with_model_options"]
+__all__ = [
+    "CompressionOptions",
+    "ModelOptions",
+    "describe_input",
+    "parse_size",
+    "print_loaded",
+    "read_labels",
+    "with_option_groups",
+]
 
 _FIELDS = ("mean", "std", "interpolation", "crop", "crop_mode")
 
@@ -118,19 +126,61 @@ class ModelOptions:
         )
 
 
-def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with an option for every field of :class:`ModelOptions` where it takes ``source``."""
+@dataclass(frozen=True)
+class CompressionOptions:
+    """How the degrees of a model run, as the command line says it. Of every field there is an option."""
+
+    compensator: Annotated[Path | None, typer.Option(help="Compensator that the degrees run with (.safetensors).")] = (
+        None
+    )
+    scale: Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")] = None
+    source_degree: Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")] = 0
+    method: Method = "merge"
+    merge_blocks: MergeBlocks = None
+    every: Spacing = None
+    fuse: Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")] = False
+
+    def read(self) -> Callable[[LoadedModel], dict[str, Any]]:
+        """Return what gives the arguments of a function for a model, once all that needs no model is read.
+
+        Raises:
+            RequestError: Two options do not go together.
+            CompensatorError: The compensator cannot be read.
+        """
+        from tocom.compensator.compensator import Compensator
+
+        family = asked_family(self.merge_blocks, self.every)
+        part = None if self.compensator is None else Compensator.load(self.compensator)
+        return lambda loaded: {
+            "compensator": part,
+            "scale": self.scale,
+            "source_degree": self.source_degree,
+            "method": self.method,
+            "family": family(len(loaded.model.blocks)),
+            "fuse": self.fuse,
+        }
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for every field of each dataclass that it takes."""
     own = inspect.signature(command, eval_str=True)
-    fields = inspect.signature(ModelOptions, eval_str=True).parameters
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter)
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        source = ModelOptions(**{name: given.pop(name) for name in fields})
-        command(source=source, **given)
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**made, **given)
 
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.parameters.values():
-        parameters += fields.values() if parameter.name == "source" else [parameter]
     shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}

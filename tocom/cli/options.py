@@ -19,12 +19,9 @@ __all__ = [
     "CheckFolder",
     "Degrees",
     "Device",
-    "Fuse",
     "MergeBlocks",
     "Method",
-    "Scale",
     "SomeDegrees",
-    "SourceDegree",
     "Spacing",
     "Threads",
     "TimeoutS",
@@ -180,10 +177,7 @@ BackendName = Annotated[
 Degrees = Annotated[Any, read_by(parse_degrees, "Target degrees: 0,4,8 or first:last:step.")]
 SomeDegrees = Annotated[Any, read_by(parse_degrees, "Degrees: 0,4,8 or first:last:step; default: all.")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")]
-Fuse = Annotated[bool, typer.Option(help="With prune: fuse the removed tokens into one.")]
 Method = Annotated[str, one_of("'merge' or 'prune'.", "merge", "prune")]
-Scale = Annotated[float | None, typer.Option(help="Scale of the compensator; default: the file's.")]
-SourceDegree = Annotated[int, typer.Option(help="Degree that the model was fine-tuned at.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of one inference; default: physical cores.")]
 TimeoutS = Annotated[
     Any,

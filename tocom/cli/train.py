@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from tocom.cli.app import console, output, print_json
-from tocom.cli.model_options import ModelOptions, with_model_options
+from tocom.cli.model_options import ModelOptions, with_option_groups
 from tocom.cli.options import Device, MergeBlocks, Method, Spacing, asked_family, one_of
 from tocom.cli.progress import steps
 
 __all__ = ["train"]
 
 
-@with_model_options
+@with_option_groups
 def train(
     images: Annotated[Path, typer.Option(help="Folder of images; subfolders are searched, labels ignored.")],
     out: Annotated[Path, typer.Option(help="Compensator to write (.safetensors).")],
