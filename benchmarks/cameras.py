@@ -135,7 +135,8 @@ def serve(
         if degree is None:
             asker = Together(each.source for each in asking) if count > 1 else asking[0].source
             left_ms = (first_due - now) * 1e3
-            degree = load.decide(asker, now, left_ms, controller, count).degree
+            share = load.share(asker, now, left_ms, controller, count)
+            degree = controller.decide(share.ms, count, shared=share.shared).degree
         took_ms = base[degree] * (1 + MORE * (count - 1)) * speed[turn]
         turn += 1
         now += took_ms / 1e3
