@@ -169,7 +169,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in own.parameters.items():
         if is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
-            parameters += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+            parameters += inspect.signature(groups[name], eval_str=True).parameters.values()
         else:
             parameters.append(parameter)
 
