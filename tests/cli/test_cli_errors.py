@@ -42,6 +42,11 @@ def material(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPath
     (made["broken"] / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     made["empty"] = folder / "empty"
     made["empty"].mkdir()
+    for place, label in enumerate(("bolt", "nut", "washer")):
+        (folder / "classes" / label).mkdir(parents=True)
+        for index in (2 * place, 2 * place + 1):
+            shutil.copy(pictures / f"{index}.png", folder / "classes" / label)
+    made["classes"] = folder / "classes"
     made["labels"] = folder / "labels.txt"
     made["labels"].write_text("one\ntwo\n")
     return made
@@ -49,6 +54,7 @@ def material(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPath
 
 EXPORT = "export --model test_vit3 --weights {checkpoint} --image-size 64 --degrees 0,4 --out {out}/bundle"
 TRAIN = "train --model test_vit3 --weights {checkpoint} --image-size 64 --images {pictures} --out {out}/c.safetensors"
+EVALUATE = "evaluate --model test_vit3 --weights {checkpoint} --image-size 64 --images {classes} --degrees 4"
 BAD = {
     "unknown model": (f"{EXPORT} --model vit_smal", "ModelError: .*timm model name. Got 'vit_smal'"),
     "unsupported model": (f"{EXPORT} --model test_resnet --weights random --image-size 160", "ModelError"),
@@ -61,7 +67,7 @@ BAD = {
     "degrees empty": (f"{EXPORT} --degrees=", "RequestError: .*'degrees' option"),
     "degrees without step": (f"{EXPORT} --degrees 0:4", "RequestError: .*'degrees' option"),
     "degrees with step 0": (f"{EXPORT} --degrees 0:4:0", "RequestError: .*'degrees' option"),
-    "degrees backwards": (f"{EXPORT} --degrees 4:0:4", "DegreeError: .*at least one degree"),
+    "degrees backwards": (f"{EXPORT} --degrees 4:0:4", "RequestError: .*'degrees' option"),
     "batch no number": (f"{EXPORT} --batch many", "RequestError: .*'batch' option must be N or min:opt:max"),
     "batch of two": (f"{EXPORT} --batch 1:2", "RequestError: .*'batch' option"),
     "batch of four": (f"{EXPORT} --batch 1:2:3:4", "RequestError: .*'batch' option"),
@@ -104,6 +110,25 @@ BAD = {
     "train on one image": (f"{TRAIN} --images {{pictures}}/0.png --groups 4", "DataError: .*at least 2 images"),
     "train 0 steps": (f"{TRAIN} --steps 0", "RequestError: .*'steps' parameter"),
     "train into a file": (f"{TRAIN} --out {{text}}/c.safetensors --groups 4", "OutputError: .*Cannot write"),
+    "evaluate, no such loss": (f"{EVALUATE} --max-loss-points nan", "RequestError: .*'--max-loss-points' option"),
+    "evaluate, another method": (
+        f"{EVALUATE} --compensator {{for_pruning}} --method merge",
+        "RequestError: .*is for --method prune. Got 'merge'",
+    ),
+    "evaluate, what families have no use for": (
+        f"{EVALUATE} --schedules --align --answers {{out}}/answers.csv",
+        "RequestError: .*Leave out --align, --answers",
+    ),
+    "evaluate, a profile without families": (f"{EVALUATE} --profiled {{none}}", "RequestError: .*belongs to --sched"),
+    "evaluate, answers into a file": (f"{EVALUATE} --answers {{text}}/answers.csv", "OutputError: .*Cannot write"),
+    "evaluate, features that are not finite": (
+        f"{EVALUATE} --compensator {{four_groups}} --scale 1e30 --json",
+        "ModelError: .*At degree 4, scale 1e.30, those of 6 of 6 images are not",
+    ),
+    "evaluate, the source degree alone": (
+        f"{EVALUATE} --degrees 0 --held-out-share 0.5",
+        "RequestError: .*another deg",
+    ),
     "inspect nothing": ("inspect {none}", "RequestError: .*does not exist"),
     "inspect a folder of images": ("inspect {pictures}", "BundleError: .*No bundle at"),
     "inspect text": ("inspect {text}", "RequestError: .*Got .*notes.txt instead"),
@@ -158,13 +183,20 @@ def test_wrong_usage_exits_with_2(tocom: Tocom, arguments: tuple[str, ...], told
 
 @pytest.mark.parametrize(
     ("text", "want"),
-    [("0,4,8", [0, 4, 8]), ("0:16:4", [0, 4, 8, 12, 16]), ("3:9:4", [3, 7]), ("5", [5]), (" 1, 2", [1, 2])],
+    [
+        ("0,4,8", [0, 4, 8]),
+        ("0:16:4", [0, 4, 8, 12, 16]),
+        ("3:9:4", [3, 7]),
+        ("5", [5]),
+        (" 1, 2", [1, 2]),
+        ("4,0,4", [4, 0]),
+    ],
 )
 def test_degrees(text: str, want: list[int]) -> None:
     assert parse_degrees(text) == want
 
 
-@pytest.mark.parametrize("text", ["", ",", "1,,2", "a", "1:2", "1:2:3:4", "1:8:0", "1.5", "0:8:-"])
+@pytest.mark.parametrize("text", ["", ",", "1,,2", "a", "1:2", "1:2:3:4", "1:8:0", "1.5", "0:8:-", "8:0:4"])
 def test_no_degrees(text: str) -> None:
     with pytest.raises(RequestError, match="'degrees' option must be numbers"):
         parse_degrees(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,9 @@ def evaluate(
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Compare families of schedules at equal products instead, unlabelled.")
     ] = False,
-    method: Annotated[str, one_of("Of --schedules: 'merge' or 'prune'.", "merge", "prune")] = "merge",
+    method: Annotated[
+        str | None, one_of("'merge' or 'prune'; default: the compensator's, merge without one.", "merge", "prune")
+    ] = None,
     profiled: Annotated[
         list[Path] | None,
         typer.Option(help="With --schedules: a calibrated bundle of a family, for its latencies; repeat for more."),
@@ -66,7 +69,7 @@ def evaluate(
     keep_scale: Annotated[
         bool, typer.Option("--keep-scale", help="Do not write the chosen scale into the compensator.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
@@ -84,15 +87,34 @@ def evaluate(
     from tocom.system.files import check_writable, write_json
     from tocom.training.distributed import choose_device
 
-    if out is not None:
-        check_writable(out)
-    if schedules and compensator is not None:
-        raise RequestError("The '--schedules' option compares families without a compensator. Leave it out.")
+    for folder in (out, None if answers is None else answers.parent):
+        if folder is not None:
+            check_writable(folder)
+    if not 0 <= max_loss <= 100:
+        raise RequestError(f"The '--max-loss-points' option must be from 0 to 100. Got {max_loss!r} instead.")
+    others = {
+        "compensator": compensator,
+        "held-out": held_out,
+        "scale": scale,
+        "align": align or None,
+        "answers": answers,
+    }
+    unused = [f"--{name}" for name, value in others.items() if value is not None]
+    if schedules and unused:
+        raise RequestError(
+            "The '--schedules' option compares families without a compensator, on all images, by feature gap alone. "
+            f"Leave out {', '.join(unused)}."
+        )
+    if profiled and not schedules:
+        raise RequestError("The '--profiled' option belongs to --schedules. Give both, or neither.")
     for folder in filter(None, (images, held_out)):
         image_files(folder)  # raises what is not there, before a model is loaded
     torch_device = choose_device(device)
     files = _by_source(weights or ["0=pretrained"])
     part = None if compensator is None else Compensator.load(compensator)
+    if part is not None and method not in (None, part.method):
+        raise RequestError(f"The compensator {compensator} is for --method {part.method}. Got {method!r} instead.")
+    method = method or "merge"
     loaded = {degree: source.load(file) for degree, file in files.items()}
     first = next(iter(loaded.values()))
     if schedules:
@@ -131,28 +153,35 @@ def evaluate(
         (draw_chart if len(files) == 1 else draw)(result, out / "evaluation.png")
     if answers is not None:
         _write_answers(answers, result, [path for path, _ in test])
-    carried = _carry_scale(part, compensator, result) if kept and not keep_scale else None
     if as_json:
         print_json(result.to_json())
-        return
-    for each in loaded.values():
+    else:
+        _show(result, loaded.values(), len(kept))
+    if part is not None and not as_json:
+        output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
+    if kept and not keep_scale and part is not None and compensator is not None:
+        # Last: what was measured is shown even where the compensator cannot be written to.
+        said = _carry_scale(part, compensator, result)
+        if not as_json:
+            output.print(said, soft_wrap=True)
+
+
+def _show(result: Evaluation, models: Iterable[LoadedModel], held_out: int) -> None:
+    """Print what was found, of models and a number of held-out images."""
+    from tocom.evaluation.verdict import FEWEST_IMAGES
+
+    for each in models:
         print_loaded(each)
     output.print(_table(result))
     for pair in result.pairs:
         if pair.verdict and pair.verdict.note:
             output.print(f"source {pair.source}, target {pair.target}: {pair.verdict.note}", soft_wrap=True)
-    if part is not None:
-        output.print(f"scale {result.scale}, {result.scale_chosen_by}", soft_wrap=True)
-    if carried is not None:
-        output.print(carried, soft_wrap=True)
-    if kept and not any(pair.verdict for pair in result.pairs):
-        output.print(f"no verdict: {len(kept)} held-out images are too few")
+    if held_out and not any(pair.verdict for pair in result.pairs):
+        output.print(f"no verdict: {held_out} held-out images are too few; {FEWEST_IMAGES} are needed, or more")
 
 
-def _carry_scale(part: Compensator | None, file: Path | None, result: Evaluation) -> str | None:
+def _carry_scale(part: Compensator, file: Path, result: Evaluation) -> str:
     """Write the chosen scale into the compensator, so that export takes it; return what was done, in a line."""
-    if part is None or file is None:
-        return None
     if not result.scale:
         return "The compensator helps at none of its scales: export without it."
     if result.scale != part.scale:
@@ -201,6 +230,9 @@ def _compare(
     latencies = {}
     for path in profiled:
         bundle, profiles = Bundle(path, verify=False), find_profiles(path)
+        named = bundle.manifest["model"]["name"]
+        if named != loaded.name:
+            raise RequestError(f"The bundle {path} is of {named}, the model is {loaded.name}. Give one of this model.")
         if not profiles:
             raise RequestError(f"The bundle {path} has no profile. Make one on the device: tocom calibrate {path}")
         entries = Profile.load(profiles[-1]).degrees

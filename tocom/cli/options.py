@@ -47,7 +47,7 @@ def reading(option: str, text: str, expected: str) -> Iterator[None]:
 
 
 def parse_degrees(text: str) -> list[int]:
-    """Read ``0,4,8`` or ``first:last:step`` (last included).
+    """Read ``0,4,8`` or ``first:last:step`` (last included); each degree once.
 
     Raises:
         RequestError: It is neither.
@@ -55,8 +55,10 @@ def parse_degrees(text: str) -> list[int]:
     with reading("degrees", text, "numbers (0,4,8) or first:last:step (0:16:4)"):
         if ":" in text:
             first, last, step = (int(part) for part in text.split(":"))
-            return list(range(first, last + 1, step))
-        return [int(part) for part in text.split(",")]
+            if not (degrees := list(range(first, last + 1, step))):
+                raise ValueError(text)
+            return degrees
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def parse_batch(text: str) -> int | tuple[int, int, int]:

@@ -17,7 +17,7 @@ from tocom.alignment.ridge import FeatureMap, fit_map_apart
 from tocom.compensator.compensator import Compensator, model_name
 from tocom.compression.features import pooled_features
 from tocom.compression.surgery import compress
-from tocom.errors import RequestError
+from tocom.errors import ModelError, RequestError
 from tocom.evaluation.answers import WAYS, WITHOUT, Answers, Scores, answers_of
 from tocom.evaluation.held_out import Samples, check_apart
 from tocom.evaluation.verdict import FEWEST_IMAGES, Verdict, give_verdicts
@@ -154,6 +154,7 @@ def evaluate(
             held-out images.
         AlignmentError: Too few held-out images to fit an alignment on.
         CompensatorError: The compensator does not fit a model, or a degree is out of its range.
+        ModelError: Features are not finite.
     """
     if not sources or not targets or not test:
         raise RequestError("The 'sources', 'targets' and 'test' parameters must each hold at least one entry.")
@@ -175,7 +176,10 @@ def evaluate(
     pairs = [(source, target) for source in sources for target in targets]
     changed = [(source, target) for source, target in pairs if source != target]
     if held_out and (not scales or not changed):
-        raise RequestError("A scale cannot be chosen: no 'scales', or every target degree is the source degree.")
+        raise RequestError(
+            "Nothing can be chosen on held-out images: every target degree is the source degree, or there are no "
+            "'scales'. Name another degree."
+        )
     tries = list(dict.fromkeys((0.0, *scales)))
     total = len(sources) + len(pairs) + (len(changed) if compensator else 0)
     total += len(sources) + len(tries) * len(changed) if held_out else 0
@@ -268,7 +272,13 @@ class _Measured:
         if key not in self._known:
             part = {"compensator": self._compensator, "source_degree": source, "scale": scale} if key[2] else {}
             at = compress(self._sources[source], target, **part, **self._along)
-            self._known[key] = pooled_features(at, self._images, batch_size=self._batch_size)
+            found = pooled_features(at, self._images, batch_size=self._batch_size)
+            if bad := int((~found.isfinite().all(dim=1)).sum()):
+                raise ModelError(
+                    f"Features must be finite. At degree {target}, scale {key[2]:g}, those of {bad} of {len(found)} "
+                    "images are not. Check the weights, or give a smaller scale."
+                )
+            self._known[key] = found
             self._advance()
         return self._known[key]
 
