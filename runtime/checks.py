@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 
+_MOST_THREADS = 1024
 _NUMBERS = (float, int, np.floating, np.integer)
 _FLOAT32 = np.dtype("<f4")
 
@@ -102,14 +103,16 @@ def check_goal(goal: Any, max_loss: Any) -> float:
 
 
 def check_open_options(**options: Any) -> None:
-    """Check options that are None or a positive integer.
+    """Check options that are None or a positive integer; ``threads`` within what no machine falls silent under.
 
     Raises:
         RequestError: One is neither.
     """
     for name, value in options.items():
-        if value is not None and not is_integer(value, 1):
-            raise RequestError(f"The {name!r} parameter must be an integer >= 1. Got {value!r} instead.")
+        most = _MOST_THREADS if name == "threads" else None
+        if value is not None and not is_integer(value, 1, most):
+            allowed = ">= 1" if most is None else f"from 1 to {most}"
+            raise RequestError(f"The {name!r} parameter must be an integer {allowed}. Got {value!r} instead.")
 
 
 def check_timeout(timeout_s: Any) -> None:

@@ -211,7 +211,8 @@ def test_chosen_degrees_only(small_bundle: SmallBundle) -> None:
     ("arguments", "error", "message"),
     [
         ({"backend": "tpu"}, RequestError, "'backend' parameter must be one of auto"),
-        ({"threads": 0}, RequestError, "'threads' parameter must be an integer >= 1"),
+        ({"threads": 0}, RequestError, "'threads' parameter must be an integer from 1 to 1024"),
+        ({"threads": 100_000}, RequestError, "'threads' parameter must be an integer from 1 to 1024. Got 100000"),
         ({"on_infeasible": "wait"}, RequestError, "'on_infeasible' parameter must be one of fastest, raise"),
         ({"quantile": 1.0}, RequestError, "'quantile' parameter"),
         ({"backend": "onnxruntime-cuda"}, EngineError, "no CUDA provider. Install it"),

@@ -118,10 +118,10 @@ def read_by(parse: Callable[[str], Any], help: str, *names: str, absent: Any = N
 
 
 def one_of(help: str, *allowed: str, name: str | None = None) -> Any:
-    """Return an option whose text must be one of these: with its help and, where the parameter's is not, its name."""
+    """Return an option whose text, where given, must be one of these: with its help and, where it has one, its name."""
 
-    def check(param: typer.CallbackParam, value: str) -> str:
-        if value not in allowed:
+    def check(param: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in allowed:
             words = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
             raise RequestError(f"The {param.opts[0].lstrip('-')!r} option must be {words}. Got {value!r} instead.")
         return value
