@@ -16,10 +16,10 @@ _TRIED = (
     "blocks 1, 4, 7, 10 that remove the same share of their tokens each, or half-way from there to the same number):"
 )
 _MISSED = (
-    "None closes more than `every` at both degrees, so the family stays as it is. Not trained: unequal merges, other "
-    "choices of blocks, and draws that favour high degrees."
+    "None closes more than `every` with the same recipe at both degrees, so the family stays as it is. Not trained: "
+    "unequal merges, and draws that favour high degrees."
 )
-_TRAINED = "And with one, a seed of each, the same budget; the last with its deltas {:g} times as strong:"
+_TRAINED = "And with one, a seed of each, the same images and steps:"
 
 
 def section(found: Mapping[str, Any]) -> str:
@@ -101,12 +101,14 @@ def _tried(result: Mapping[str, Any]) -> list[str]:
         rows = {row["degree"]: row for row in result["alone"] if row["family"] == family}
         cells = (f"{rows[degree]['macs'] / 1e9:.2f} | {1e3 * rows[degree]['gap'][0]:.2f}" for degree in degrees)
         alone.append(f"| {family} | {' | '.join(cells)} |")
-    trained = ["| family | degree | gap · 1000 | left | closed |", "| --- |" + " ---: |" * 4]
+    trained = ["| family | recipe | degree | gap · 1000 | left | closed |", "| --- | --- |" + " ---: |" * 4]
     for row in result["trained"]:
         gap, left = (f"{1e3 * row[name][0]:.2f}" for name in ("gap", "left"))
-        trained.append(f"| `{row['family']}` | {row['degree']} | {gap} | {left} | {100 * row['closed']:.0f} % |")
-    stronger = result["trained"][-1]["scale"]
-    return [_TRIED, "\n".join(alone), _TRAINED.format(stronger), "\n".join(trained), _MISSED]
+        recipe = ", ".join(f"{name}={value}" for name, value in row["changes"].items()) or "the same"
+        recipe += "" if row["scale"] == 1 else f", deltas {row['scale']:g} times as strong"
+        closed = f"{100 * row['closed']:.0f} %"
+        trained.append(f"| `{row['family']}` | {recipe} | {row['degree']} | {gap} | {left} | {closed} |")
+    return [_TRIED, "\n".join(alone), _TRAINED, "\n".join(trained), _MISSED]
 
 
 def _latency(result: Mapping[str, Any], degree: int) -> list[str]:

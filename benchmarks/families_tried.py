@@ -1,6 +1,6 @@
 """Try other families than ``families_measure.py``'s; writes ``benchmarks/results/families-tried.json``.
 
-    python benchmarks/families_tried.py        # ten minutes on one idle core; what is done is kept
+    python benchmarks/families_tried.py        # forty minutes on one idle core; what is done is kept
 
 On the 120 held-out cells, so that nothing is chosen on test cells: the gap to the dense model without a compensator,
 for other blocks and for merges of unequal size; then what a compensator of the same budget leaves of it, one seed each.
@@ -9,6 +9,7 @@ for other blocks and for merges of unequal size; then what a compensator of the 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,17 @@ UNEQUAL = {
     "shares": {16: (59, 45, 35, 27), 20: (78, 55, 38, 26)},
     "half-way": {16: (53, 47, 42, 36), 20: (69, 59, 48, 38)},
 }
-TRAINED = {"every": EVERY, "spaced": SPACED, "three-merges": "spaced:1,5,9"}
+# By way: the family, and what is changed of the recipe.
+TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "every": (EVERY, {}),
+    "spaced": (SPACED, {}),
+    "three-merges": ("spaced:1,5,9", {}),
+    "other-blocks": ("spaced:2,4,6,9", {}),
+    "every-rate": (EVERY, {"learning_rate": 1e-3}),
+    "spaced-rate": (SPACED, {"learning_rate": 1e-3}),
+    "every-relative": (EVERY, {"relative": True}),
+    "spaced-relative": (SPACED, {"relative": True}),
+}
 STRONGER = 1.3  # times the deltas' scale
 
 
@@ -82,7 +93,8 @@ class Tried:
         """Return the compensator of a way, trained where it is not there yet."""
         path = KEPT / f"{way}.safetensors"
         if not path.exists():
-            train_to(path, self.model, training_views("cells", self.entry), training_config(TRAINED[way]))
+            family, changes = TRAINED[way]
+            train_to(path, self.model, training_views("cells", self.entry), replace(training_config(family), **changes))
         return Compensator.load(path)
 
     def trained(self, way: str, degree: int, stronger: float = 1.0) -> dict[str, Any]:
@@ -90,7 +102,8 @@ class Tried:
         compensator, name = self.compensator(way), f"{way} compensated-{degree}"
         name += f"-{stronger}" if stronger != 1 else ""
         left = self.gaps(name, degree, compensator=compensator, scale=compensator.scale * stronger)
-        row = {**self.alone(TRAINED[way], degree), "scale": stronger, "left": mean_interval(left)}
+        family, changes = TRAINED[way]
+        row = {**self.alone(family, degree), "changes": changes, "scale": stronger, "left": mean_interval(left)}
         return {**row, "closed": 1 - row["left"][0] / row["gap"][0]}
 
 
