@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from math import inf
 from typing import Any
@@ -217,8 +216,10 @@ class Answering(Streaming):
             active.labels,
         )
         for hook in self._hooks:
-            with _hook_guard():
+            try:
                 hook(result)
+            except Exception:  # a caller's hook may raise anything, and must not cost the answer
+                log.exception("a hook failed")
         return result
 
     def _release(self) -> None:
@@ -241,11 +242,3 @@ def _pinned(active: EngineSet, controller: Controller, batch: int, left_ms: floa
         raise DegreeError(f"The 'degree' parameter must be one of {list(active.engines)}. Got {degree!r} instead.")
     predicted = controller.predict(taken, batch)
     return Decision(taken, predicted, predicted <= left_ms)
-
-
-@contextlib.contextmanager
-def _hook_guard() -> Iterator[None]:
-    try:
-        yield
-    except Exception:  # a caller's hook may raise anything, and must not cost the answer
-        log.exception("a hook failed")

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from tocom.errors import RequestError
 
@@ -24,12 +24,6 @@ __all__ = ["keep_forever", "opening", "track"]
 
 # For what another thread opens at the end of the process: a backend compiles for seconds, and then there is no hang.
 _MOST_WAIT_S = 60.0
-
-
-class _Tracked(Protocol):
-    def close(self) -> None: ...
-
-    def abandon(self) -> None: ...
 
 
 class _Openings:
@@ -65,7 +59,7 @@ def opening() -> Iterator[None]:
             mine.changed.notify_all()
 
 
-def track(opened: _Tracked) -> None:
+def track(opened: Any) -> None:
     """Call ``close`` of an object before the interpreter ends, and ``abandon`` in a process forked from this one."""
     _open.add(opened)
 

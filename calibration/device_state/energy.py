@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tocom.calibration.device_state.reader import StateReader
+from tocom.calibration.device_state.reader import CombinedReader
 from tocom.formats.measurements import Energy
 from tocom.formats.pixels import random_images
 from tocom.runtime import Runtime
@@ -29,7 +29,7 @@ class EnergyMeter:
         clock: Seconds; injected by tests.
     """
 
-    def __init__(self, reader: StateReader, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, reader: CombinedReader, clock: Callable[[], float] = time.perf_counter) -> None:
         self._reader, self._clock = reader, clock
         self._counted = reader.energy_mj() is not None
         self._done = threading.Event()
@@ -83,7 +83,7 @@ class EnergyMeter:
 
 def measure_energy(
     runtime: Runtime,
-    reader: StateReader,
+    reader: CombinedReader,
     *,
     block_s: float = 1.0,
     blocks: int = 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from tocom.calibration.device_state.reader import StateReader
+from tocom.calibration.device_state.reader import CombinedReader
 from tocom.formats.measurements import State, StateLog
 
 __all__ = ["StateRecorder"]
@@ -28,7 +28,7 @@ class StateRecorder:
     """
 
     def __init__(
-        self, reader: StateReader | None, *, every_s: float = 1.0, clock: Callable[[], float] = time.perf_counter
+        self, reader: CombinedReader | None, *, every_s: float = 1.0, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._reader, self._every_s, self._clock = reader, every_s, clock
         self._begin = self._last = clock()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tocom.calibration.device_state.reader import StateReader
+from tocom.calibration.device_state.reader import CombinedReader
 from tocom.calibration.device_state.recorder import StateRecorder
 from tocom.calibration.latency.quantiles import samples_needed, summarize, widest_interval
 from tocom.calibration.latency.steady import WARMUP_RULE, Steadiness, judge
@@ -71,7 +71,7 @@ def run_latency(
     tolerance: float = 0.03,
     batch: int | None = None,
     seed: int = 0,
-    reader: StateReader | None = None,
+    reader: CombinedReader | None = None,
     progress: Progress = silent,
 ) -> LatencyRun:
     """Measure the latency of every degree.

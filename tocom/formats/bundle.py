@@ -303,25 +303,24 @@ class Bundle:
     def _check_external_data(self, name: str, model: bytes) -> None:
         """Check that an ONNX file takes weights from files of the manifest alone, and from within them."""
         try:
-            for each in external_data(model):
-                file = (PurePosixPath(name).parent / each.location).as_posix()
-                if file not in self.manifest["files"]:
-                    raise BundleError(
-                        f"Bundle {self.path}: {name} takes weights from {each.location[:80]!r}, which the manifest "
-                        "does not name. Do not use this bundle."
-                    )
-                size = self.manifest["files"][file]["size"]
-                if each.offset + each.length > size or each.length != each.needed:
-                    raise BundleError(
-                        f"Bundle {self.path}: {name} takes {each.length} bytes at {each.offset} from {file}, which "
-                        f"has {size}, for a tensor of {each.needed} bytes. Do not use this bundle."
-                    )
+            outside = [(each, each.needed) for each in external_data(model)]
         except ValueError as error:
-            if isinstance(error, BundleError):
-                raise
             raise BundleError(
                 f"Bundle {self.path}: {name} is not an ONNX file ({error}). Export the bundle again."
             ) from error
+        for each, needed in outside:
+            file = (PurePosixPath(name).parent / each.location).as_posix()
+            if file not in self.manifest["files"]:
+                raise BundleError(
+                    f"Bundle {self.path}: {name} takes weights from {each.location[:80]!r}, which the manifest "
+                    "does not name. Do not use this bundle."
+                )
+            size = self.manifest["files"][file]["size"]
+            if each.offset + each.length > size or each.length != needed:
+                raise BundleError(
+                    f"Bundle {self.path}: {name} takes {each.length} bytes at {each.offset} from {file}, which "
+                    f"has {size}, for a tensor of {needed} bytes. Do not use this bundle."
+                )
 
     def _unreadable(self, name: str, error: Exception) -> BundleError:
         if getattr(error, "errno", None) == errno.EXDEV:

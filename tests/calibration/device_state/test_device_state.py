@@ -16,7 +16,7 @@ from tocom.calibration import calibrate
 from tocom.calibration.device_state.energy import EnergyMeter, measure_energy
 from tocom.calibration.device_state.linux import LinuxReader
 from tocom.calibration.device_state.nvidia import NvmlReader
-from tocom.calibration.device_state.reader import CombinedReader, StateReader, open_reader
+from tocom.calibration.device_state.reader import CombinedReader, open_reader
 from tocom.calibration.device_state.recorder import StateRecorder
 from tocom.formats.profile import Profile
 from tocom.runtime import Runtime
@@ -138,7 +138,7 @@ def nvidia(_: Path) -> NvmlReader:
     return reader
 
 
-READERS: dict[str, Callable[[Path], StateReader]] = {
+READERS: dict[str, Callable[[Path], Any]] = {
     "this machine": lambda _: LinuxReader(),
     "nothing there": LinuxReader,
     "desktop": desktop,
