@@ -67,11 +67,8 @@ class Backend(Protocol):
     reason: str
     device: Mapping[str, str]
     threads: int
+    shares_weights: bool
     timeout_s: float | None
-
-    @property
-    def shares_weights(self) -> bool:
-        """See the attributes."""
 
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs in memory, before any is loaded."""

@@ -95,7 +95,7 @@ class OnnxRuntimeBackend:
             ) from error
         self._ort = onnxruntime
         self._bundle = bundle
-        self._share_weights = share_weights and not cuda
+        self.shares_weights = share_weights and not cuda
         self._cache_folder = cache_folder
         self._cache: WeightCache | None = None
         self._needs: dict[int, Need] = {}
@@ -113,11 +113,6 @@ class OnnxRuntimeBackend:
                 )
             self._providers.insert(0, "CUDAExecutionProvider")
 
-    @property
-    def shares_weights(self) -> bool:
-        """Whether degrees that are loaded together keep one copy of equal weights."""
-        return self._share_weights
-
     def needs(self, degrees: Sequence[int]) -> Mapping[int, Need]:
         """Return what each degree needs in memory, from the bundle's files."""
         missing = [degree for degree in degrees if degree not in self._needs]
@@ -130,7 +125,7 @@ class OnnxRuntimeBackend:
 
     def prepare(self, degrees: Sequence[int]) -> None:
         """Pack the weights of these degrees once, if they can be shared; a later start finds them packed."""
-        if not self._share_weights or len(degrees) < 2:
+        if not self.shares_weights or len(degrees) < 2:
             return
         try:
             cache = WeightCache(self._bundle, degrees, runtime_version=self._ort.__version__, folder=self._cache_folder)
@@ -145,7 +140,7 @@ class OnnxRuntimeBackend:
         log.warning(
             "the degrees do not share weights and take more memory: %s (set TOCOM_CACHE to a writable folder)", why
         )
-        self._share_weights, self._cache = False, None
+        self.shares_weights, self._cache = False, None
 
     def load(self, degree: int) -> OnnxRuntimeEngine:
         """Open a session for a degree."""

@@ -94,12 +94,11 @@ class OpenVinoBackend:
         self._version = openvino.__version__.split("-")[0]
         try:
             self._core = openvino.Core()
-            if "CPU" not in self._core.available_devices:
-                raise EngineError(f"OpenVINO {self._version} has no CPU plugin here. {_INSTALL}")
+            devices = self._core.available_devices
         except RuntimeError as error:
-            if isinstance(error, EngineError):
-                raise
             raise EngineError(f"OpenVINO {self._version} does not start: {one_line(error)}") from error
+        if "CPU" not in devices:
+            raise EngineError(f"OpenVINO {self._version} has no CPU plugin here. {_INSTALL}")
         self._bundle = bundle
         self._needs: dict[int, Need] = {}
         self._weights: dict[str, mmap.mmap] = {}
@@ -125,11 +124,10 @@ class OpenVinoBackend:
         """Compile a degree."""
         require_free(self.needs([degree])[degree], COMPILING)
         self._bundle.require_verified()
+        content = self._bundle.read_onnx(degree)
         try:
-            model, weights = readable_model(self._bundle.read_onnx(degree), self._at)
+            model, weights = readable_model(content, self._at)
         except ValueError as error:
-            if isinstance(error, BundleError):
-                raise
             path = self._bundle.onnx_path(degree)
             raise BundleError(f"{path} cannot be read ({one_line(error)}). Export the bundle again.") from error
         try:
