@@ -154,11 +154,11 @@ def _answers(
                 except DataError as error:
                     yield source.name, name, error, 0
         return
-    names: dict[tuple[str, int], str] = {}
+    names: dict[str, dict[int, str]] = {source.name: {} for source in sources}
 
     def frames(source: Source) -> Iterator[Any]:
         for index, (name, image) in enumerate(source.items):
-            names[source.name, index] = name
+            names[source.name][index] = name
             yield image
 
     # A file that runs beside cameras runs at its own rate.
@@ -171,7 +171,12 @@ def _answers(
         order="bgr",
     )
     for frame in streams:
-        yield frame.source, names.pop((frame.source, frame.index)), frame.result, frame.dropped
+        own = names[frame.source]
+        name = own[frame.index]
+        for index in list(own):  # those dropped before it too, or days of a camera would fill the memory
+            if index <= frame.index:
+                del own[index]
+        yield frame.source, name, frame.result, frame.dropped
 
 
 def _conclude(runtime: Runtime, summary: Summary, rows: Sequence[Row], *, as_json: bool) -> None:
