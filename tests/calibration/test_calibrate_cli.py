@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_measure_suggest_report_then_reuse(app: typer.Typer, tmp_path: Path) -> 
     assert "Measure one: tocom calibrate" in str(none.exception)
     done = CliRunner().invoke(app, [*base, "--samples", "8", "--suggest", "--report"])
     assert done.exit_code == 0, done.output
-    assert "--degrees 0,4,8" in done.stdout
+    assert re.search(r"--degrees 0,(4,)?8", done.stdout)  # eight samples may find degree 4 no faster than the dense one
     assert "chosen by latency alone" in done.stdout
     assert (bundle.path / "report" / "report.html").is_file()
     before = sorted((bundle.path / "profiles").iterdir())

@@ -118,7 +118,7 @@ def test_a_command_that_does_not_exist_is_seen(command_line):
 def workplace(tmp_path_factory):
     """A folder with what the how-tos speak of: a bundle, a picture, the examples."""
     folder = tmp_path_factory.mktemp("workplace")
-    model = small_vit(num_classes=3)
+    model = small_vit(depth=1, num_classes=3)
     export(
         model,
         folder / "mine" / "bundle",

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "polygraphy.md"
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("polygraphy")
-    export(small_vit(num_classes=3), folder / "mine" / "bundle", degrees=[0, 8])
+    export(small_vit(depth=1, num_classes=3), folder / "mine" / "bundle", degrees=[0, 8])
     return folder
 
 

@@ -31,7 +31,7 @@ class Case:
         model: timm name.
         method: ``merge`` or ``prune``.
         fuse: With ``prune``.
-        family: Which of the three blocks remove tokens.
+        family: Which of the blocks remove tokens.
         options: For ``small_vit``.
         slow: Whether other cases hold all that this one shows but for their combination.
     """
@@ -58,18 +58,23 @@ CASES = (
     Case("class token"),
     Case("class token, prune", method="prune"),
     Case("class token, fuse", method="prune", fuse=True),
-    Case("distillation token", "deit_tiny_distilled_patch16_224", options={"side": 96}),
+    Case("distillation token", "deit_tiny_distilled_patch16_224", options={"side": 96, "depth": 2}),
     Case("registers, layer scale", "vit_small_patch14_reg4_dinov2", options={"side": 70, "num_classes": 0}, slow=True),
     Case(
-        "no class token, average, query and key norm", "vit_base_patch16_gap_224", options={"side": 96, "qk_norm": True}
+        "no class token, average, query and key norm",
+        "vit_base_patch16_gap_224",
+        options={"side": 96, "depth": 2, "qk_norm": True},
     ),
     Case(
-        "no class token, attention pooling, prune", "vit_base_patch16_siglip_224", "prune", options={"num_classes": 0}
+        "no class token, attention pooling, prune",
+        "vit_base_patch16_siglip_224",
+        "prune",
+        options={"depth": 2, "num_classes": 0},
     ),
     Case("one block merges", family="spaced:1", slow=True),
     Case("two blocks prune", method="prune", family="spaced:0,2"),
-    Case("rotary, registers", "vit_small_patch16_dinov3", options={"dynamic_img_size": False}),
-    Case("rotary, q apart, fuse", "eva02_tiny_patch14_224", "prune", True, options={"side": 70}),
+    Case("rotary, registers", "vit_small_patch16_dinov3", options={"depth": 2, "dynamic_img_size": False}),
+    Case("rotary, q apart, fuse", "eva02_tiny_patch14_224", "prune", True, options={"side": 70, "depth": 2}),
     Case("rotary, mixed", "vit_small_patch16_rope_mixed_224", options={"num_classes": 0}, slow=True),
     Case("gated MLP", "aimv2_large_patch14_224", options={"side": 70, "num_classes": 0}, slow=True),
 )
@@ -104,7 +109,7 @@ class Exported:
 def make(case: Case, out: Path) -> Exported:
     """Export a case at degrees 0, 2, 3 and the cap, symbolic batch, checked against torch by the export itself."""
     model = case.build()
-    cap = largest_degree(input_tokens(model), 3, model.num_prefix_tokens, case.family)
+    cap = largest_degree(input_tokens(model), len(model.blocks), model.num_prefix_tokens, case.family)
     compensator = busy_compensator(model, groups=cap, method=case.method, family=case.family)
     bundle = export(
         model,

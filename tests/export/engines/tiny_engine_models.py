@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tocom.formats.bundle import MANIFEST_NAME, Bundle
 from tocom.formats.sealed_json import write_sealed_json
 
-DEPTH = 3
+DEPTH = 2
 
 
 def tiny_vit() -> VisionTransformer:

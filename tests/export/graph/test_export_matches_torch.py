@@ -61,7 +61,7 @@ def test_one_node_per_block_that_removes_tokens(exported: Exported) -> None:
     for degree in exported.bundle.degrees:
         proto = exported.graph(degree)
         nodes = [node for node in proto.graph.node if node.domain == "tocom"]
-        removed = removal_schedule(tokens, 3, degree, prefix, case.family)
+        removed = removal_schedule(tokens, len(model.blocks), degree, prefix, case.family)
         counts = token_counts(tokens, removed)
         want = [
             {
@@ -95,7 +95,7 @@ def test_the_file_is_valid_onnx_for_older_runtimes(exported: Exported) -> None:
 
 def test_q_and_v_differ_by_degree_and_nothing_else(exported: Exported) -> None:
     dense = places(exported.graph(0))
-    adapted = {f"blocks.{block}.attn.qkv.{name}_weight" for block in range(3) for name in "qv"}
+    adapted = {f"blocks.{block}.attn.qkv.{name}_weight" for block in range(len(exported.model.blocks)) for name in "qv"}
     assert adapted <= dense.keys()
     low, cap = sorted(exported.bundle.degrees)[2::1]
     compressed = {degree: places(exported.graph(degree)) for degree in (low, cap)}
@@ -136,7 +136,9 @@ def test_the_manifest_fits_its_schema_and_says_what_is_there(exported: Exported)
     )
     assert manifest["compensator"]["scale"] == 0.1
     for degree, entry in bundle.degrees.items():
-        removed = removal_schedule(input_tokens(model), 3, degree, model.num_prefix_tokens, exported.case.family)
+        removed = removal_schedule(
+            input_tokens(model), len(model.blocks), degree, model.num_prefix_tokens, exported.case.family
+        )
         assert entry.token_counts == token_counts(input_tokens(model), removed)
         output = exported.graph(degree).graph.output[0]
         assert output.name == bundle.output_names[0] == ("features" if model.num_classes == 0 else "logits")
