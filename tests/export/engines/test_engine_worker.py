@@ -136,7 +136,7 @@ def test_what_tensorrt_refuses_is_an_error_with_its_words(work, tmp_path, script
 def test_a_library_that_is_not_the_one_that_was_chosen_is_not_loaded(work):
     code, events, module = work(sha256="0" * 64)
     assert code == 1
-    assert "lib.so has sha256" in events[-1]["message"]
+    assert "lib.so has 9 bytes and sha256" in events[-1]["message"]
     assert module.libraries == []
 
 
