@@ -226,13 +226,16 @@ def test_the_library_is_the_drivers_own_unless_another_is_named(monkeypatch: pyt
 
 
 def test_doctor_opens_the_gpu_and_says_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gpu() -> doctor.Finding:
+        return next(each for each in doctor.diagnose() if each.what == "GPU")
+
     cuda = HostCuda()
     monkeypatch.setattr(LibcudaDevice.__init__, "__defaults__", (0, cuda.path))
-    found = doctor._gpu()
+    found = gpu()
     assert found.ok
     assert found.found == "Host GPU 0, compute capability 8.7, CUDA 12.6 through libcuda, 1.0 of 1.0 GiB free"
     cuda.fail_next("cuInit", 100)
-    assert "no CUDA-capable device is detected" in doctor._gpu().cure
+    assert "no CUDA-capable device is detected" in gpu().cure
     assert cuda.leaks() == {}
 
 
