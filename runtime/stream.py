@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from tocom.runtime.lifecycle import track
 from tocom.runtime.policy.load import Load
 from tocom.runtime.policy.together import Plan
 from tocom.runtime.result import Result
+from tocom.system.threads import on_a_thread
 
 __all__ = ["Frame", "Streams", "Waiting"]
 
@@ -131,7 +131,8 @@ class Streams:
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         with self:
-            while frames := await asyncio.wrap_future(self._next_on_a_thread()):
+            # The event loop's own threads are few, and one source that stalls holds one.
+            while frames := await asyncio.wrap_future(on_a_thread(self._next, "tocom-stream-answers")):
                 for frame in frames:
                     yield frame
 
@@ -203,20 +204,6 @@ class Streams:
             Frame(each.index, result, self._sources[each.source].dropped, each.source)
             for each, result in zip(chosen, results, strict=True)
         ]
-
-    def _next_on_a_thread(self) -> Future[list[Frame]]:
-        """Not one of the event loop's: those are few, a source that stalls holds one, and the process waits for it."""
-        future: Future[list[Frame]] = Future()
-        future.set_running_or_notify_cancel()
-
-        def go() -> None:
-            try:
-                future.set_result(self._next())
-            except BaseException as error:  # for who awaits it
-                future.set_exception(error)
-
-        threading.Thread(target=go, name="tocom-stream-answers", daemon=True).start()
-        return future
 
     def _put_back(self, frames: list[Waiting]) -> None:
         """Let frames wait on, unless a newer one of their source came meanwhile."""

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -333,3 +334,17 @@ def test_a_runtime_is_not_pickled(slow_bundle: SmallBundle) -> None:
         for send in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(RequestError, match=r"call Runtime\.open\(\) in each process"):
                 send(runtime)
+
+
+@pytest.mark.fault("Ctrl-C while a video does not open", outcome="the process ends as at any other time")
+def test_an_interrupt_while_a_video_does_not_open(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    os.mkfifo(tmp_path / "pipe.mp4")  # nobody writes it: OpenCV waits
+    program = (
+        "import os, signal, sys, threading, cv2\n"
+        "from tocom.cli.sources import video_source\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try:\n    video_source(sys.argv[1])\nexcept KeyboardInterrupt:\n    sys.exit(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "pipe.mp4"], timeout=60, check=False)
+    assert done.returncode == 130

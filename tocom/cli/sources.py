@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tocom.errors import DataError, RequestError
+from tocom.system.threads import on_a_thread
 
 __all__ = ["Source", "folder_source", "video_source"]
 
@@ -58,7 +59,8 @@ def video_source(address: str, *, shown_in_names: bool = False) -> Source:
         raise RequestError("--video needs the package opencv-python. Install it: pip install opencv-python.") from error
     # A camera's number; longer ones, and digits such as ², can only be names.
     is_number = re.fullmatch("[0-9]{1,9}", address) is not None
-    capture = cv2.VideoCapture(int(address) if is_number else address)
+    # OpenCV waits for an address that does not answer, and for a pipe that nobody writes, and lets no signal through.
+    capture = on_a_thread(lambda: cv2.VideoCapture(int(address) if is_number else address), "tocom-open-video").result()
     name = _without_secrets(address)
     if not capture.isOpened():
         raise DataError(f"Cannot open the video {name!r}. Give a file, a stream's address, or a camera's number.")
