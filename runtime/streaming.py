@@ -258,10 +258,10 @@ def _warn_of_too_many(controller: Controller | None, rates: Mapping[str, float |
     fastest_ms = controller.fastest_ms()
     if asked * fastest_ms > 1e3:
         log.warning(
-            "%d sources ask for %.1f frames a second, the fastest degree answers %.1f: frames will be dropped. "
-            "At most %.1f frames a second from each fit; export higher degrees, or run fewer sources.",
-            len(rates),
+            "%.1f frames a second are asked for (sources: %d), the fastest degree answers %.1f: frames will be "
+            "dropped. At most %.1f frames a second from each fit; export higher degrees, or run fewer sources.",
             asked,
+            len(rates),
             1e3 / fastest_ms,
             1e3 / fastest_ms / len(rates),
         )

@@ -232,7 +232,7 @@ def test_more_than_the_device_can_serve_is_said(runtime: Runtime, caplog: pytest
     assert "frames a second" not in caplog.text
     with caplog.at_level(logging.WARNING):
         runtime.streams({"a": [], "b": []}, fps=1e6)
-    assert "2 sources ask for 2000000.0 frames a second" in caplog.text
+    assert "2000000.0 frames a second are asked for (sources: 2)" in caplog.text
     assert "frames a second from each fit" in caplog.text
 
 
