@@ -122,8 +122,14 @@ $(STUBS)/.stamp: $(VENV)/.stamp
 	sed -i -E 's/\bin: /in_: /; s/channel_axis: int\)/channel_axis: int = 0)/' $(STUBS)/tensorrt_bindings/tensorrt.pyi
 	@touch $@
 
+MYPY := "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml"
+
+# Benchmarks and examples have no types of their own; that they call what there is, is checked.
 typecheck: $(STUBS)/.stamp links
-	cd build/types && MYPYPATH="$(CURDIR)/$(STUBS)" "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p tocom
+	cd build/types && MYPYPATH="$(CURDIR)/$(STUBS)" $(MYPY) -p tocom
+	cd build/types && MYPYPATH="$(CURDIR)/$(STUBS):$(CURDIR)/benchmarks:$(CURDIR)/tests/helpers" $(MYPY) --ignore-missing-imports \
+		"$(CURDIR)"/benchmarks/*.py "$(CURDIR)"/examples/*.py > ../scripts-types.txt || [ $$? = 1 ]
+	! grep -F '[call-arg]' build/scripts-types.txt
 
 format: $(VENV)/.stamp
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -69,6 +71,7 @@ def check_patches(model: VisionTransformer, method: str, *, fuse: bool) -> None:
 def pooled_features(
     model: VisionTransformer,
     images: Dataset[Tensor],
+    progress: Callable[[int, int], None] | None = None,
     *,
     batch_size: int = 8,
 ) -> Tensor:
@@ -77,9 +80,15 @@ def pooled_features(
     Args:
         model: Dense or compressed.
         images: [channels, height, width] each.
+        progress: Called with the batches done, and all of them.
         batch_size: Images per forward pass.
     """
     device = next(model.parameters()).device
+    parts = []
+    loader = DataLoader(images, batch_size=batch_size)
     with torch.no_grad():
-        batches = DataLoader(images, batch_size=batch_size)
-        return torch.cat([pooled(model, batch.to(device)).float().cpu() for batch in batches])
+        for index, batch in enumerate(loader):
+            parts.append(pooled(model, batch.to(device)).float().cpu())
+            if progress is not None:
+                progress(index + 1, len(loader))
+    return torch.cat(parts)
