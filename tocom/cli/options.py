@@ -167,11 +167,7 @@ CheckFolder = Annotated[
 ]
 TrustedKeys = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--trusted-key",
-        help="A public key; repeatable. Refuse what none of them signed.",
-        callback=lambda keys: keys or None,
-    ),
+    typer.Option("--trusted-key", help="A public key; repeatable. Refuse what none of them signed."),
 ]
 BackendName = Annotated[
     str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime, or openvino (on the CPU).")
