@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,27 +26,19 @@ from tocom.calibration import calibrate  # noqa: E402
 from tocom.errors import TocomError  # noqa: E402
 from tocom.export import export  # noqa: E402
 from tocom.export.engines.builder import build  # noqa: E402
-from tocom.export.graph.templates import Templates  # noqa: E402
 from tocom.formats.bundle import Bundle  # noqa: E402
 from tocom.training.config import TrainingConfig  # noqa: E402
 from tocom.training.trainer import train  # noqa: E402
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree")
 STEPS = 8
-# Traced before a job is forked: tracing writes nothing, and takes so long that a random time would hit little else.
-TEMPLATES = Templates()
 
 
 def export_job(folder: Path) -> None:
     """Export a degree that the bundle there, if any, does not have."""
     path = folder / "bundle"
-    degree = 2 if path.exists() and 1 in Bundle(path, verify=False).degrees else 1
-    export_degrees(path, degree)
-
-
-def export_degrees(path: Path, *degrees: int) -> None:
-    model = small_vit(side=32, depth=1)
-    export(model, path, degrees=degrees, check=False, overwrite=True, templates=TEMPLATES)
+    degree = 2 if path.exists() and 0 in Bundle(path, verify=False).degrees else 0
+    export(small_vit(side=32, depth=1), path, degrees=(degree,), check=False, overwrite=True)
 
 
 def calibrate_job(folder: Path) -> None:
@@ -107,13 +98,9 @@ def child(request: dict[str, Any], report: int) -> None:
 
 
 def main() -> None:
-    report, traced = os.memfd_create("events"), False
+    report = os.memfd_create("events")
     for line in sys.stdin:
         request = json.loads(line)
-        if request["job"] == "export" and not traced:
-            with tempfile.TemporaryDirectory() as folder:
-                export_degrees(Path(folder) / "bundle", 1)
-            traced = True
         os.ftruncate(report, 0)
         begin = time.monotonic()
         process = os.fork()
