@@ -78,7 +78,7 @@ def calibrate(
     """
     check_precision(samples, tolerance)
     if interval_points is not None:
-        images_needed(0.5, interval_points / 100)
+        images_needed(0.5, interval_points / 100)  # raises what is out of range, before a bundle is opened
     with Runtime.open(bundle, backend, threads=threads, warm=False, trusted_keys=trusted_keys) as runtime:
         if save:
             check_writable(runtime.bundle.path / PROFILES_FOLDER)

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tocom.formats.measurements import State
-from tocom.system.cgroups import text_of
 from tocom.system.cpu import power_mode
+from tocom.system.files import text_of
 
 __all__ = ["LinuxReader"]
 

@@ -201,7 +201,10 @@ def _import_version(module: str) -> str:
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"The module {module} is installed, but importing it took longer than 120 s.") from error
+        raise EngineError(
+            f"The module {module} is installed, but importing it took longer than 120 s. Try it alone: "
+            f"python -c 'import {module}'."
+        ) from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         raise EngineError(

@@ -99,21 +99,16 @@ def parse_blocks(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
 
-def read_by(parse: Callable[[str], Any], help: str, *names: str, absent: Any = None) -> Any:
+def read_by(parse: Callable[[str], Any], help: str, *, absent: Any = None) -> Any:
     """Return an option whose text is read at once, so that a typing error shows first.
 
     Args:
         parse: Reads the text.
         help: Help of the option.
-        names: Its names, where they do not follow from the parameter's.
         absent: Its value where it is not given.
     """
     return typer.Option(
-        *names,
-        help=help,
-        parser=str,
-        metavar="TEXT",
-        callback=lambda text: absent if text is None else parse(text),
+        help=help, parser=str, metavar="TEXT", callback=lambda text: absent if text is None else parse(text)
     )
 
 

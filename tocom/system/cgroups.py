@@ -10,7 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_quota", "free_group_memory", "text_of"]
+from tocom.system.files import text_of
+
+__all__ = ["cpu_quota", "free_group_memory"]
 
 
 def cpu_quota(root: Path | str = "/") -> float | None:
@@ -66,11 +68,3 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 def _words(path: Path) -> list[str]:
     return text_of(path).split()
-
-
-def text_of(path: Path) -> str:
-    """Return what a file of the system says; nothing where it is not there, or not to be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -9,7 +9,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from tocom.system.cgroups import cpu_quota, text_of
+from tocom.system.cgroups import cpu_quota
+from tocom.system.files import text_of
 
 __all__ = ["cpu_facts", "cpu_identity", "power_mode", "usable_cores"]
 

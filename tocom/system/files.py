@@ -32,6 +32,7 @@ __all__ = [
     "scratch_folder",
     "sha256_file",
     "sha256_open",
+    "text_of",
     "write_json",
 ]
 
@@ -356,3 +357,11 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"Cannot write {path}: {reason}. Check the folder's permissions and free space, or choose another."
     )
+
+
+def text_of(path: Path) -> str:
+    """Return what a file of the system says; nothing where it is not there, or not to be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -17,8 +17,8 @@ from tocom.runtime.backends.tensorrt.device.failures import check_gpu, failed, r
 
 __all__ = ["NON_BLOCKING", "OUT_OF_MEMORY", "DriverDevice"]
 
-OUT_OF_MEMORY = 2
-NON_BLOCKING = 1
+# Of cuda.h: CUDA_ERROR_OUT_OF_MEMORY, CU_STREAM_NON_BLOCKING.
+OUT_OF_MEMORY, NON_BLOCKING = 2, 1
 _COMPUTE_CAPABILITY = (75, 76)
 _DISABLE_TIMING = 2
 _THREAD_LOCAL = 1
